@@ -1,0 +1,119 @@
+//! The one error type. Every message says what, where, what was found, what was expected, and what to do next.
+
+use std::path::{Path, PathBuf};
+
+/// Result with latch's error.
+pub type Result<T> = std::result::Result<T, Error>;
+
+/// Everything that can go wrong, grouped by cause.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    // ---- shapes and element types ------------------------------------------------------------
+    /// An operand of an operation has the wrong shape.
+    #[error("{what}: found {found}, expected {expected}")]
+    Shape {
+        /// Operation and operand, e.g. `rmsnorm weight`.
+        what: String,
+        /// The shape or length found.
+        found: String,
+        /// The shape or length expected.
+        expected: String,
+    },
+    /// An operand has an element type the operation cannot take.
+    #[error("{what}: element type {found}, expected {expected}")]
+    Dtype {
+        /// Operation and operand.
+        what: String,
+        /// Element type found.
+        found: String,
+        /// Element types that work.
+        expected: String,
+    },
+
+    // ---- devices -------------------------------------------------------------------------------
+    /// A device is missing, broken, full, or lacks a kernel.
+    #[error("{problem}\n       {advice}")]
+    Device {
+        /// What happened, with numbers.
+        problem: String,
+        /// What to do next.
+        advice: String,
+    },
+
+    // ---- files ---------------------------------------------------------------------------------
+    /// The operating system refused an operation on a file.
+    #[error("{}: {doing}: {source}", path.display())]
+    Io {
+        /// The file or folder.
+        path: PathBuf,
+        /// What was being done, e.g. `cannot open`.
+        doing: &'static str,
+        /// The system's answer.
+        source: std::io::Error,
+    },
+    /// A file's contents are wrong.
+    #[error("{}: {problem}\n       {advice}", path.display())]
+    File {
+        /// The file.
+        path: PathBuf,
+        /// What was found and what was expected.
+        problem: String,
+        /// What to do next.
+        advice: String,
+    },
+
+    // ---- requests ------------------------------------------------------------------------------
+    /// A command-line value, recipe key, prompt or data item cannot be used.
+    #[error("{what}: {problem}\n       {advice}")]
+    Input {
+        /// Which input, e.g. `--prompt`.
+        what: String,
+        /// What was found and what was expected.
+        problem: String,
+        /// What to do next.
+        advice: String,
+    },
+    /// A number stopped being finite.
+    #[error("{what} is not finite: {found}\n       {advice}")]
+    NotFinite {
+        /// Tensor or quantity.
+        what: String,
+        /// Where and which value.
+        found: String,
+        /// What to do next.
+        advice: String,
+    },
+}
+
+impl Error {
+    /// A wrong shape; `found` and `expected` are printed as given.
+    pub fn shape(what: impl Into<String>, found: impl ToString, expected: impl ToString) -> Self {
+        Error::Shape { what: what.into(), found: found.to_string(), expected: expected.to_string() }
+    }
+
+    /// A wrong element type.
+    pub fn dtype(what: impl Into<String>, found: impl ToString, expected: impl ToString) -> Self {
+        Error::Dtype { what: what.into(), found: found.to_string(), expected: expected.to_string() }
+    }
+
+    /// A device problem.
+    pub fn device(problem: impl Into<String>, advice: impl Into<String>) -> Self {
+        Error::Device { problem: problem.into(), advice: advice.into() }
+    }
+
+    /// Wrong contents of a file.
+    pub fn file(path: &Path, problem: impl Into<String>, advice: impl Into<String>) -> Self {
+        Error::File { path: path.to_path_buf(), problem: problem.into(), advice: advice.into() }
+    }
+
+    /// Adapter for `map_err` on file operations.
+    pub fn io(path: &Path, doing: &'static str) -> impl FnOnce(std::io::Error) -> Error {
+        let path = path.to_path_buf();
+        move |source| Error::Io { path, doing, source }
+    }
+
+    /// An unusable request.
+    pub fn input(what: impl Into<String>, problem: impl Into<String>, advice: impl Into<String>) -> Self {
+        Error::Input { what: what.into(), problem: problem.into(), advice: advice.into() }
+    }
+}

@@ -1,0 +1,15 @@
+//! latch: inference and training for transformers that reason in a continuous latent space.
+//!
+//! The house has floors, and data flows one way (ARCHITECTURE.md):
+//! `bin, tools -> {run, serve} -> learn -> rollout -> {model, text} -> ops -> {device, cpu} -> base`.
+//! `tests/layering.rs` fails when an arrow points up.
+#![deny(unsafe_code)]
+#![deny(clippy::undocumented_unsafe_blocks)]
+#![warn(missing_docs)]
+
+pub mod base;
+pub mod cpu;
+pub mod device;
+pub mod model;
+pub mod ops;
+pub mod text;
