@@ -13,3 +13,4 @@ pub mod device;
 pub mod model;
 pub mod ops;
 pub mod text;
+pub mod verify;

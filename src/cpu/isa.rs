@@ -1,0 +1,77 @@
+//! Which vector instructions this process uses, chosen once, never by the size of the work.
+//!
+//! [`run`] compiles its closure for AVX2+FMA or AVX-512 besides the portable baseline. Kernels are written with
+//! explicit lanes and explicit fused multiply-adds, so all three give the same bits; only the speed differs.
+//! (Without FMA in hardware `mul_add` is a library call: right, and slow.)
+#![allow(unsafe_code)]
+
+use std::sync::OnceLock;
+
+/// Vector instruction sets, in rising order.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Level {
+    /// What the compiler's target guarantees.
+    Portable,
+    /// x86-64-v3: AVX2 and FMA.
+    Avx2,
+    /// x86-64-v4: AVX-512 F, BW, CD, DQ, VL.
+    Avx512,
+}
+
+/// The level this process uses.
+pub fn level() -> Level {
+    static LEVEL: OnceLock<Level> = OnceLock::new();
+    *LEVEL.get_or_init(detect)
+}
+
+#[cfg(target_arch = "x86_64")]
+fn detect() -> Level {
+    let v3 = is_x86_feature_detected!("avx2")
+        && is_x86_feature_detected!("fma")
+        && is_x86_feature_detected!("bmi2")
+        && is_x86_feature_detected!("f16c");
+    let v4 = v3
+        && is_x86_feature_detected!("avx512f")
+        && is_x86_feature_detected!("avx512bw")
+        && is_x86_feature_detected!("avx512cd")
+        && is_x86_feature_detected!("avx512dq")
+        && is_x86_feature_detected!("avx512vl");
+    match (v3, v4) {
+        (_, true) => Level::Avx512,
+        (true, false) => Level::Avx2,
+        (false, false) => Level::Portable,
+    }
+}
+
+#[cfg(not(target_arch = "x86_64"))]
+fn detect() -> Level {
+    Level::Portable
+}
+
+/// Runs `body` compiled for this process's level. Call it inside a parallel task, around the loops themselves:
+/// the instructions reach only code that is inlined into `body` (mark callees `#[inline(always)]`).
+#[inline]
+pub fn run<R>(body: impl FnOnce() -> R) -> R {
+    #[cfg(target_arch = "x86_64")]
+    {
+        #[target_feature(enable = "avx2,fma,bmi1,bmi2,f16c,lzcnt,popcnt")]
+        fn avx2<R>(body: impl FnOnce() -> R) -> R {
+            body()
+        }
+        #[target_feature(
+            enable = "avx512f,avx512bw,avx512cd,avx512dq,avx512vl,avx2,fma,bmi1,bmi2,f16c,lzcnt,popcnt"
+        )]
+        fn avx512<R>(body: impl FnOnce() -> R) -> R {
+            body()
+        }
+        match level() {
+            // SAFETY: `level` returned Avx512 only after every feature of the list was detected on this CPU.
+            Level::Avx512 => return unsafe { avx512(body) },
+            // SAFETY: `level` returned Avx2 only after AVX2, FMA, BMI2 and F16C were detected on this CPU;
+            // every CPU with these also has BMI1, LZCNT and POPCNT.
+            Level::Avx2 => return unsafe { avx2(body) },
+            Level::Portable => {}
+        }
+    }
+    body()
+}

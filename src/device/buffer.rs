@@ -1,0 +1,143 @@
+//! Memory of one dtype on one device.
+
+use super::{Device, DeviceMemory, Traffic};
+use crate::base::{Dtype, Result};
+use half::bf16;
+use std::sync::Arc;
+
+/// An element type that buffers hold.
+pub trait Element: bytemuck::Pod + Send + Sync {
+    /// Its run-time tag.
+    const DTYPE: Dtype;
+    /// The host slice, when the buffer is on the CPU and has this type.
+    fn host(storage: &Buffer) -> Option<&[Self]>;
+    /// The same, mutable.
+    fn host_mut(storage: &mut Buffer) -> Option<&mut [Self]>;
+}
+
+#[derive(Debug)]
+enum Storage {
+    F32(Vec<f32>),
+    F64(Vec<f64>),
+    Bf16(Vec<bf16>),
+    U32(Vec<u32>),
+    I32(Vec<i32>),
+    Gpu(DeviceMemory),
+}
+
+/// A run of elements of one dtype; its memory is counted and given back when dropped.
+#[derive(Debug)]
+pub struct Buffer {
+    storage: Storage,
+    dtype: Dtype,
+    elements: usize,
+    /// CPU buffers report to their device's counters; GPU memory does so through its launcher.
+    traffic: Option<Arc<Traffic>>,
+}
+
+impl Buffer {
+    pub(super) fn zeros(device: &Device, dtype: Dtype, elements: usize) -> Result<Buffer> {
+        let bytes = elements * dtype.size();
+        let (storage, traffic) = match device {
+            Device::Cpu(traffic) => {
+                let storage = match dtype {
+                    Dtype::F32 => Storage::F32(vec![0.0; elements]),
+                    Dtype::F64 => Storage::F64(vec![0.0; elements]),
+                    Dtype::Bf16 => Storage::Bf16(vec![bf16::ZERO; elements]),
+                    Dtype::U32 => Storage::U32(vec![0; elements]),
+                    Dtype::I32 => Storage::I32(vec![0; elements]),
+                };
+                traffic.allocate(bytes);
+                (storage, Some(traffic.clone()))
+            }
+            Device::Gpu(launcher) => (Storage::Gpu(DeviceMemory::new(launcher, bytes)?), None),
+        };
+        Ok(Buffer { storage, dtype, elements, traffic })
+    }
+
+    /// The dtype.
+    pub fn dtype(&self) -> Dtype {
+        self.dtype
+    }
+
+    /// Number of elements.
+    pub fn elements(&self) -> usize {
+        self.elements
+    }
+
+    /// Copies `data` to element `at` and on. The caller has checked type and bounds.
+    pub fn upload<T: Element>(&mut self, at: usize, data: &[T]) -> Result<()> {
+        let bytes: &[u8] = bytemuck::cast_slice(data);
+        match &self.storage {
+            Storage::Gpu(memory) => {
+                let launcher = memory.launcher();
+                launcher.upload(memory.address() + (at * self.dtype.size()) as u64, bytes)?;
+                launcher.traffic().upload(bytes.len());
+            }
+            _ => {
+                if let Some(host) = T::host_mut(self) {
+                    host[at..at + data.len()].copy_from_slice(data);
+                }
+                if let Some(traffic) = &self.traffic {
+                    traffic.upload(bytes.len());
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Copies elements from `at` on into `out`. The caller has checked type and bounds.
+    pub fn download<T: Element>(&self, at: usize, out: &mut [T]) -> Result<()> {
+        match &self.storage {
+            Storage::Gpu(memory) => {
+                let bytes: &mut [u8] = bytemuck::cast_slice_mut(out);
+                let launcher = memory.launcher();
+                launcher.download(memory.address() + (at * self.dtype.size()) as u64, bytes)?;
+                launcher.traffic().download(bytes.len());
+            }
+            _ => {
+                if let Some(host) = T::host(self) {
+                    out.copy_from_slice(&host[at..at + out.len()]);
+                }
+                if let Some(traffic) = &self.traffic {
+                    traffic.download(std::mem::size_of_val(out));
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Buffer {
+    fn drop(&mut self) {
+        if let Some(traffic) = &self.traffic {
+            traffic.free(self.elements * self.dtype.size());
+        }
+    }
+}
+
+macro_rules! element {
+    ($type:ty, $variant:ident) => {
+        impl Element for $type {
+            const DTYPE: Dtype = Dtype::$variant;
+            fn host(buffer: &Buffer) -> Option<&[Self]> {
+                match &buffer.storage {
+                    Storage::$variant(data) => Some(data),
+                    _ => None,
+                }
+            }
+            fn host_mut(buffer: &mut Buffer) -> Option<&mut [Self]> {
+                match &mut buffer.storage {
+                    Storage::$variant(data) => Some(data),
+                    _ => None,
+                }
+            }
+        }
+    };
+}
+
+element!(f32, F32);
+element!(f64, F64);
+element!(bf16, Bf16);
+element!(u32, U32);
+element!(i32, I32);

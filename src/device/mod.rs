@@ -1,0 +1,109 @@
+//! Where tensors live: the host's memory, or a GPU behind a [`Launcher`].
+//!
+//! `ops` matches on [`Device`] and calls a CPU kernel or launches one; nothing above `ops` sees data, only
+//! [`crate::ops::Tensor`]. Uploads and downloads are the only crossings, and both are counted here.
+
+mod buffer;
+pub mod cuda;
+mod launcher;
+mod traffic;
+
+pub use buffer::{Buffer, Element};
+pub use launcher::{DeviceMemory, Launcher};
+pub use traffic::{Traffic, TrafficCount};
+
+use crate::base::{Dtype, Error, Result};
+use std::sync::Arc;
+
+/// A place that holds tensors and runs operations. Cheap to clone; clones share their counters.
+#[derive(Clone, Debug)]
+pub enum Device {
+    /// The native CPU backend.
+    Cpu(Arc<Traffic>),
+    /// A GPU, real or simulated.
+    Gpu(Arc<dyn Launcher>),
+}
+
+impl Device {
+    /// A CPU device with fresh counters.
+    pub fn cpu() -> Device {
+        Device::Cpu(Arc::new(Traffic::default()))
+    }
+
+    /// The device a command line names: `auto`, `cpu`, `cuda` or `cuda:N`.
+    ///
+    /// # Errors
+    /// `cuda` is a sentence that says what is missing: the driver, a device, or this build's kernels.
+    pub fn open(name: &str) -> Result<Device> {
+        match name {
+            "cpu" | "auto" => Ok(Device::cpu()),
+            _ if name == "cuda" || name.starts_with("cuda:") => {
+                let ordinal = match name.strip_prefix("cuda:") {
+                    None => 0,
+                    Some(digits) => digits.parse().map_err(|_| {
+                        Error::input(
+                            "--device",
+                            format!("`{digits}` is not a device number"),
+                            "write cuda:0, cuda:1, ...",
+                        )
+                    })?,
+                };
+                let found = cuda::probe(ordinal)?;
+                Err(Error::device(
+                    format!("this build holds no CUDA kernels (ptx/ is empty), so {found} cannot be used"),
+                    "use --device cpu",
+                ))
+            }
+            other => Err(Error::input(
+                "--device",
+                format!("unknown device `{other}`"),
+                "known devices: auto, cpu, cuda, cuda:N",
+            )),
+        }
+    }
+
+    /// Short name for messages and records.
+    pub fn name(&self) -> String {
+        match self {
+            Device::Cpu(_) => "cpu".into(),
+            Device::Gpu(launcher) => launcher.name(),
+        }
+    }
+
+    /// The counters of crossings and of memory.
+    pub fn traffic(&self) -> &Traffic {
+        match self {
+            Device::Cpu(traffic) => traffic,
+            Device::Gpu(launcher) => launcher.traffic(),
+        }
+    }
+
+    /// Zeroed memory for `elements` numbers of `dtype`.
+    pub fn allocate(&self, dtype: Dtype, elements: usize) -> Result<Buffer> {
+        Buffer::zeros(self, dtype, elements)
+    }
+
+    /// The error of an operation that this device has no kernel for.
+    pub fn no_kernel(&self, operation: &str) -> Error {
+        Error::device(format!("{} has no kernel for {operation}", self.name()), "use --device cpu")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn unknown_devices_are_named() {
+        let message = Device::open("tpu").unwrap_err().to_string();
+        assert!(message.contains("unknown device `tpu`") && message.contains("auto, cpu, cuda"), "{message}");
+        let message = Device::open("cuda:x").unwrap_err().to_string();
+        assert!(message.contains("`x` is not a device number"), "{message}");
+    }
+
+    #[test]
+    fn cuda_is_a_sentence_never_a_panic() {
+        let message = Device::open("cuda").unwrap_err().to_string();
+        assert!(message.contains("--device cpu"), "{message}");
+    }
+}

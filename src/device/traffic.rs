@@ -1,0 +1,73 @@
+//! Counters of what crosses between host and device, and of device memory.
+
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+
+/// Counts since the device was opened. Each device has its own, so tests in one process do not mix.
+#[derive(Debug, Default)]
+pub struct Traffic {
+    uploads: AtomicUsize,
+    downloads: AtomicUsize,
+    bytes_up: AtomicUsize,
+    bytes_down: AtomicUsize,
+    allocations: AtomicUsize,
+    bytes_held: AtomicUsize,
+    bytes_high_water: AtomicUsize,
+}
+
+/// A reading of [`Traffic`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TrafficCount {
+    /// Copies from host to device.
+    pub uploads: usize,
+    /// Copies from device to host.
+    pub downloads: usize,
+    /// Bytes uploaded.
+    pub bytes_up: usize,
+    /// Bytes downloaded.
+    pub bytes_down: usize,
+    /// Buffers ever allocated.
+    pub allocations: usize,
+    /// Bytes of buffers now alive.
+    pub bytes_held: usize,
+    /// Most bytes ever alive at once.
+    pub bytes_high_water: usize,
+}
+
+impl Traffic {
+    /// Records a copy to the device.
+    pub fn upload(&self, bytes: usize) {
+        self.uploads.fetch_add(1, Relaxed);
+        self.bytes_up.fetch_add(bytes, Relaxed);
+    }
+
+    /// Records a copy from the device.
+    pub fn download(&self, bytes: usize) {
+        self.downloads.fetch_add(1, Relaxed);
+        self.bytes_down.fetch_add(bytes, Relaxed);
+    }
+
+    /// Records a new buffer.
+    pub fn allocate(&self, bytes: usize) {
+        self.allocations.fetch_add(1, Relaxed);
+        let held = self.bytes_held.fetch_add(bytes, Relaxed) + bytes;
+        self.bytes_high_water.fetch_max(held, Relaxed);
+    }
+
+    /// Records a buffer given back.
+    pub fn free(&self, bytes: usize) {
+        self.bytes_held.fetch_sub(bytes, Relaxed);
+    }
+
+    /// The counts now.
+    pub fn count(&self) -> TrafficCount {
+        TrafficCount {
+            uploads: self.uploads.load(Relaxed),
+            downloads: self.downloads.load(Relaxed),
+            bytes_up: self.bytes_up.load(Relaxed),
+            bytes_down: self.bytes_down.load(Relaxed),
+            allocations: self.allocations.load(Relaxed),
+            bytes_held: self.bytes_held.load(Relaxed),
+            bytes_high_water: self.bytes_high_water.load(Relaxed),
+        }
+    }
+}

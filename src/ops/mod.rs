@@ -1,0 +1,26 @@
+//! Operations on tensors: one file each, forward and backward joined by a `Saved` that only forward fills.
+//!
+//! Every file follows one pattern (see [`rmsnorm`]): check shapes, then `match device { Cpu => .., Gpu => .. }`.
+//! Above this floor tensor data is opaque.
+
+pub mod adamw;
+pub mod attention;
+pub mod embedding;
+pub mod gather;
+pub mod gelu;
+pub mod gradient_norm;
+pub mod index;
+pub mod latent;
+pub mod layernorm;
+pub mod linear;
+pub mod log_probability;
+pub mod mask;
+pub mod masked_residual;
+pub mod rmsnorm;
+pub mod rope;
+pub mod sampler;
+pub mod swiglu;
+mod tensor;
+
+pub(in crate::ops) use tensor::float_dispatch;
+pub use tensor::{Tensor, View, ViewMut};

@@ -1,0 +1,58 @@
+//! Gradient checks of single operations, one file each with the operation's stem.
+//!
+//! The loss of a check is `sum(c * y)` with fixed random `c`, so that `dy = c`.
+
+pub mod attention;
+pub mod embedding;
+pub mod gelu;
+pub mod latent;
+pub mod layernorm;
+pub mod linear;
+pub mod log_probability;
+pub mod masked_residual;
+pub mod rmsnorm;
+pub mod rope;
+pub mod swiglu;
+
+use super::gradient::Case;
+use crate::base::{Dtype, Result, Shape};
+use crate::device::Device;
+use crate::ops::{Tensor, View};
+
+/// Uploads f64 values as a tensor of `dtype` (f32 or f64).
+pub fn tensor(device: &Device, shape: impl Into<Shape>, values: &[f64], dtype: Dtype) -> Result<Tensor> {
+    match dtype {
+        Dtype::F64 => Tensor::from_host(device, shape, values),
+        _ => Tensor::from_host(device, shape, &values.iter().map(|&v| v as f32).collect::<Vec<_>>()),
+    }
+}
+
+/// Downloads a float tensor as f64 values.
+pub fn values(view: View) -> Result<Vec<f64>> {
+    match view.dtype() {
+        Dtype::F64 => view.download::<f64>(),
+        _ => Ok(view.download::<f32>()?.into_iter().map(f64::from).collect()),
+    }
+}
+
+/// Sum of products.
+pub fn dot(a: &[f64], b: &[f64]) -> f64 {
+    a.iter().zip(b).map(|(a, b)| a * b).sum()
+}
+
+/// Every operation's checks at awkward sizes; the name of each begins with the operation's stem.
+pub fn all() -> Vec<Case<'static>> {
+    let mut cases = Vec::new();
+    cases.extend(rmsnorm::cases());
+    cases.extend(layernorm::cases());
+    cases.extend(linear::cases());
+    cases.extend(embedding::cases());
+    cases.extend(latent::cases());
+    cases.extend(rope::cases());
+    cases.extend(attention::cases());
+    cases.extend(gelu::cases());
+    cases.extend(swiglu::cases());
+    cases.extend(masked_residual::cases());
+    cases.extend(log_probability::cases());
+    cases
+}

@@ -1,0 +1,8 @@
+//! Gradient checks of ops/rope.rs.
+
+use crate::verify::gradient::Case;
+
+/// The checks.
+pub fn cases() -> Vec<Case<'static>> {
+    Vec::new()
+}
