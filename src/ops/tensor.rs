@@ -16,16 +16,20 @@ pub struct Tensor {
 #[derive(Clone, Copy, Debug)]
 pub struct View<'a> {
     tensor: &'a Tensor,
-    first: usize,
+    /// First element.
+    offset: usize,
     rows: usize,
+    cols: usize,
 }
 
 /// A run of whole rows that an operation writes to.
 #[derive(Debug)]
 pub struct ViewMut<'a> {
     tensor: &'a mut Tensor,
-    first: usize,
+    /// First element.
+    offset: usize,
     rows: usize,
+    cols: usize,
 }
 
 impl Tensor {
@@ -94,30 +98,32 @@ impl Tensor {
 
     /// All rows.
     pub fn view(&self) -> View<'_> {
-        View { tensor: self, first: 0, rows: self.shape.as_matrix().0 }
+        let (rows, cols) = self.shape.as_matrix();
+        View { tensor: self, offset: 0, rows, cols }
     }
 
     /// All rows, to write.
     pub fn view_mut(&mut self) -> ViewMut<'_> {
-        let rows = self.shape.as_matrix().0;
-        ViewMut { tensor: self, first: 0, rows }
+        let (rows, cols) = self.shape.as_matrix();
+        ViewMut { tensor: self, offset: 0, rows, cols }
     }
 
     /// Rows `range` of the tensor as a matrix. A vector has one row; a window of it needs [`Tensor::zeros`] with
     /// shape `[n, 1]`.
     pub fn rows(&self, range: Range<usize>) -> Result<View<'_>> {
-        self.check_rows(&range)?;
-        Ok(View { tensor: self, first: range.start, rows: range.len() })
+        let cols = self.check_rows(&range)?;
+        Ok(View { tensor: self, offset: range.start * cols, rows: range.len(), cols })
     }
 
     /// Rows `range`, to write.
     pub fn rows_mut(&mut self, range: Range<usize>) -> Result<ViewMut<'_>> {
-        self.check_rows(&range)?;
-        Ok(ViewMut { first: range.start, rows: range.len(), tensor: self })
+        let cols = self.check_rows(&range)?;
+        Ok(ViewMut { offset: range.start * cols, rows: range.len(), cols, tensor: self })
     }
 
-    fn check_rows(&self, range: &Range<usize>) -> Result<()> {
-        let rows = self.shape.as_matrix().0;
+    /// The number of columns, when `range` lies inside the rows.
+    fn check_rows(&self, range: &Range<usize>) -> Result<usize> {
+        let (rows, cols) = self.shape.as_matrix();
         if range.start > range.end || range.end > rows {
             return Err(Error::shape(
                 "window of rows",
@@ -125,7 +131,7 @@ impl Tensor {
                 format!("inside 0..{rows} of {}", self.shape),
             ));
         }
-        Ok(())
+        Ok(cols)
     }
 
     /// Fails unless the dtype is `expected`.
@@ -154,7 +160,7 @@ impl<'a> View<'a> {
 
     /// Elements of a row.
     pub fn cols(&self) -> usize {
-        self.tensor.shape.as_matrix().1
+        self.cols
     }
 
     /// The element type.
@@ -176,14 +182,20 @@ impl<'a> View<'a> {
                 format!("inside 0..{}", self.rows),
             ));
         }
-        Ok(View { tensor: self.tensor, first: self.first + range.start, rows: range.len() })
+        Ok(View { offset: self.offset + range.start * self.cols, rows: range.len(), ..*self })
+    }
+
+    /// The same elements with every row cut into `parts` rows: `[n, parts * c]` as `[n * parts, c]`.
+    pub fn split(&self, parts: usize) -> Result<View<'a>> {
+        let cols = split_cols(self.cols, parts)?;
+        Ok(View { rows: self.rows * parts, cols, ..*self })
     }
 
     /// The elements, row-major (one download).
     pub fn download<T: Element>(&self) -> Result<Vec<T>> {
         self.tensor.expect_dtype("download", T::DTYPE)?;
-        let mut out = vec![T::zeroed(); self.rows * self.cols()];
-        self.tensor.buffer.download(self.first * self.cols(), &mut out)?;
+        let mut out = vec![T::zeroed(); self.rows * self.cols];
+        self.tensor.buffer.download(self.offset, &mut out)?;
         Ok(out)
     }
 
@@ -194,9 +206,8 @@ impl<'a> View<'a> {
 
     /// The elements as a host slice; only for the CPU arm of an operation.
     pub(in crate::ops) fn slice<T: Element>(&self) -> Result<&'a [T]> {
-        let cols = self.cols();
         match T::host(&self.tensor.buffer) {
-            Some(data) => Ok(&data[self.first * cols..(self.first + self.rows) * cols]),
+            Some(data) => Ok(&data[self.offset..self.offset + self.rows * self.cols]),
             None => Err(Error::dtype("operand", self.dtype(), T::DTYPE)),
         }
     }
@@ -210,7 +221,7 @@ impl<'a> ViewMut<'a> {
 
     /// Elements of a row.
     pub fn cols(&self) -> usize {
-        self.tensor.shape.as_matrix().1
+        self.cols
     }
 
     /// The element type.
@@ -225,12 +236,18 @@ impl<'a> ViewMut<'a> {
 
     /// The same rows, to read.
     pub fn as_view(&self) -> View<'_> {
-        View { tensor: self.tensor, first: self.first, rows: self.rows }
+        View { tensor: self.tensor, offset: self.offset, rows: self.rows, cols: self.cols }
     }
 
     /// The same rows again, for a shorter time.
     pub fn reborrow(&mut self) -> ViewMut<'_> {
-        ViewMut { tensor: self.tensor, first: self.first, rows: self.rows }
+        ViewMut { tensor: self.tensor, offset: self.offset, rows: self.rows, cols: self.cols }
+    }
+
+    /// The same elements with every row cut into `parts` rows: `[n, parts * c]` as `[n * parts, c]`.
+    pub fn split(self, parts: usize) -> Result<ViewMut<'a>> {
+        let cols = split_cols(self.cols, parts)?;
+        Ok(ViewMut { rows: self.rows * parts, cols, ..self })
     }
 
     /// Fails unless the window is `rows x cols` of `dtype`.
@@ -240,12 +257,19 @@ impl<'a> ViewMut<'a> {
 
     /// The elements as a host slice; only for the CPU arm of an operation.
     pub(in crate::ops) fn slice<T: Element>(&mut self) -> Result<&mut [T]> {
-        let (cols, dtype) = (self.cols(), self.dtype());
+        let (dtype, elements) = (self.dtype(), self.rows * self.cols);
         match T::host_mut(&mut self.tensor.buffer) {
-            Some(data) => Ok(&mut data[self.first * cols..(self.first + self.rows) * cols]),
+            Some(data) => Ok(&mut data[self.offset..self.offset + elements]),
             None => Err(Error::dtype("operand", dtype, T::DTYPE)),
         }
     }
+}
+
+fn split_cols(cols: usize, parts: usize) -> Result<usize> {
+    if parts == 0 || cols % parts != 0 {
+        return Err(Error::shape("split of rows", format!("{cols} columns in {parts} parts"), "equal parts"));
+    }
+    Ok(cols / parts)
 }
 
 fn expect(what: &str, found: (usize, usize, Dtype), expected: (usize, usize, Dtype)) -> Result<()> {
