@@ -22,6 +22,7 @@ pub mod log_probability;
 pub mod mask;
 pub mod masked_residual;
 pub mod parallel;
+pub mod random;
 pub mod rmsnorm;
 pub mod rope;
 pub mod sampler;

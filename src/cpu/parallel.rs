@@ -30,13 +30,14 @@ pub fn task_count(units: usize, cost: usize) -> usize {
     units.min(total / WORTH).min(4 * threads()).max(1)
 }
 
-/// Calls `f(first_row, rows)` on disjoint runs of whole rows of `out` (`cols` elements each), possibly in parallel.
+/// Calls `f(first_row, rows)` on disjoint runs of whole rows of `out` (`cols` elements each; the last row may be
+/// shorter), possibly in parallel.
 /// `cost` is the work of one row in elementary operations.
 pub fn rows<T: Send>(out: &mut [T], cols: usize, cost: usize, f: impl Fn(usize, &mut [T]) + Sync) {
     if out.is_empty() || cols == 0 {
         return;
     }
-    let count = out.len() / cols;
+    let count = out.len().div_ceil(cols);
     let tasks = task_count(count, cost);
     if tasks == 1 || threads() == 1 {
         return f(0, out);

@@ -65,6 +65,19 @@ impl Buffer {
         self.elements
     }
 
+    /// Sets all elements to zero.
+    pub fn clear(&mut self) -> Result<()> {
+        match &mut self.storage {
+            Storage::F32(data) => data.fill(0.0),
+            Storage::F64(data) => data.fill(0.0),
+            Storage::Bf16(data) => data.fill(bf16::ZERO),
+            Storage::U32(data) => data.fill(0),
+            Storage::I32(data) => data.fill(0),
+            Storage::Gpu(memory) => memory.launcher().clear(memory.address(), self.elements * self.dtype.size())?,
+        }
+        Ok(())
+    }
+
     /// Copies `data` to element `at` and on. The caller has checked type and bounds.
     pub fn upload<T: Element>(&mut self, at: usize, data: &[T]) -> Result<()> {
         let bytes: &[u8] = bytemuck::cast_slice(data);

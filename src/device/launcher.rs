@@ -15,6 +15,8 @@ pub trait Launcher: Debug + Send + Sync {
     fn allocate(&self, bytes: usize) -> Result<u64>;
     /// Gives back memory that [`Launcher::allocate`] reserved.
     fn free(&self, address: u64, bytes: usize);
+    /// Sets `bytes` bytes at `address` to zero.
+    fn clear(&self, address: u64, bytes: usize) -> Result<()>;
     /// Copies host bytes to `address`.
     fn upload(&self, address: u64, bytes: &[u8]) -> Result<()>;
     /// Copies `bytes.len()` bytes at `address` to the host.

@@ -1,1 +1,182 @@
-//! Models.
+//! Transformers with latent recurrence: files in and out, layers, segments, the tape, and the backward walk.
+//!
+//! ```text
+//! config, families      what a checkpoint says, and the list of its parameters
+//! weights, gguf, save   files in and out
+//! architecture          where each operation finds its weights
+//! rows, segment         sequences, shared prefixes, and what stands at a position
+//! block                 one layer, forward and backward
+//! tape, sequences       running segments; backward: walking them in reverse
+//! scores                log-probabilities of given tokens, where every loss enters
+//! ```
+
+mod architecture;
+mod backward;
+mod block;
+pub mod config;
+pub mod families;
+mod norm;
+mod parameters;
+mod rows;
+mod scores;
+mod segment;
+mod sequences;
+mod tape;
+
+pub use backward::Truncation;
+pub use config::Config;
+pub use parameters::Gradients;
+pub use rows::RowPlan;
+pub use scores::Scores;
+pub use segment::{Input, Segment};
+pub use sequences::{Sequences, SequencesPlan};
+pub use tape::Record;
+
+use crate::base::rng::{Purpose, StreamKey};
+use crate::base::{Dtype, Result};
+use crate::device::Device;
+use crate::ops::attention::Geometry;
+use crate::ops::rope::{self, RopeTable};
+use crate::ops::{Tensor, View, ViewMut, linear, random};
+use architecture::Architecture;
+
+/// A model: its configuration and its parameters on a device.
+#[derive(Debug)]
+pub struct Model {
+    config: Config,
+    architecture: Architecture,
+    geometry: Geometry,
+    parameters: Vec<Tensor>,
+    device: Device,
+    dtype: Dtype,
+}
+
+/// How parameters are held.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Precision {
+    /// Activations, gradients, and all parameters that are not matrices: f32, or f64 for checks.
+    pub compute: Dtype,
+    /// Matrices: the compute dtype, or bf16 under f32.
+    pub storage: Dtype,
+}
+
+impl Precision {
+    /// Everything in one dtype; `bf16` means bf16 matrices under f32 arithmetic.
+    pub fn of(dtype: Dtype) -> Precision {
+        match dtype {
+            Dtype::Bf16 => Precision { compute: Dtype::F32, storage: Dtype::Bf16 },
+            dtype => Precision { compute: dtype, storage: dtype },
+        }
+    }
+
+    /// The dtype of one parameter.
+    fn of_parameter(self, parameter: &families::Parameter) -> Dtype {
+        match parameter.layout {
+            families::Layout::Vector => self.compute,
+            _ => self.storage,
+        }
+    }
+}
+
+impl Model {
+    /// A model with random weights: normal with standard deviation 0.02 for matrices (the projections into the
+    /// residual stream scaled by `1/sqrt(2 layers)`, GPT-2's rule), gains 1, biases 0.
+    ///
+    /// Parameter i draws from the stream (seed; 0, i, 0, Init).
+    pub fn random(config: Config, seed: u64, device: &Device, precision: Precision) -> Result<Model> {
+        let residual = 1.0 / (2.0 * config.layers.max(1) as f64).sqrt();
+        Model::build(config, device, precision, |index, parameter, tensor| {
+            use families::LayerRole::{DownWeight, KeyNorm, Norm1Gain, Norm2Gain, OutputWeight, QueryNorm};
+            use families::Role;
+            let deviation = match parameter.role {
+                Role::FinalNormGain | Role::Layer(_, Norm1Gain | Norm2Gain | QueryNorm | KeyNorm) => {
+                    return random::fill(tensor, 1.0);
+                }
+                _ if parameter.layout == families::Layout::Vector => return Ok(()),
+                Role::Layer(_, OutputWeight | DownWeight) => 0.02 * residual,
+                _ => 0.02,
+            };
+            random::normal(tensor, StreamKey::new(seed, 0, index as u32, 0, Purpose::Init), deviation)
+        })
+    }
+
+    /// A model whose parameters `fill(i, parameter, tensor)` writes into zeroed tensors, one after the other.
+    ///
+    /// # Errors
+    /// Those of `fill`.
+    pub fn build(
+        config: Config,
+        device: &Device,
+        precision: Precision,
+        mut fill: impl FnMut(usize, &families::Parameter, &mut Tensor) -> Result<()>,
+    ) -> Result<Model> {
+        let architecture = Architecture::of(&config)?;
+        let mut parameters = Vec::with_capacity(architecture.list.len());
+        for (index, parameter) in architecture.list.iter().enumerate() {
+            let mut tensor = Tensor::zeros(device, parameter.shape, precision.of_parameter(parameter))?;
+            fill(index, parameter, &mut tensor)?;
+            parameters.push(tensor);
+        }
+        let geometry = Geometry {
+            heads: config.heads,
+            kv_heads: config.kv_heads,
+            head_dim: config.head_dim,
+            scale: 1.0 / (config.head_dim as f64).sqrt(),
+        };
+        Ok(Model { config, architecture, geometry, parameters, device: device.clone(), dtype: precision.compute })
+    }
+
+    /// The configuration.
+    pub fn config(&self) -> &Config {
+        &self.config
+    }
+
+    /// The device that holds the parameters.
+    pub fn device(&self) -> &Device {
+        &self.device
+    }
+
+    /// The dtype of activations and gradients (f32 or f64; matrices may be stored in bf16).
+    pub fn dtype(&self) -> Dtype {
+        self.dtype
+    }
+
+    /// What each parameter is, in the order of [`Model::parameters`].
+    pub fn parameter_list(&self) -> &[families::Parameter] {
+        &self.architecture.list
+    }
+
+    /// The parameters.
+    pub fn parameters(&self) -> &[Tensor] {
+        &self.parameters
+    }
+
+    /// The parameters, for the optimiser.
+    pub fn parameters_mut(&mut self) -> &mut [Tensor] {
+        &mut self.parameters
+    }
+
+    /// Zero gradients of all parameters.
+    pub fn gradients(&self) -> Result<Gradients> {
+        Gradients::like(&self.device, &self.parameters, self.dtype)
+    }
+
+    /// The output head `[vocab, width]`: the token embedding when tied.
+    pub fn head(&self) -> &Tensor {
+        &self.parameters[self.architecture.head]
+    }
+
+    /// Logits `[n, vocab]` of final hidden states `[n, width]`.
+    pub fn logits(&self, hidden: View, out: ViewMut) -> Result<()> {
+        let projection =
+            linear::Projection { layout: linear::Layout::OutIn, inputs: self.config.width, outputs: 0..self.config.vocab };
+        linear::forward(hidden, &projection, self.head(), None, out)
+    }
+
+    /// Rotary tables for positions `0..positions`; none where positions are learned.
+    fn rope_table(&self, positions: usize) -> Result<Option<RopeTable>> {
+        let Some(rope) = &self.config.rope else { return Ok(None) };
+        let frequencies = rope::inverse_frequencies(self.config.head_dim, rope.theta, &rope.scaling)?;
+        RopeTable::new(&self.device, &frequencies, positions.max(1), self.dtype).map(Some)
+    }
+}

@@ -16,6 +16,7 @@ pub mod linear;
 pub mod log_probability;
 pub mod mask;
 pub mod masked_residual;
+pub mod random;
 pub mod rmsnorm;
 pub mod rope;
 pub mod sampler;

@@ -76,6 +76,11 @@ impl Tensor {
         self.view().download()
     }
 
+    /// Sets all elements to zero, on the device.
+    pub fn clear(&mut self) -> Result<()> {
+        self.buffer.clear()
+    }
+
     /// The shape.
     pub fn shape(&self) -> Shape {
         self.shape
@@ -237,6 +242,14 @@ impl<'a> ViewMut<'a> {
     /// The same rows, to read.
     pub fn as_view(&self) -> View<'_> {
         View { tensor: self.tensor, offset: self.offset, rows: self.rows, cols: self.cols }
+    }
+
+    /// A run of rows inside this one; `range` counts from this window's first row.
+    pub fn rows(self, range: Range<usize>) -> Result<ViewMut<'a>> {
+        if range.start > range.end || range.end > self.rows {
+            return Err(Error::shape("window of rows", format!("{range:?}"), format!("inside 0..{}", self.rows)));
+        }
+        Ok(ViewMut { offset: self.offset + range.start * self.cols, rows: range.len(), ..self })
     }
 
     /// The same rows again, for a shorter time.

@@ -1,0 +1,193 @@
+//! The backward walk (algorithms A.6): units of the tape in reverse; dK and dV gather in the cache's gradient,
+//! and each latent hands its input's gradient to the position whose final hidden state it read.
+
+use super::Model;
+use super::block::{Masks, Positions};
+use super::norm;
+use super::parameters::Gradients;
+use super::sequences::{Sequences, not_recording};
+use super::tape::Record;
+use crate::base::{Dtype, Result};
+use crate::device::Device;
+use crate::ops::mask::{self, MaskSet, SiteKind};
+use crate::ops::{Tensor, embedding, latent};
+use std::ops::Range;
+
+/// Where gradients stop.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Truncation {
+    /// No gradient through the recurrence: latent inputs are constants.
+    pub detach_latent: bool,
+    /// No gradient into keys and values of earlier units (prompt and latents seen from later positions).
+    pub detach_kv: bool,
+    /// Gradient through the last so many latents of each row only (`bptt_k`).
+    pub latent_steps: Option<usize>,
+}
+
+/// Buffers of the walk.
+#[derive(Debug)]
+pub(super) struct Workspace {
+    /// Gradient of the residual stream, for the unit being walked.
+    stream: Tensor,
+    /// By position on the tape: which position's hidden state a latent read; -1 where no gradient flows.
+    sources: Tensor,
+}
+
+impl Workspace {
+    pub fn reserve(device: &Device, positions: usize, width: usize, dtype: Dtype) -> Result<Workspace> {
+        Ok(Workspace {
+            stream: Tensor::zeros(device, [positions, width], dtype)?,
+            sources: Tensor::zeros(device, [positions, 1], Dtype::I32)?,
+        })
+    }
+}
+
+impl Model {
+    /// Adds to `gradients` the gradient of a loss whose gradient by the final hidden states stands in
+    /// [`Sequences::hidden_gradient_mut`]. `masks` is the set the segments ran under.
+    ///
+    /// # Errors
+    /// The sequences were not recorded.
+    pub fn backward(
+        &self,
+        sequences: &mut Sequences,
+        masks: Option<&MaskSet>,
+        truncation: Truncation,
+        gradients: &mut Gradients,
+    ) -> Result<()> {
+        let sources = latent_sources(sequences, truncation);
+        let Some(work) = &mut sequences.backward else { return Err(not_recording()) };
+        if sources.iter().any(|&source| source >= 0) {
+            work.sources.upload_at(0, &sources)?;
+        }
+        for cache in &mut sequences.cache_gradient {
+            cache.clear()?;
+        }
+        let units = sequences.tape.units();
+        for unit in units.into_iter().rev() {
+            self.backward_unit(sequences, unit, masks, truncation, gradients, &sources)?;
+        }
+        Ok(())
+    }
+
+    fn backward_unit(
+        &self,
+        sequences: &mut Sequences,
+        entries: Range<usize>,
+        masks: Option<&MaskSet>,
+        truncation: Truncation,
+        gradients: &mut Gradients,
+        sources: &[i32],
+    ) -> Result<()> {
+        let entries_of = &sequences.tape.entries[entries];
+        let at = entries_of[0].at.start..entries_of[entries_of.len() - 1].at.end;
+        let masks = masks.filter(|_| entries_of.iter().any(|entry| entry.masked));
+        let soft = entries_of[0].soft;
+        let run = 0..at.len();
+
+        let (Some(hidden_gradient), Some(back)) = (&sequences.hidden_gradient, &mut sequences.backward) else {
+            return Err(not_recording());
+        };
+        let tape = &mut sequences.tape;
+        norm::backward(
+            &self.architecture.final_norm,
+            &self.parameters,
+            (hidden_gradient.rows(at.clone())?, tape.inputs[self.architecture.layers.len()].rows(at.clone())?),
+            &tape.final_norm,
+            at.clone(),
+            back.stream.rows_mut(run.clone())?,
+            gradients,
+        )?;
+        for layer in (0..self.architecture.layers.len()).rev() {
+            if sequences.tape.record == Record::LayerInputs {
+                self.run_layer(sequences, layer, at.clone(), masks, true)?;
+            }
+            self.backward_layer(sequences, layer, at.clone(), masks, truncation, gradients)?;
+        }
+
+        let (Some(hidden_gradient), Some(back)) = (&mut sequences.hidden_gradient, &mut sequences.backward) else {
+            return Err(not_recording());
+        };
+        let index = &sequences.tape.index;
+        let site = |kind| -> Result<_> {
+            Ok(match masks {
+                None => None,
+                Some(set) => set.at(0, kind, index.instances.rows(at.clone())?),
+            })
+        };
+        if let Some(mask) = site(SiteKind::Emb)? {
+            mask::apply(back.stream.rows_mut(run.clone())?, mask)?;
+        }
+        let ids = index.ids.rows(at.clone())?;
+        let inputs = embedding::Inputs {
+            ids,
+            positions: index.positions.rows(at.clone())?,
+            soft: soft.map(|soft| &sequences.softs[soft]),
+        };
+        let table = &self.parameters[self.architecture.token_embedding];
+        let stream = back.stream.rows(run)?;
+        match self.architecture.position_embedding {
+            Some(positions) => {
+                let [dtable, dpositions] = gradients.pair(self.architecture.token_embedding, positions);
+                embedding::backward(stream, &inputs, table, dtable, Some(dpositions), None)?;
+            }
+            None => {
+                let dtable = gradients.at(self.architecture.token_embedding);
+                embedding::backward(stream, &inputs, table, dtable, None, None)?;
+            }
+        }
+        if sources[at.clone()].iter().any(|&source| source >= 0) {
+            let sources = back.sources.rows(at)?;
+            latent::backward(stream, ids, sources, site(SiteKind::Latent)?, hidden_gradient.view_mut())?;
+        }
+        Ok(())
+    }
+
+    fn backward_layer(
+        &self,
+        sequences: &mut Sequences,
+        layer: usize,
+        at: Range<usize>,
+        masks: Option<&MaskSet>,
+        truncation: Truncation,
+        gradients: &mut Gradients,
+    ) -> Result<()> {
+        let block = self.block(layer, &sequences.cache_layout, sequences.rope.as_ref());
+        let Some(back) = &mut sequences.backward else { return Err(not_recording()) };
+        let parts = sequences.tape.layer(layer);
+        let index = parts.index;
+        let on = Positions {
+            rows: index.rows.rows(at.clone())?,
+            positions: index.positions.rows(at.clone())?,
+            masks: match masks {
+                None => None,
+                Some(set) => Some(Masks { set, instances: index.instances.rows(at.clone())? }),
+            },
+        };
+        block.backward(
+            on,
+            parts.input.rows(at.clone())?,
+            &mut back.stream,
+            (&sequences.cache[layer], &mut sequences.cache_gradient[layer]),
+            (parts.kept, at),
+            parts.work,
+            gradients,
+            truncation.detach_kv,
+        )
+    }
+}
+
+/// For each position of the tape, the position whose hidden state it read and whose gradient it owes.
+fn latent_sources(sequences: &Sequences, truncation: Truncation) -> Vec<i32> {
+    let mut sources = vec![-1; sequences.tape.filled];
+    if truncation.detach_latent {
+        return sources;
+    }
+    for feed in sequences.tape.entries.iter().flat_map(|entry| &entry.feeds) {
+        let from_the_end = sequences.rows[feed.row as usize].latents - feed.ordinal;
+        if truncation.latent_steps.is_none_or(|kept| from_the_end <= kept) {
+            sources[feed.at] = feed.source as i32;
+        }
+    }
+    sources
+}

@@ -1,0 +1,66 @@
+//! The two norms behind one interface: RMS norm where there is a gain alone, layer norm where there is a bias.
+
+use super::architecture::NormPlan;
+use super::parameters::Gradients;
+use crate::base::{Dtype, Result};
+use crate::device::Device;
+use crate::ops::{Tensor, View, ViewMut, layernorm, rmsnorm};
+use std::ops::Range;
+
+/// What the norm's backward needs, for a tape of rows.
+#[derive(Debug)]
+pub(super) enum Saved {
+    Rms(rmsnorm::Saved),
+    Layer(layernorm::Saved),
+}
+
+impl Saved {
+    pub fn reserve(plan: &NormPlan, device: &Device, rows: usize, dtype: Dtype) -> Result<Saved> {
+        Ok(match plan.bias {
+            None => Saved::Rms(rmsnorm::Saved::reserve(device, rows, dtype)?),
+            Some(_) => Saved::Layer(layernorm::Saved::reserve(device, rows, dtype)?),
+        })
+    }
+}
+
+/// y = norm(x); keeps what backward needs in `saved` at rows `at`.
+pub(super) fn forward(
+    plan: &NormPlan,
+    parameters: &[Tensor],
+    x: View,
+    y: ViewMut,
+    saved: &mut Saved,
+    at: Range<usize>,
+) -> Result<()> {
+    let gain = &parameters[plan.gain];
+    match (saved, plan.bias) {
+        (Saved::Layer(saved), Some(bias)) => {
+            layernorm::forward(x, gain, &parameters[bias], plan.eps, y, saved, at)
+        }
+        (Saved::Rms(saved), _) => rmsnorm::forward(x, gain, plan.eps, y, saved, at),
+        (Saved::Layer(_), None) => unreachable!("Saved::reserve made a layer norm for a plan with a bias"),
+    }
+}
+
+/// dx = gradient of the input (assigned); the gain's and bias's gradients are added.
+pub(super) fn backward(
+    plan: &NormPlan,
+    parameters: &[Tensor],
+    (dy, x): (View, View),
+    saved: &Saved,
+    at: Range<usize>,
+    dx: ViewMut,
+    gradients: &mut Gradients,
+) -> Result<()> {
+    let gain = &parameters[plan.gain];
+    match (saved, plan.bias) {
+        (Saved::Layer(saved), Some(bias)) => {
+            let [dgain, dbias] = gradients.pair(plan.gain, bias);
+            layernorm::backward(dy, x, gain, saved, at, dx, (dgain, dbias))
+        }
+        (Saved::Rms(saved), _) => {
+            rmsnorm::backward(dy, x, gain, saved, at, dx, gradients.at(plan.gain))
+        }
+        (Saved::Layer(_), None) => unreachable!("Saved::reserve made a layer norm for a plan with a bias"),
+    }
+}

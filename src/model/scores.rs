@@ -1,0 +1,154 @@
+//! Scoring positions: log-probabilities of given tokens from final hidden states, and their gradient.
+//!
+//! This is the one way a loss enters: cross-entropy and every policy loss are coefficients on
+//! log-probabilities (and entropies), so the logits `[N, V]` never exist.
+
+use super::parameters::Gradients;
+use super::sequences::{Sequences, not_recording};
+use super::Model;
+use crate::base::{Dtype, Error, Result};
+use crate::ops::{Tensor, gather, log_probability};
+
+/// Buffers for up to `capacity` scored positions.
+#[derive(Debug)]
+pub struct Scores {
+    capacity: usize,
+    count: usize,
+    index: Tensor,
+    targets: Tensor,
+    hidden: Tensor,
+    log_probability: Tensor,
+    entropy: Tensor,
+    saved: log_probability::Saved,
+    coefficient: Tensor,
+    hidden_gradient: Tensor,
+    inverse_temperature: f64,
+}
+
+impl Scores {
+    /// Room for `capacity` positions of `model`.
+    pub fn reserve(model: &Model, capacity: usize) -> Result<Scores> {
+        let (device, dtype, width) = (model.device(), model.dtype(), model.config().width);
+        let column = |dtype| Tensor::zeros(device, [capacity, 1], dtype);
+        Ok(Scores {
+            capacity,
+            count: 0,
+            index: column(Dtype::U32)?,
+            targets: column(Dtype::U32)?,
+            hidden: Tensor::zeros(device, [capacity, width], dtype)?,
+            log_probability: column(dtype)?,
+            entropy: column(dtype)?,
+            saved: log_probability::Saved::reserve(device, capacity, dtype)?,
+            coefficient: column(dtype)?,
+            hidden_gradient: Tensor::zeros(device, [capacity, width], dtype)?,
+            inverse_temperature: 1.0,
+        })
+    }
+
+    /// Scores `targets[i]` at position `positions[i]` of the tape under softmax(logits * `inverse_temperature`).
+    ///
+    /// # Errors
+    /// More positions than reserved, or a target outside the vocabulary.
+    pub fn forward(
+        &mut self,
+        model: &Model,
+        sequences: &Sequences,
+        positions: &[u32],
+        targets: &[u32],
+        inverse_temperature: f64,
+    ) -> Result<()> {
+        let count = positions.len();
+        if count > self.capacity || targets.len() != count {
+            return Err(Error::shape(
+                "scored positions",
+                format!("{count} positions, {} targets", targets.len()),
+                format!("equal numbers, at most {}", self.capacity),
+            ));
+        }
+        if let Some(target) = targets.iter().find(|&&target| target as usize >= model.config().vocab) {
+            return Err(Error::input(
+                "target token",
+                format!("id {target}; the vocabulary has {}", model.config().vocab),
+                "check that the tokenizer belongs to the model",
+            ));
+        }
+        self.count = count;
+        self.inverse_temperature = inverse_temperature;
+        self.index.upload_at(0, positions)?;
+        self.targets.upload_at(0, targets)?;
+        gather::forward(
+            sequences.tape.hidden.view(),
+            self.index.rows(0..count)?,
+            self.hidden.rows_mut(0..count)?,
+        )?;
+        log_probability::forward(
+            self.hidden.rows(0..count)?,
+            model.head(),
+            self.targets.rows(0..count)?,
+            inverse_temperature,
+            log_probability::Outputs {
+                log_probability: self.log_probability.rows_mut(0..count)?,
+                entropy: Some(self.entropy.rows_mut(0..count)?),
+            },
+            &mut self.saved,
+            0..count,
+        )
+    }
+
+    /// The log-probabilities (one download).
+    pub fn log_probabilities(&self) -> Result<Vec<f64>> {
+        values(&self.log_probability, self.count)
+    }
+
+    /// The entropies in nats (one download).
+    pub fn entropies(&self) -> Result<Vec<f64>> {
+        values(&self.entropy, self.count)
+    }
+
+    /// Adds the gradient of `sum_i coefficients[i] * log_probability[i]` to the head and to the sequences'
+    /// hidden states (one upload).
+    ///
+    /// # Errors
+    /// The sequences were not recorded, or the count differs from the forward pass.
+    pub fn backward(
+        &mut self,
+        model: &Model,
+        sequences: &mut Sequences,
+        coefficients: &[f64],
+        gradients: &mut Gradients,
+    ) -> Result<()> {
+        let count = self.count;
+        if coefficients.len() != count {
+            return Err(Error::shape("coefficients", coefficients.len(), count));
+        }
+        match model.dtype() {
+            Dtype::F64 => self.coefficient.upload_at(0, coefficients)?,
+            _ => {
+                let coefficients: Vec<f32> = coefficients.iter().map(|&c| c as f32).collect();
+                self.coefficient.upload_at(0, &coefficients)?;
+            }
+        }
+        log_probability::backward(
+            log_probability::Upstream {
+                log_probability: self.coefficient.rows(0..count)?,
+                entropy: None,
+            },
+            self.hidden.rows(0..count)?,
+            model.head(),
+            self.targets.rows(0..count)?,
+            self.inverse_temperature,
+            (&self.saved, 0..count),
+            (self.hidden_gradient.rows_mut(0..count)?, gradients.at(model.architecture.head)),
+        )?;
+        let Some(into) = &mut sequences.hidden_gradient else { return Err(not_recording()) };
+        gather::backward(self.hidden_gradient.rows(0..count)?, self.index.rows(0..count)?, into.view_mut())
+    }
+}
+
+fn values(tensor: &Tensor, count: usize) -> Result<Vec<f64>> {
+    let view = tensor.rows(0..count)?;
+    match view.dtype() {
+        Dtype::F64 => view.download::<f64>(),
+        _ => Ok(view.download::<f32>()?.into_iter().map(f64::from).collect()),
+    }
+}

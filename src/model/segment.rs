@@ -1,0 +1,84 @@
+//! A segment: the next positions of some rows, and what each of them reads as its input.
+//!
+//! Everything a latent model does is a list of segments: the prompt (many tokens), latent steps (one position a
+//! row, fed the row's previous final hidden state), the answer (one token a row while sampling, or all at once).
+
+/// What stands at a position in place of a token embedding.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Input {
+    /// A token of the vocabulary.
+    Token(u32),
+    /// The final hidden state, after the final norm, of the row's previous position (algorithms: Coconut A.2).
+    /// It must be the row's first position in its segment, because that state must exist already.
+    Latent,
+    /// A weighted sum of token embeddings; every soft position of one segment has the same number of terms.
+    Soft(Vec<(u32, f64)>),
+}
+
+/// Positions to append, packed: no padding, any order of rows, each row's positions in rising order.
+#[derive(Clone, Debug, Default)]
+pub struct Segment {
+    /// The row of each position.
+    pub rows: Vec<u32>,
+    /// The input of each position.
+    pub inputs: Vec<Input>,
+    /// The mask instance of each position (-1 = unmasked); empty = nothing is masked.
+    pub instances: Vec<i32>,
+}
+
+impl Segment {
+    /// An empty segment.
+    pub fn new() -> Segment {
+        Segment::default()
+    }
+
+    /// Appends one unmasked position.
+    pub fn push(&mut self, row: u32, input: Input) {
+        self.rows.push(row);
+        self.inputs.push(input);
+        if !self.instances.is_empty() {
+            self.instances.push(-1);
+        }
+    }
+
+    /// Appends one position under mask instance `instance`.
+    pub fn push_masked(&mut self, row: u32, input: Input, instance: u32) {
+        self.instances.resize(self.rows.len(), -1);
+        self.rows.push(row);
+        self.inputs.push(input);
+        self.instances.push(instance as i32);
+    }
+
+    /// Appends tokens of one row.
+    pub fn extend_tokens(&mut self, row: u32, tokens: &[u32]) {
+        for &token in tokens {
+            self.push(row, Input::Token(token));
+        }
+    }
+
+    /// A segment of one row's tokens.
+    pub fn of_tokens(row: u32, tokens: &[u32]) -> Segment {
+        let mut segment = Segment::new();
+        segment.extend_tokens(row, tokens);
+        segment
+    }
+
+    /// One latent step of each row in `rows`.
+    pub fn latent_step(rows: impl IntoIterator<Item = u32>) -> Segment {
+        let mut segment = Segment::new();
+        for row in rows {
+            segment.push(row, Input::Latent);
+        }
+        segment
+    }
+
+    /// Number of positions.
+    pub fn len(&self) -> usize {
+        self.rows.len()
+    }
+
+    /// Whether there are no positions.
+    pub fn is_empty(&self) -> bool {
+        self.rows.is_empty()
+    }
+}

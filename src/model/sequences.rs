@@ -1,0 +1,482 @@
+//! Sequences in flight: rows, their KV cache, the states to feed back, and the tape. Running a segment appends
+//! to all of them; nothing is recomputed, nothing is padded.
+
+use super::Model;
+use super::block::{Block, Masks, Positions};
+use super::norm;
+use super::rows::{self, Row, RowPlan};
+use super::segment::{Input, Segment};
+use super::tape::{Entry, Feed, Record, Tape};
+use crate::base::{Dtype, Error, Result};
+use crate::device::Device;
+use crate::ops::attention::{CacheLayout, KvCache};
+use crate::ops::embedding::{self, Soft};
+use crate::ops::mask::{self, MaskSet, SiteKind};
+use crate::ops::rope::RopeTable;
+use crate::ops::{Tensor, View, ViewMut, index, latent};
+use std::collections::HashMap;
+use std::ops::Range;
+
+/// Room for some sequences.
+#[derive(Clone, Debug)]
+pub struct SequencesPlan {
+    /// The rows.
+    pub rows: Vec<RowPlan>,
+    /// What the tape keeps.
+    pub record: Record,
+    /// Positions on the tape: of all segments when recording, of the longest segment otherwise.
+    pub tape_positions: usize,
+}
+
+/// Some sequences of one model.
+#[derive(Debug)]
+pub struct Sequences {
+    pub(super) rows: Vec<Row>,
+    pub(super) slots: usize,
+    pub(super) cache: Vec<KvCache>,
+    pub(super) cache_layout: CacheLayout,
+    pub(super) rope: Option<RopeTable>,
+    /// Final hidden state of each row's latest position `[rows, width]`.
+    feedback: Tensor,
+    pub(super) tape: Tape,
+    pub(super) softs: Vec<Soft>,
+    /// Gradient of the final hidden states, by position on the tape; filled by scores and latents.
+    pub(super) hidden_gradient: Option<Tensor>,
+    pub(super) cache_gradient: Vec<KvCache>,
+    pub(super) backward: Option<super::backward::Workspace>,
+}
+
+impl Sequences {
+    /// Reserves everything that running (and, when recording, differentiating) the rows will need.
+    ///
+    /// # Errors
+    /// A row longer than the model's position table, or a prefix that does not exist.
+    pub fn new(model: &Model, plan: &SequencesPlan) -> Result<Sequences> {
+        let (device, dtype) = (model.device(), model.dtype());
+        let longest = plan.rows.iter().map(|row| row.capacity).max().unwrap_or(0);
+        let limit = model.config().max_positions;
+        if longest > limit {
+            return Err(Error::input(
+                "sequence length",
+                format!("{longest} positions (prompt, latents and answer together) exceed the model's {limit}"),
+                "shorten the prompt, ask for fewer new tokens or latents, or use a model with a longer position table",
+            ));
+        }
+        let (rows, slots) = rows::plan(&plan.rows)?;
+        let width = model.config().width;
+        let layers = model.architecture.layers.len();
+        let caches = || -> Result<Vec<KvCache>> {
+            (0..layers).map(|_| KvCache::new(device, &model.geometry, slots, dtype)).collect()
+        };
+        let records = plan.record != Record::Nothing;
+        Ok(Sequences {
+            cache: caches()?,
+            cache_gradient: if records { caches()? } else { Vec::new() },
+            cache_layout: rows::cache_layout(device, &rows)?,
+            rope: model.rope_table(longest)?,
+            feedback: Tensor::zeros(device, [rows.len(), width], dtype)?,
+            tape: Tape::reserve(
+                device,
+                &model.architecture,
+                &model.geometry,
+                width,
+                plan.tape_positions,
+                dtype,
+                plan.record,
+            )?,
+            softs: Vec::new(),
+            hidden_gradient: records
+                .then(|| Tensor::zeros(device, [plan.tape_positions, width], dtype))
+                .transpose()?,
+            backward: records
+                .then(|| super::backward::Workspace::reserve(device, plan.tape_positions, width, dtype))
+                .transpose()?,
+            rows,
+            slots,
+        })
+    }
+
+    /// Forgets all positions; buffers, slots and prefixes stay as planned.
+    pub fn restart(&mut self) -> Result<()> {
+        for row in &mut self.rows {
+            (row.length, row.latest, row.latents) = (row.prefix_length(), None, 0);
+        }
+        self.tape.filled = 0;
+        self.tape.entries.clear();
+        self.softs.clear();
+        match &mut self.hidden_gradient {
+            Some(gradient) => gradient.clear(),
+            None => Ok(()),
+        }
+    }
+
+    /// Positions held by a row, its prefix included.
+    pub fn length(&self, row: u32) -> usize {
+        self.rows.get(row as usize).map_or(0, |row| row.length)
+    }
+
+    /// Cache slots reserved (64-aligned spans of all rows).
+    pub fn slots(&self) -> usize {
+        self.slots
+    }
+
+    /// Final hidden states, after the final norm, of positions `at` as [`Model::forward`] returned them.
+    pub fn hidden(&self, at: Range<usize>) -> Result<View<'_>> {
+        self.tape.hidden.rows(at)
+    }
+
+    /// Final hidden state of each row's latest position `[rows, width]`: what a latent step would read.
+    pub fn latest_hidden(&self) -> View<'_> {
+        self.feedback.view()
+    }
+
+    /// Gradient of the final hidden states by position on the tape, to add to before [`Model::backward`].
+    ///
+    /// # Errors
+    /// The tape does not record.
+    pub fn hidden_gradient_mut(&mut self) -> Result<ViewMut<'_>> {
+        match &mut self.hidden_gradient {
+            Some(gradient) => Ok(gradient.view_mut()),
+            None => Err(not_recording()),
+        }
+    }
+}
+
+pub(super) fn not_recording() -> Error {
+    Error::input(
+        "backward",
+        "these sequences were run without recording",
+        "plan them with Record::Everything or Record::LayerInputs",
+    )
+}
+
+/// Host-side index of one segment, checked.
+struct Placed {
+    rows: Vec<u32>,
+    positions: Vec<u32>,
+    ids: Vec<i32>,
+    feedback_rows: Vec<u32>,
+    last: Vec<u32>,
+    soft: Option<(Vec<u32>, Vec<f64>, usize)>,
+    feeds: Vec<Feed>,
+}
+
+impl Model {
+    /// Runs a segment: appends its positions to their rows and returns where they stand on the tape.
+    ///
+    /// # Errors
+    /// A token outside the vocabulary, a row that is full or unknown, a latent with nothing to feed back.
+    pub fn forward(&self, sequences: &mut Sequences, segment: &Segment, masks: Option<&MaskSet>) -> Result<Range<usize>> {
+        let at = sequences.tape.next(segment.len())?;
+        if segment.is_empty() {
+            return Ok(at);
+        }
+        let placed = self.place(sequences, segment, at.start)?;
+        let index = &mut sequences.tape.index;
+        index.rows.upload_at(at.start, &placed.rows)?;
+        index.positions.upload_at(at.start, &placed.positions)?;
+        index.ids.upload_at(at.start, &placed.ids)?;
+        index.feedback_rows.upload_at(at.start, &placed.feedback_rows)?;
+        index.last.upload_at(at.start, &placed.last)?;
+        let masked = masks.is_some() && segment.instances.iter().any(|&instance| instance >= 0);
+        match masked {
+            true => index.instances.upload_at(at.start, &segment.instances)?,
+            false if masks.is_some() => index.instances.upload_at(at.start, &vec![-1_i32; segment.len()])?,
+            false => {}
+        }
+        let soft = match placed.soft {
+            None => None,
+            Some((ids, weights, terms)) => {
+                let shape = [ids.len() / terms, terms];
+                sequences.softs.push(Soft {
+                    ids: Tensor::from_host(self.device(), shape, &ids)?,
+                    weights: match self.dtype() {
+                        Dtype::F64 => Tensor::from_host(self.device(), shape, &weights)?,
+                        _ => {
+                            let weights: Vec<f32> = weights.iter().map(|&w| w as f32).collect();
+                            Tensor::from_host(self.device(), shape, &weights)?
+                        }
+                    },
+                });
+                Some(sequences.softs.len() - 1)
+            }
+        };
+        sequences.advance(&placed.rows, &placed.feeds, at.start);
+        let entry = Entry { at: at.clone(), latent: !placed.feeds.is_empty(), masked, soft, feeds: placed.feeds };
+        self.run(sequences, entry, masks)?;
+        Ok(at)
+    }
+
+    /// Appends one sampled token to each row of the segment at `previous` (one position a row), on the device:
+    /// `tokens[n, 1]` are the sampler's output, and nothing is uploaded. Masks stay as they were there.
+    pub fn forward_sampled(
+        &self,
+        sequences: &mut Sequences,
+        previous: Range<usize>,
+        rows: &[u32],
+        tokens: View,
+        masks: Option<&MaskSet>,
+    ) -> Result<Range<usize>> {
+        let at = sequences.tape.next(rows.len())?;
+        if previous.len() != rows.len() {
+            return Err(Error::shape("sampled tokens", previous.len(), format!("one position for each of {} rows", rows.len())));
+        }
+        for &row in rows {
+            check_room(&sequences.rows, row, 1)?;
+        }
+        let tape_index = &mut sequences.tape.index;
+        for tensor in [&mut tape_index.rows, &mut tape_index.feedback_rows, &mut tape_index.last] {
+            index::repeat(tensor, previous.clone(), at.start, 0)?;
+        }
+        index::repeat(&mut tape_index.positions, previous.clone(), at.start, 1)?;
+        let masked = match masks {
+            None => false,
+            Some(_) => {
+                index::repeat(&mut tape_index.instances, previous, at.start, 0)?;
+                true
+            }
+        };
+        index::tokens_to_ids(tokens, tape_index.ids.rows_mut(at.clone())?)?;
+        sequences.advance(rows, &[], at.start);
+        let entry = Entry { at: at.clone(), latent: false, masked, soft: None, feeds: Vec::new() };
+        self.run(sequences, entry, masks)?;
+        Ok(at)
+    }
+
+    /// Checks a segment against the rows and lays out its index.
+    fn place(&self, sequences: &Sequences, segment: &Segment, at: usize) -> Result<Placed> {
+        let count = segment.len();
+        if segment.inputs.len() != count || !(segment.instances.is_empty() || segment.instances.len() == count) {
+            return Err(Error::shape("segment", segment.inputs.len(), format!("{count} inputs and as many mask instances or none")));
+        }
+        let mut placed = Placed {
+            rows: segment.rows.clone(),
+            positions: Vec::with_capacity(count),
+            ids: Vec::with_capacity(count),
+            feedback_rows: segment.rows.clone(),
+            last: vec![0; count],
+            soft: None,
+            feeds: Vec::new(),
+        };
+        // Positions of each row in this segment so far, and the latest of them.
+        let mut seen: HashMap<u32, (usize, usize)> = HashMap::new();
+        for (n, (&row, input)) in segment.rows.iter().zip(&segment.inputs).enumerate() {
+            let (before, _) = seen.get(&row).copied().unwrap_or((0, 0));
+            check_room(&sequences.rows, row, before + 1)?;
+            let state = &sequences.rows[row as usize];
+            placed.positions.push((state.length + before) as u32);
+            placed.ids.push(match input {
+                Input::Token(token) if (*token as usize) < self.config().vocab => *token as i32,
+                Input::Token(token) => {
+                    return Err(Error::input(
+                        "token",
+                        format!("id {token} at position {} of row {row}; the vocabulary has {}", state.length + before, self.config().vocab),
+                        "check that the tokenizer belongs to the model",
+                    ));
+                }
+                Input::Latent if before > 0 => {
+                    return Err(Error::input(
+                        "segment",
+                        format!("position {n} of row {row} is a latent, but an earlier position of the row stands in the same segment"),
+                        "begin a new segment at each latent: its input is the final hidden state of the position before",
+                    ));
+                }
+                Input::Latent => {
+                    let (feedback_row, source) = sequences.source_of(row)?;
+                    placed.feedback_rows[n] = feedback_row;
+                    placed.feeds.push(Feed { at: at + n, source, ordinal: state.latents, row });
+                    -1
+                }
+                Input::Soft(terms) => {
+                    let soft = placed.soft.get_or_insert_with(|| (Vec::new(), Vec::new(), terms.len()));
+                    if terms.is_empty() || terms.len() != soft.2 {
+                        return Err(Error::input(
+                            "soft input",
+                            format!("{} terms at position {n}, {} before", terms.len(), soft.2),
+                            "give every soft position of a segment the same number of terms, at least one (weight 0 pads)",
+                        ));
+                    }
+                    if let Some((id, _)) = terms.iter().find(|(id, _)| *id as usize >= self.config().vocab) {
+                        return Err(Error::input(
+                            "soft input",
+                            format!("token id {id}; the vocabulary has {}", self.config().vocab),
+                            "use ids of the vocabulary",
+                        ));
+                    }
+                    let row = (soft.0.len() / soft.2) as i32;
+                    soft.0.extend(terms.iter().map(|(id, _)| *id));
+                    soft.1.extend(terms.iter().map(|(_, weight)| *weight));
+                    -2 - row
+                }
+            });
+            seen.insert(row, (before + 1, n));
+        }
+        for (_, n) in seen.into_values() {
+            placed.last[n] = 1;
+        }
+        Ok(placed)
+    }
+
+    /// Runs the layers over the positions of `entry`, whose index is on the device, and appends it to the tape.
+    fn run(&self, sequences: &mut Sequences, entry: Entry, masks: Option<&MaskSet>) -> Result<()> {
+        let at = entry.at.clone();
+        self.embed(sequences, &entry, masks)?;
+        for layer in 0..self.architecture.layers.len() {
+            self.run_layer(sequences, layer, at.clone(), masks.filter(|_| entry.masked), false)?;
+        }
+        let tape = &mut sequences.tape;
+        let (stream, hidden, saved) = tape.finish();
+        norm::forward(
+            &self.architecture.final_norm,
+            &self.parameters,
+            stream.rows(at.clone())?,
+            hidden.rows_mut(at.clone())?,
+            saved,
+            at.clone(),
+        )?;
+        latent::store(
+            tape.hidden.rows(at.clone())?,
+            tape.index.rows.rows(at.clone())?,
+            tape.index.last.rows(at.clone())?,
+            sequences.feedback.view_mut(),
+        )?;
+        if tape.record != Record::Nothing {
+            tape.filled = at.end;
+            tape.entries.push(entry);
+        } else {
+            sequences.softs.clear();
+        }
+        Ok(())
+    }
+
+    /// Writes the inputs of the first layer.
+    fn embed(&self, sequences: &mut Sequences, entry: &Entry, masks: Option<&MaskSet>) -> Result<()> {
+        let at = entry.at.clone();
+        let masks = masks.filter(|_| entry.masked);
+        let tape = &mut sequences.tape;
+        let index = &tape.index;
+        let site = |kind| -> Result<_> {
+            Ok(match masks {
+                None => None,
+                Some(set) => set.at(0, kind, index.instances.rows(at.clone())?),
+            })
+        };
+        let (latent_mask, embedding_mask) = (site(SiteKind::Latent)?, site(SiteKind::Emb)?);
+        let (ids, positions) = (index.ids.rows(at.clone())?, index.positions.rows(at.clone())?);
+        let feedback_rows = index.feedback_rows.rows(at.clone())?;
+        let stream = &mut tape.inputs[0];
+        if entry.latent {
+            latent::forward(sequences.feedback.view(), feedback_rows, ids, latent_mask, stream.rows_mut(at.clone())?)?;
+        }
+        let inputs = embedding::Inputs { ids, positions, soft: entry.soft.map(|soft| &sequences.softs[soft]) };
+        let positions = self.architecture.position_embedding.map(|index| &self.parameters[index]);
+        let table = &self.parameters[self.architecture.token_embedding];
+        embedding::forward(&inputs, table, positions, stream.rows_mut(at.clone())?)?;
+        match embedding_mask {
+            Some(mask) => mask::apply(stream.rows_mut(at)?, mask),
+            None => Ok(()),
+        }
+    }
+
+    /// Runs one layer over positions `at`. In recompute the output stream is left alone.
+    pub(super) fn run_layer(
+        &self,
+        sequences: &mut Sequences,
+        layer: usize,
+        at: Range<usize>,
+        masks: Option<&MaskSet>,
+        again: bool,
+    ) -> Result<()> {
+        let block = self.block(layer, &sequences.cache_layout, sequences.rope.as_ref());
+        let parts = sequences.tape.layer(layer);
+        let index = parts.index;
+        let on = Positions {
+            rows: index.rows.rows(at.clone())?,
+            positions: index.positions.rows(at.clone())?,
+            masks: match masks {
+                None => None,
+                Some(set) => Some(Masks { set, instances: index.instances.rows(at.clone())? }),
+            },
+        };
+        let y = if again { None } else { Some(parts.output.rows_mut(at.clone())?) };
+        block.forward(on, (parts.input.rows(at.clone())?, y), &mut sequences.cache[layer], parts.kept, at, parts.work)
+    }
+
+    /// One layer's fixed parts.
+    pub(super) fn block<'a>(&'a self, layer: usize, cache_layout: &'a CacheLayout, rope: Option<&'a RopeTable>) -> Block<'a> {
+        Block {
+            layer,
+            plan: &self.architecture.layers[layer],
+            parameters: &self.parameters,
+            geometry: &self.geometry,
+            rope,
+            cache_layout,
+        }
+    }
+}
+
+/// Fails unless `more` positions fit into the row.
+fn check_room(rows: &[Row], row: u32, more: usize) -> Result<()> {
+    let Some(state) = rows.get(row as usize) else {
+        return Err(Error::input("segment", format!("row {row}; {} rows are planned", rows.len()), "plan the row first"));
+    };
+    if let Some((of, length)) = state.prefix
+        && rows[of as usize].length < length
+    {
+        return Err(Error::input(
+            "segment",
+            format!("row {row} shares {length} positions of row {of}, which holds {}", rows[of as usize].length),
+            "run the shared prefix first",
+        ));
+    }
+    if state.length + more > state.capacity {
+        return Err(Error::input(
+            "segment",
+            format!("row {row} holds {} positions of {}; {more} more do not fit", state.length, state.capacity),
+            "plan the row with a larger capacity",
+        ));
+    }
+    Ok(())
+}
+
+impl Sequences {
+    /// Which row's feedback state, and which position of the tape, a latent of `row` reads now.
+    fn source_of(&self, row: u32) -> Result<(u32, usize)> {
+        let state = &self.rows[row as usize];
+        let nothing = || {
+            Error::input(
+                "segment",
+                format!("row {row} begins with a latent, which has no earlier hidden state to read"),
+                "give the row at least one token first",
+            )
+        };
+        let source = match (state.latest, state.prefix) {
+            (Some(latest), _) => (row, latest),
+            (None, Some((of, length))) => {
+                let owner = &self.rows[of as usize];
+                if owner.length != length {
+                    return Err(Error::input(
+                        "segment",
+                        format!("row {row} continues after position {length} of row {of}, which has gone on to {}", owner.length),
+                        "fork at the end of the prefix when a latent follows it directly",
+                    ));
+                }
+                (of, owner.latest.ok_or_else(nothing)?)
+            }
+            (None, None) => return Err(nothing()),
+        };
+        Ok(source)
+    }
+
+    /// Moves the rows forward by the positions of a segment that stands at `at` on the tape.
+    fn advance(&mut self, rows: &[u32], feeds: &[Feed], at: usize) {
+        for (n, &row) in rows.iter().enumerate() {
+            let state = &mut self.rows[row as usize];
+            state.length += 1;
+            state.latest = Some(at + n);
+        }
+        for feed in feeds {
+            self.rows[feed.row as usize].latents += 1;
+        }
+    }
+}

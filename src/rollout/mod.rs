@@ -1,0 +1,3 @@
+//! Rollouts: many rows through prompt, latent steps and sampled answer, each step crossing to the host once.
+
+pub mod generate;
