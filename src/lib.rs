@@ -12,5 +12,7 @@ pub mod cpu;
 pub mod device;
 pub mod model;
 pub mod ops;
+pub mod rollout;
+pub mod run;
 pub mod text;
 pub mod verify;

@@ -112,7 +112,7 @@ impl Model {
         let site = |kind| -> Result<_> {
             Ok(match masks {
                 None => None,
-                Some(set) => set.at(0, kind, index.instances.rows(at.clone())?),
+                Some(set) => set.at(kind, 0, index.instances.rows(at.clone())?),
             })
         };
         if let Some(mask) = site(SiteKind::Emb)? {

@@ -172,7 +172,7 @@ pub(super) struct Masks<'a> {
 impl<'a> Positions<'a> {
     /// The mask of one site of one layer over these positions, if the site exists.
     pub fn mask(&self, layer: usize, kind: SiteKind) -> Option<MaskAt<'a>> {
-        self.masks.and_then(|masks| masks.set.at(layer, kind, masks.instances))
+        self.masks.and_then(|masks| masks.set.at(kind, layer, masks.instances))
     }
 }
 

@@ -208,14 +208,15 @@ impl Model {
     }
 
     /// Appends one sampled token to each row of the segment at `previous` (one position a row), on the device:
-    /// `tokens[n, 1]` are the sampler's output, and nothing is uploaded. Masks stay as they were there.
+    /// `tokens[n, 1]` are the sampler's output, and nothing is uploaded. `masks` brings the number that mask
+    /// instances grow by from the previous position (0: the same mask).
     pub fn forward_sampled(
         &self,
         sequences: &mut Sequences,
         previous: Range<usize>,
         rows: &[u32],
         tokens: View,
-        masks: Option<&MaskSet>,
+        masks: Option<(&MaskSet, i32)>,
     ) -> Result<Range<usize>> {
         let at = sequences.tape.next(rows.len())?;
         if previous.len() != rows.len() {
@@ -231,15 +232,15 @@ impl Model {
         index::repeat(&mut tape_index.positions, previous.clone(), at.start, 1)?;
         let masked = match masks {
             None => false,
-            Some(_) => {
-                index::repeat(&mut tape_index.instances, previous, at.start, 0)?;
+            Some((_, stride)) => {
+                index::repeat(&mut tape_index.instances, previous, at.start, stride)?;
                 true
             }
         };
-        index::tokens_to_ids(tokens, tape_index.ids.rows_mut(at.clone())?)?;
+        index::set_ids(tokens, tape_index.ids.rows_mut(at.clone())?)?;
         sequences.advance(rows, &[], at.start);
         let entry = Entry { at: at.clone(), latent: false, masked, soft: None, feeds: Vec::new() };
-        self.run(sequences, entry, masks)?;
+        self.run(sequences, entry, masks.map(|(set, _)| set))?;
         Ok(at)
     }
 
@@ -358,7 +359,7 @@ impl Model {
         let site = |kind| -> Result<_> {
             Ok(match masks {
                 None => None,
-                Some(set) => set.at(0, kind, index.instances.rows(at.clone())?),
+                Some(set) => set.at(kind, 0, index.instances.rows(at.clone())?),
             })
         };
         let (latent_mask, embedding_mask) = (site(SiteKind::Latent)?, site(SiteKind::Emb)?);

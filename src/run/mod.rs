@@ -1,0 +1,3 @@
+//! Whole jobs: what the binaries do, without their command lines.
+
+pub mod probe;

@@ -1,0 +1,333 @@
+//! The runtime's public oracle: logits, loss and every gradient of given rows, through the recurrence, nothing
+//! detached. `src/bin/probe.rs` is its command line; `tests/golden.rs` compares it with transformers.
+//!
+//! Rows all have the same length T and no padding. A row is cut where any row has a latent, so that each latent
+//! begins a segment; a position's result does not depend on the cuts.
+
+use crate::base::{Dtype, Error, Result};
+use crate::model::{
+    Input, Model, Record, RowPlan, Scores, Segment, Sequences, SequencesPlan, Truncation,
+};
+use crate::ops::Tensor;
+use crate::ops::mask::{MaskSet, Site, SiteKind, Sites};
+use safetensors::SafeTensors;
+use safetensors::tensor::{Dtype as Stored, TensorView, serialize_to_file};
+use std::collections::HashMap;
+use std::path::Path;
+
+/// A position that reads the previous final hidden state.
+const LATENT: i64 = -1;
+/// A position that reads a mixture of token embeddings.
+const SOFT: i64 = -2;
+/// A label that is not trained.
+const IGNORED: i64 = -100;
+
+/// What to run.
+#[derive(Clone, Debug, Default)]
+pub struct Request {
+    /// Rows.
+    pub rows: usize,
+    /// Positions of each row.
+    pub length: usize,
+    /// `[rows, length]`: token, -1 (latent) or -2 (soft).
+    pub ids: Vec<i64>,
+    /// `[rows, length]`: the logits of position t are scored against `labels[t + 1]`; -100 = not.
+    pub labels: Vec<i64>,
+    /// Terms of a soft position.
+    pub terms: usize,
+    /// `[rows, length, terms]`.
+    pub soft_ids: Vec<i64>,
+    /// `[rows, length, terms]`.
+    pub soft_weights: Vec<f32>,
+    /// Probability that was used to draw `masks`.
+    pub p: f64,
+    /// `(layer, site)` to keep bytes `[rows, width]`.
+    pub masks: HashMap<(usize, SiteKind), Vec<u8>>,
+}
+
+/// What came out, as f64 numbers (exact for f32 results).
+#[derive(Clone, Debug)]
+pub struct Answer {
+    /// `[rows, length, vocab]`.
+    pub logits: Vec<f64>,
+    /// Mean cross-entropy over all trained labels; absent when there are none.
+    pub loss: Option<f64>,
+    /// One gradient a parameter, in the order of [`Model::parameter_list`]; empty without labels.
+    pub gradients: Vec<Vec<f64>>,
+}
+
+/// Runs `request` on `model`.
+///
+/// # Errors
+/// Shapes that do not fit, ids outside the vocabulary, a latent at position 0.
+pub fn probe(model: &Model, request: &Request) -> Result<Answer> {
+    check(request)?;
+    let (rows, length) = (request.rows, request.length);
+    let masks = mask_set(model, request)?;
+    let mut sequences = Sequences::new(
+        model,
+        &SequencesPlan {
+            rows: vec![RowPlan::own(length); rows],
+            record: Record::Everything,
+            tape_positions: rows * length,
+        },
+    )?;
+    // Where position t of row r stands on the tape.
+    let mut place = vec![0; rows * length];
+    for (start, end) in cuts(request) {
+        let mut segment = Segment::new();
+        for r in 0..rows {
+            for t in start..end {
+                place[r * length + t] = sequences_filled(start, end, rows, r, t);
+                match masks {
+                    Some(_) => segment.push_masked(r as u32, input(request, r * length + t), r as u32),
+                    None => segment.push(r as u32, input(request, r * length + t)),
+                }
+            }
+        }
+        model.forward(&mut sequences, &segment, masks.as_ref())?;
+    }
+    let logits = logits(model, &sequences, &place)?;
+
+    let mut positions = Vec::new();
+    let mut targets = Vec::new();
+    for r in 0..rows {
+        for t in 1..length {
+            let label = request.labels[r * length + t];
+            if label != IGNORED {
+                positions.push(place[r * length + t - 1] as u32);
+                targets.push(token(label, "labels")?);
+            }
+        }
+    }
+    if positions.is_empty() {
+        return Ok(Answer { logits, loss: None, gradients: Vec::new() });
+    }
+    let count = positions.len();
+    let mut scores = Scores::reserve(model, count)?;
+    scores.forward(model, &sequences, &positions, &targets, 1.0)?;
+    let loss = -scores.log_probabilities()?.iter().sum::<f64>() / count as f64;
+    let mut gradients = model.gradients()?;
+    scores.backward(model, &mut sequences, &vec![-1.0 / count as f64; count], &mut gradients)?;
+    model.backward(&mut sequences, masks.as_ref(), Truncation::default(), &mut gradients)?;
+    let gradients: Result<Vec<_>> = gradients.tensors().iter().map(numbers).collect();
+    Ok(Answer { logits, loss: Some(loss), gradients: gradients? })
+}
+
+/// Tape position of `(row, t)` in a segment of columns `start..end` pushed row by row; earlier columns fill
+/// `rows * start` positions.
+fn sequences_filled(start: usize, end: usize, rows: usize, row: usize, t: usize) -> usize {
+    rows * start + row * (end - start) + (t - start)
+}
+
+fn check(request: &Request) -> Result<()> {
+    let positions = request.rows * request.length;
+    let wrong = |what: &str, found: usize, expected: usize| Err(Error::shape(what, found, expected));
+    if positions == 0 {
+        return Err(Error::input("ids", "no positions", "give at least one row of one token"));
+    }
+    if request.ids.len() != positions {
+        return wrong("ids", request.ids.len(), positions);
+    }
+    if request.labels.len() != positions {
+        return wrong("labels", request.labels.len(), positions);
+    }
+    let soft = request.ids.contains(&SOFT);
+    if soft && request.terms == 0 {
+        return Err(Error::input("soft_ids", "ids hold a soft position (-2), but there are no soft_ids", "add soft_ids and soft_weights"));
+    }
+    let expected = positions * request.terms;
+    if request.soft_ids.len() != expected || request.soft_weights.len() != expected {
+        return wrong("soft_ids and soft_weights", request.soft_ids.len().min(request.soft_weights.len()), expected);
+    }
+    for (n, &id) in request.ids.iter().enumerate() {
+        if id < SOFT || id > i64::from(i32::MAX) {
+            return Err(Error::input(
+                "ids",
+                format!("{id} at row {}, position {}", n / request.length, n % request.length),
+                "token ids are 0 and up; -1 is a latent, -2 a soft position",
+            ));
+        }
+    }
+    Ok(())
+}
+
+fn token(id: i64, what: &str) -> Result<u32> {
+    u32::try_from(id).map_err(|_| Error::input(what, format!("{id} is no token id"), "token ids are 0 and up"))
+}
+
+/// Column ranges: a new one begins at every column where some row has a latent.
+fn cuts(request: &Request) -> Vec<(usize, usize)> {
+    let latent = |t: usize| (0..request.rows).any(|r| request.ids[r * request.length + t] == LATENT);
+    let mut starts: Vec<usize> = (0..request.length).filter(|&t| t == 0 || latent(t)).collect();
+    starts.push(request.length);
+    starts.windows(2).map(|pair| (pair[0], pair[1])).collect()
+}
+
+fn input(request: &Request, n: usize) -> Input {
+    match request.ids[n] {
+        LATENT => Input::Latent,
+        SOFT => {
+            let terms = n * request.terms..(n + 1) * request.terms;
+            let weights = &request.soft_weights[terms.clone()];
+            // An id below 0 becomes one outside any vocabulary, which the model names in its error.
+            let id = |&id: &i64| u32::try_from(id).unwrap_or(u32::MAX);
+            Input::Soft(request.soft_ids[terms].iter().map(id).zip(weights.iter().map(|&w| f64::from(w))).collect())
+        }
+        id => Input::Token(id as u32),
+    }
+}
+
+fn mask_set(model: &Model, request: &Request) -> Result<Option<MaskSet>> {
+    if request.masks.is_empty() {
+        return Ok(None);
+    }
+    let config = model.config();
+    let named = |kind: &SiteKind| request.masks.keys().any(|(_, found)| found == kind);
+    let kinds: Vec<SiteKind> = SiteKind::ALL.into_iter().filter(named).collect();
+    let sites = Sites::new(config.width, config.mlp_hidden, config.layers, &kinds);
+    if let Some((layer, kind)) = request.masks.keys().find(|(layer, kind)| sites.find(*kind, *layer).is_none()) {
+        return Err(Error::input(
+            "masks",
+            format!("mask.{layer}.{} names a layer that has no such site", kind.name()),
+            format!("the model has {} layers; emb and latent stand in layer 0", config.layers),
+        ));
+    }
+    let keep = |site: &Site| request.masks.get(&(site.layer, site.kind)).map(Vec::as_slice);
+    MaskSet::from_keep(model.device(), sites, request.p, request.rows, keep).map(Some)
+}
+
+/// Logits by row and position, a few thousand positions at a time.
+fn logits(model: &Model, sequences: &Sequences, place: &[usize]) -> Result<Vec<f64>> {
+    const AT_ONCE: usize = 1024;
+    let (count, vocab) = (place.len(), model.config().vocab);
+    let mut by_tape = Vec::with_capacity(count * vocab);
+    let mut chunk = Tensor::zeros(model.device(), [AT_ONCE.min(count), vocab], model.dtype())?;
+    for start in (0..count).step_by(AT_ONCE) {
+        let end = (start + AT_ONCE).min(count);
+        model.logits(sequences.hidden(start..end)?, chunk.rows_mut(0..end - start)?)?;
+        by_tape.extend(numbers_of(chunk.rows(0..end - start)?)?);
+    }
+    Ok(place.iter().flat_map(|&n| by_tape[n * vocab..(n + 1) * vocab].iter().copied()).collect())
+}
+
+fn numbers(tensor: &Tensor) -> Result<Vec<f64>> {
+    numbers_of(tensor.view())
+}
+
+fn numbers_of(view: crate::ops::View) -> Result<Vec<f64>> {
+    match view.dtype() {
+        Dtype::F64 => view.download::<f64>(),
+        _ => Ok(view.download::<f32>()?.into_iter().map(f64::from).collect()),
+    }
+}
+
+/// Reads a request from a safetensors file (names and shapes: the fields of [`Request`], README).
+///
+/// # Errors
+/// A file that is no safetensors file, a tensor that is missing, unknown, or of the wrong type or shape.
+pub fn read(path: &Path) -> Result<Request> {
+    let bytes = std::fs::read(path).map_err(Error::io(path, "cannot read"))?;
+    let broken = |error: safetensors::SafeTensorError| {
+        Error::file(path, format!("not a safetensors file: {error}"), "write it with the safetensors library")
+    };
+    let (_, metadata) = SafeTensors::read_metadata(&bytes).map_err(broken)?;
+    let tensors = SafeTensors::deserialize(&bytes).map_err(broken)?;
+    let file = |problem: String, advice: &str| Error::file(path, problem, advice);
+    let ids = tensors.tensor("ids").map_err(|_| file("tensor `ids` is missing".into(), "add ids i64 [rows, T]"))?;
+    let [rows, length] = *ids.shape() else {
+        return Err(file(format!("ids has shape {:?}", ids.shape()), "ids is i64 [rows, T]"));
+    };
+    let mut request = Request { rows, length, ids: integers(path, "ids", &ids)?, ..Request::default() };
+    request.labels = vec![IGNORED; rows * length];
+    for (name, tensor) in tensors.tensors() {
+        let expect = |shape: &[usize]| match tensor.shape() == shape {
+            true => Ok(()),
+            false => Err(file(format!("{name} has shape {:?}", tensor.shape()), &format!("expected {shape:?}"))),
+        };
+        match name.as_str() {
+            "ids" => {}
+            "labels" => {
+                expect(&[rows, length])?;
+                request.labels = integers(path, &name, &tensor)?;
+            }
+            "soft_ids" | "soft_weights" => {
+                let terms = tensor.shape().last().copied().unwrap_or(0);
+                expect(&[rows, length, terms])?;
+                request.terms = terms;
+                match (name.as_str(), tensor.dtype()) {
+                    ("soft_ids", _) => request.soft_ids = integers(path, &name, &tensor)?,
+                    (_, Stored::F32) => request.soft_weights = bytemuck::pod_collect_to_vec(tensor.data()),
+                    (_, found) => return Err(file(format!("soft_weights is {found:?}"), "write it as F32")),
+                }
+            }
+            _ => {
+                let Some((layer, kind)) = mask_name(&name) else {
+                    return Err(file(
+                        format!("unknown tensor `{name}`"),
+                        "known: ids, labels, soft_ids, soft_weights, mask.<layer>.<emb|attn_out|mlp_out|mlp_hid|latent>",
+                    ));
+                };
+                expect(&[rows, tensor.shape().last().copied().unwrap_or(0)])?;
+                if tensor.dtype() != Stored::U8 {
+                    return Err(file(format!("{name} is {:?}", tensor.dtype()), "write masks as U8, 1 = kept"));
+                }
+                request.masks.insert((layer, kind), tensor.data().to_vec());
+            }
+        }
+    }
+    if !request.masks.is_empty() {
+        let p = metadata.metadata().as_ref().and_then(|m| m.get("p")).and_then(|p| p.parse::<f64>().ok());
+        request.p = p.ok_or_else(|| file("masks without a number `p` in the metadata".into(), "add metadata {\"p\": \"0.25\"}"))?;
+    }
+    Ok(request)
+}
+
+/// `mask.<layer>.<site>` taken apart.
+fn mask_name(name: &str) -> Option<(usize, SiteKind)> {
+    let (layer, site) = name.strip_prefix("mask.")?.split_once('.')?;
+    Some((layer.parse().ok()?, SiteKind::from_name(site)?))
+}
+
+fn integers(path: &Path, name: &str, tensor: &TensorView) -> Result<Vec<i64>> {
+    match tensor.dtype() {
+        Stored::I64 => Ok(bytemuck::pod_collect_to_vec(tensor.data())),
+        found => Err(Error::file(path, format!("{name} is {found:?}"), "write it as I64")),
+    }
+}
+
+/// Writes `logits` [rows, T, V], `loss` [1] and `grad/<parameter>` in the model's dtype.
+///
+/// # Errors
+/// The file cannot be written.
+pub fn write(path: &Path, model: &Model, request: &Request, answer: &Answer) -> Result<()> {
+    let mut list: Vec<(String, Vec<usize>, &[f64])> = vec![(
+        "logits".into(),
+        vec![request.rows, request.length, model.config().vocab],
+        &answer.logits,
+    )];
+    let loss = answer.loss.map(|loss| [loss]);
+    if let Some(loss) = &loss {
+        list.push(("loss".into(), vec![1], loss));
+    }
+    for (parameter, gradient) in model.parameter_list().iter().zip(&answer.gradients) {
+        list.push((format!("grad/{}", parameter.name), parameter.shape.dims().to_vec(), gradient));
+    }
+    let stored = if model.dtype() == Dtype::F64 { Stored::F64 } else { Stored::F32 };
+    let bytes: Vec<Vec<u8>> = list.iter().map(|(_, _, values)| encode(values, stored)).collect();
+    let mut views = Vec::with_capacity(list.len());
+    for ((name, shape, _), bytes) in list.iter().zip(&bytes) {
+        let view = TensorView::new(stored, shape.clone(), bytes)
+            .map_err(|error| Error::file(path, format!("{name}: {error}"), "report this: a shape of ours is wrong"))?;
+        views.push((name.as_str(), view));
+    }
+    serialize_to_file(views, None, path)
+        .map_err(|error| Error::file(path, format!("cannot write: {error}"), "check the folder and the free space"))
+}
+
+fn encode(values: &[f64], stored: Stored) -> Vec<u8> {
+    match stored {
+        Stored::F64 => values.iter().flat_map(|v| v.to_le_bytes()).collect(),
+        _ => values.iter().flat_map(|&v| (v as f32).to_le_bytes()).collect(),
+    }
+}
