@@ -1,4 +1,6 @@
 //! The one integration test binary.
 
+mod golden;
 mod layering;
 mod parity;
+mod sequences;

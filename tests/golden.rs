@@ -1,0 +1,158 @@
+//! Whole models against Hugging Face transformers: logits, loss, every gradient, greedy text, through latents,
+//! masks and soft positions. Golden files: tests/golden, made by tools/golden.py.
+
+use latch::base::Dtype;
+use latch::device::Device;
+use latch::model::{Model, Precision};
+use latch::ops::sampler::Law;
+use latch::rollout::generate::{Options, generate};
+use latch::run::probe::{self, Answer, Request};
+use safetensors::SafeTensors;
+use std::ops::ControlFlow;
+use std::path::{Path, PathBuf};
+
+/// Largest difference of a logit from transformers' in float64.
+const LOGITS_F32: f64 = 1e-4;
+const LOGITS_F64: f64 = 3e-6;
+/// Largest difference of a gradient entry, relative to the largest entry of its tensor.
+const GRADIENT_F32: f64 = 1e-3;
+const GRADIENT_F64: f64 = 1e-6;
+
+fn folder() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden")
+}
+
+fn models() -> Vec<PathBuf> {
+    let mut models: Vec<PathBuf> = std::fs::read_dir(folder())
+        .unwrap()
+        .map(|entry| entry.unwrap().path())
+        .filter(|path| path.join("config.json").exists())
+        .collect();
+    models.sort();
+    assert!(models.len() >= 6, "golden models are missing: {models:?}");
+    models
+}
+
+fn cases(model: &Path) -> Vec<String> {
+    let mut names: Vec<String> = std::fs::read_dir(model.join("cases"))
+        .unwrap()
+        .filter_map(|entry| entry.unwrap().file_name().to_str()?.strip_suffix(".in.safetensors").map(String::from))
+        .collect();
+    names.sort();
+    assert!(!names.is_empty(), "{} has no cases", model.display());
+    names
+}
+
+fn floats(tensors: &SafeTensors, name: &str) -> Vec<f64> {
+    let tensor = tensors.tensor(name).unwrap_or_else(|_| panic!("golden tensor {name} is missing"));
+    tensor.data().chunks_exact(4).map(|b| f64::from(f32::from_le_bytes([b[0], b[1], b[2], b[3]]))).collect()
+}
+
+/// Largest absolute difference.
+fn distance(found: &[f64], expected: &[f64]) -> f64 {
+    assert_eq!(found.len(), expected.len());
+    found.iter().zip(expected).map(|(f, e)| if f.is_nan() { f64::INFINITY } else { (f - e).abs() }).fold(0.0, f64::max)
+}
+
+fn compare(model: &Model, case: &Path, found: &Answer, logit_bound: f64, gradient_bound: f64) {
+    let bytes = std::fs::read(case).unwrap();
+    let golden = SafeTensors::deserialize(&bytes).unwrap();
+    let name = case.display();
+    let logits = distance(&found.logits, &floats(&golden, "logits"));
+    assert!(logits <= logit_bound, "{name}: logits differ by {logits:.2e}");
+    let loss = (found.loss.unwrap() - floats(&golden, "loss")[0]).abs();
+    assert!(loss <= logit_bound, "{name}: loss differs by {loss:.2e}");
+    let mut compared = 0;
+    for (parameter, gradient) in model.parameter_list().iter().zip(&found.gradients) {
+        let expected = floats(&golden, &format!("grad/{}", parameter.name));
+        let largest = expected.iter().fold(0.0_f64, |m, g| m.max(g.abs()));
+        let error = distance(gradient, &expected) / largest.max(1e-12);
+        assert!(error <= gradient_bound, "{name}: gradient of {} differs by {error:.2e}", parameter.name);
+        compared += 1;
+    }
+    let gradients = golden.names().iter().filter(|name| name.starts_with("grad/")).count();
+    assert_eq!(compared, gradients, "{name}: numbers of gradients");
+}
+
+fn check(dtype: Dtype, logit_bound: f64, gradient_bound: f64) {
+    for folder in models() {
+        let model = Model::load(&folder, &Device::cpu(), Precision::of(dtype)).unwrap();
+        for case in cases(&folder) {
+            let file = |end: &str| folder.join("cases").join(format!("{case}.{end}.safetensors"));
+            let request: Request = probe::read(&file("in")).unwrap();
+            let answer = probe::probe(&model, &request).unwrap();
+            compare(&model, &file("out"), &answer, logit_bound, gradient_bound);
+        }
+    }
+}
+
+#[test]
+fn every_model_and_case_in_f32() {
+    check(Dtype::F32, LOGITS_F32, GRADIENT_F32);
+}
+
+#[test]
+fn every_model_and_case_in_f64() {
+    check(Dtype::F64, LOGITS_F64, GRADIENT_F64);
+}
+
+#[test]
+fn both_forms_of_config_json_give_the_same_bits() {
+    let mut compared = 0;
+    for folder in models() {
+        for form in ["config-v4.json", "config-v5.json"] {
+            if !folder.join(form).exists() {
+                continue;
+            }
+            let copy = tempfile::tempdir().unwrap();
+            for entry in std::fs::read_dir(&folder).unwrap() {
+                let path = entry.unwrap().path();
+                if path.is_file() {
+                    std::fs::copy(&path, copy.path().join(path.file_name().unwrap())).unwrap();
+                }
+            }
+            std::fs::copy(folder.join(form), copy.path().join("config.json")).unwrap();
+            let request = probe::read(&folder.join("cases/plain.in.safetensors")).unwrap();
+            let run = |path: &Path| {
+                let model = Model::load(path, &Device::cpu(), Precision::of(Dtype::F32)).unwrap();
+                probe::probe(&model, &request).unwrap().logits
+            };
+            assert_eq!(run(&folder), run(copy.path()), "{} {form}", folder.display());
+            compared += 1;
+        }
+    }
+    assert!(compared >= 4, "only {compared} second forms found");
+}
+
+#[test]
+fn greedy_text() {
+    let mut compared = 0;
+    for folder in models() {
+        let text = std::fs::read_to_string(folder.join("greedy.json")).unwrap();
+        let golden: serde_json::Value = serde_json::from_str(&text).unwrap();
+        let model = Model::load(&folder, &Device::cpu(), Precision::of(Dtype::F32)).unwrap();
+        for (kind, case) in golden.as_object().unwrap() {
+            let ids = |key: &str| -> Vec<u32> {
+                let list = case.get(key).and_then(|v| v.as_array()).cloned().unwrap_or_default();
+                list.iter().map(|v| v.as_u64().unwrap() as u32).collect()
+            };
+            let options = Options {
+                latents: case.get("latents").and_then(|v| v.as_u64()).unwrap_or(0) as usize,
+                after_latents: ids("after"),
+                law: Law::Greedy,
+                max_new_tokens: ids("tokens").len(),
+                stop: vec![],
+                seed: 0,
+            };
+            // Twice the same prompt: a batch must not change the text.
+            let prompts = vec![ids("prompt"), ids("prompt")];
+            let (found, _) = generate(&model, &prompts, &options, |_, _| ControlFlow::Continue(())).unwrap();
+            for row in &found {
+                assert_eq!(row.ids, ids("tokens"), "{} {kind}", folder.display());
+            }
+            assert_eq!(found[0], found[1]);
+            compared += 1;
+        }
+    }
+    assert!(compared >= 8, "only {compared} texts compared");
+}
