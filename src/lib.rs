@@ -10,6 +10,7 @@
 pub mod base;
 pub mod cpu;
 pub mod device;
+pub mod learn;
 pub mod model;
 pub mod ops;
 pub mod rollout;

@@ -14,7 +14,8 @@ use super::norm;
 use super::parameters::Gradients;
 use crate::base::{Dtype, Result};
 use crate::device::Device;
-use crate::ops::attention::{self, CacheLayout, Geometry, KvCache};
+use crate::ops::attention::{self, Geometry};
+use crate::ops::kv_cache::{CacheLayout, KvCache};
 use crate::ops::linear::{self, Accumulate};
 use crate::ops::mask::{self, MaskAt, SiteKind};
 use crate::ops::rope::{self, RopeTable};
@@ -176,7 +177,16 @@ impl<'a> Positions<'a> {
     }
 }
 
-impl Block<'_> {
+impl<'a> Block<'a> {
+    fn segment(&self, on: Positions<'a>) -> attention::Segment<'a> {
+        attention::Segment {
+            rows: on.rows,
+            positions: on.positions,
+            geometry: self.geometry,
+            layout: self.cache_layout,
+        }
+    }
+
     fn linear(&self, plan: &LinearPlan, x: View, y: ViewMut) -> Result<()> {
         let bias = plan.bias.map(|index| &self.parameters[index]);
         linear::forward(x, &plan.projection, &self.parameters[plan.weight], bias, y)
@@ -206,7 +216,7 @@ impl Block<'_> {
     /// Without `y` it stops where backward has all it needs (recompute).
     pub fn forward(
         &self,
-        on: Positions,
+        on: Positions<'a>,
         (x, y): (View, Option<ViewMut>),
         cache: &mut KvCache,
         kept: &mut Activations,
@@ -232,18 +242,14 @@ impl Block<'_> {
             rope::forward(kept.query.rows_mut(here())?, geometry.heads, on.positions, table)?;
             rope::forward(kept.key.rows_mut(here())?, geometry.kv_heads, on.positions, table)?;
         }
+        let (q, k, v) = (kept.query.rows(here())?, kept.key.rows(here())?, kept.value.rows(here())?);
         attention::forward(
-            attention::Operands {
-                query: kept.query.rows(here())?,
-                key: kept.key.rows(here())?,
-                value: kept.value.rows(here())?,
-            },
-            attention::Index { rows: on.rows, positions: on.positions },
-            geometry,
-            self.cache_layout,
+            attention::Inputs { q, k, v },
+            &self.segment(on),
             cache,
             kept.attended.rows_mut(here())?,
-            (&mut kept.attention, here()),
+            &mut kept.attention,
+            here(),
         )?;
         self.linear(&plan.output, kept.attended.rows(here())?, work.branch.rows_mut(run.clone())?)?;
         let mask = on.mask(self.layer, SiteKind::AttnOut);
@@ -290,7 +296,7 @@ impl Block<'_> {
     #[allow(clippy::too_many_arguments)]
     pub fn backward(
         &self,
-        on: Positions,
+        on: Positions<'a>,
         x: View,
         dy: &mut Tensor,
         (cache, cache_gradient): (&KvCache, &mut KvCache),
@@ -341,21 +347,21 @@ impl Block<'_> {
         let attended = kept.attended.rows(here())?;
         self.linear_backward(&plan.output, (branch.rows(run.clone())?, attended), d_attended, gradients)?;
         attention::backward(
-            attention::Differentiate {
-                d_out: back.d_attended.rows(run.clone())?,
+            attention::BackwardInputs {
+                dout: back.d_attended.rows(run.clone())?,
+                q: kept.query.rows(here())?,
                 out: attended,
-                query: kept.query.rows(here())?,
+                cache,
                 detach_cached: detach_kv,
             },
-            attention::Index { rows: on.rows, positions: on.positions },
-            geometry,
-            self.cache_layout,
-            (cache, cache_gradient),
-            (&kept.attention, here()),
+            &self.segment(on),
+            cache_gradient,
+            &kept.attention,
+            here(),
             attention::Gradients {
-                query: back.d_query.rows_mut(run.clone())?,
-                key: back.d_key.rows_mut(run.clone())?,
-                value: back.d_value.rows_mut(run.clone())?,
+                dq: back.d_query.rows_mut(run.clone())?,
+                dk: back.d_key.rows_mut(run.clone())?,
+                dv: back.d_value.rows_mut(run.clone())?,
             },
         )?;
         if let Some(table) = self.rope {

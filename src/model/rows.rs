@@ -6,7 +6,7 @@
 
 use crate::base::{Error, Result};
 use crate::device::Device;
-use crate::ops::attention::{self, CacheLayout};
+use crate::ops::kv_cache::{CacheLayout, CacheSpan};
 
 /// One sequence to make room for.
 #[derive(Clone, Copy, Debug)]
@@ -40,7 +40,7 @@ pub(super) struct Row {
     pub latest: Option<usize>,
     /// Latent inputs so far.
     pub latents: usize,
-    pub own_slot: usize,
+    pub span: CacheSpan,
 }
 
 impl Row {
@@ -75,23 +75,22 @@ pub(super) fn plan(plans: &[RowPlan]) -> Result<(Vec<Row>, usize)> {
                 "capacity counts the shared positions too",
             ));
         }
-        let own_slot = slots + shared % attention::BLOCK;
-        slots = (own_slot + plan.capacity - shared).next_multiple_of(attention::BLOCK);
+        let prefix_slot = plan.prefix.map_or(0, |(of, _)| rows[of as usize].span.own_slot);
+        let (span, free) = CacheSpan::after(slots, prefix_slot, shared, plan.capacity - shared);
+        slots = free;
         rows.push(Row {
             capacity: plan.capacity,
             prefix: plan.prefix,
             length: shared,
             latest: None,
             latents: 0,
-            own_slot,
+            span,
         });
     }
-    Ok((rows, slots.max(attention::BLOCK)))
+    Ok((rows, slots.max(1)))
 }
 
 /// The layout as the attention operation reads it.
 pub(super) fn cache_layout(device: &Device, rows: &[Row]) -> Result<CacheLayout> {
-    let column = |f: &dyn Fn(&Row) -> usize| rows.iter().map(|row| f(row) as u32).collect::<Vec<u32>>();
-    let prefix_slot = |row: &Row| row.prefix.map_or(0, |(of, _)| rows[of as usize].own_slot);
-    CacheLayout::from_host(device, &column(&prefix_slot), &column(&Row::prefix_length), &column(&|row| row.own_slot))
+    CacheLayout::new(device, &rows.iter().map(|row| row.span).collect::<Vec<_>>())
 }

@@ -9,8 +9,8 @@ use super::segment::{Input, Segment};
 use super::tape::{Entry, Feed, Record, Tape};
 use crate::base::{Dtype, Error, Result};
 use crate::device::Device;
-use crate::ops::attention::{CacheLayout, KvCache};
 use crate::ops::embedding::{self, Soft};
+use crate::ops::kv_cache::{CacheLayout, KvCache};
 use crate::ops::mask::{self, MaskSet, SiteKind};
 use crate::ops::rope::RopeTable;
 use crate::ops::{Tensor, View, ViewMut, index, latent};
@@ -66,7 +66,7 @@ impl Sequences {
         let width = model.config().width;
         let layers = model.architecture.layers.len();
         let caches = || -> Result<Vec<KvCache>> {
-            (0..layers).map(|_| KvCache::new(device, &model.geometry, slots, dtype)).collect()
+            (0..layers).map(|_| KvCache::zeros(device, &model.geometry, slots, dtype)).collect()
         };
         let records = plan.record != Record::Nothing;
         Ok(Sequences {

@@ -1,0 +1,4 @@
+//! Learning: examples to losses to parameter updates.
+
+pub mod optimizer;
+pub mod supervised;
