@@ -38,7 +38,6 @@ def main():
         print(f"{options.folder}: no config.json there")
         return 1
 
-    # Never fall back to the hub.
     model, report = AutoModelForCausalLM.from_pretrained(
         options.folder, dtype=torch.float32, attn_implementation="eager", output_loading_info=True, local_files_only=True)
     model.eval()
