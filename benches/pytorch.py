@@ -1,0 +1,410 @@
+#!/usr/bin/env python3
+"""The PyTorch side of latch's benchmarks: the same work, written the way a good PyTorch user would write it.
+
+    python benches/pytorch.py --list
+    python benches/pytorch.py --only gemm,train_step/small --repeat 20 --threads 2
+    python benches/pytorch.py --serve
+
+Prints one JSON line per benchmark: name, shape, dtype, threads, cpu, median_ms, min_ms, n, and gflops, gbps, tokens_per_s or
+mib where they mean something (rates are taken from the fastest run). bf16 lines say whether the CPU has instructions for
+it ("bf16": "hardware" or "emulated").
+
+--serve reads one request per line on standard input, {"name": "train_step/small/f32", "iterations": 3}, and answers one
+line, {"name": ..., "threads": ..., "times_ms": [...]}, so that another program can alternate its runs with ours. Models
+stay warm between requests; the first request for a name also does the warm-up. Other requests: {"name": "info"} for
+versions, {"name": "forget"} to drop all models, "threads": N in any request. A failure answers {"name", "error"}.
+
+What is measured:
+  gemm/MxKxN        x[M,K] @ w[N,K]^T into a buffer that exists already (as a linear layer, without the allocation)
+  train_step/...    forward, backward and fused AdamW on 4 x 64 tokens; f32, or bf16 autocast over f32 weights
+  prefill/...       one row of 256 tokens through the model with a fresh KV cache, logits of the last position only
+  decode/...        batch 1, greedy, 32 tokens after a prompt of 64 that is already in the KV cache
+  rollout/...       8 rollouts of one prompt: 64 tokens, 6 latent steps, an end marker, 32 sampled tokens with their
+                    log-probabilities; batched, KV cache, the prompt computed 8 times
+  rollout_shared/.. the same with the prompt computed once and its cache repeated
+  rss/...           peak resident memory of a process that does three training steps (mib; import_mib = before the model)
+  triad/...         a = b + 2 c over three arrays of that size: what the memory gives at this moment
+
+Fair to PyTorch: waiting OpenMP threads sleep, the allocator keeps its memory and asks for huge pages (the process
+restarts itself once to set this), attention is torch's fused one, no dropout, no hooks, gradients off where not needed.
+Weights are random; nothing is downloaded. Left out: torch.compile, quantisation, GPUs.
+"""
+
+import argparse
+import fnmatch
+import gc
+import json
+import os
+import resource
+import statistics
+import subprocess
+import sys
+import time
+
+SETTINGS = {
+    "OMP_WAIT_POLICY": "passive",
+    "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1:glibc.malloc.mmap_max=0:glibc.malloc.trim_threshold=17179869184",
+    "HF_HUB_OFFLINE": "1",
+    "TOKENIZERS_PARALLELISM": "false",
+}
+
+PROMPT, LATENTS, ANSWER, GROUP = 64, 6, 32, 8
+BATCH, LENGTH, PREFILL = 4, 64, 256
+GEMMS = [(256, 768, 3072), (1024, 1024, 1024), (768, 768, 3072), (8, 768, 3072), (1, 768, 50257)]
+MODELS = ("small", "gpt2-124m", "qwen2.5-0.5b")
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Models
+
+def config_of(model):
+    from transformers import GPT2Config, Qwen2Config
+    quiet = dict(resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0)
+    if model == "small":
+        return GPT2Config(vocab_size=1000, n_embd=256, n_layer=4, n_head=8, bos_token_id=0, eos_token_id=0, **quiet)
+    if model == "gpt2-124m":
+        return GPT2Config(**quiet)
+    return Qwen2Config(vocab_size=151936, hidden_size=896, intermediate_size=4864, num_hidden_layers=24,
+                       num_attention_heads=14, num_key_value_heads=2, max_position_embeddings=32768,
+                       tie_word_embeddings=True, rope_parameters={"rope_type": "default", "rope_theta": 1000000.0})
+
+
+def build(model, dtype):
+    import torch
+    from transformers import AutoModelForCausalLM
+    torch.manual_seed(0)
+    return AutoModelForCausalLM.from_config(config_of(model), dtype=dtype, attn_implementation="sdpa")
+
+
+def matmul_parameters(model):
+    """Weights that a token is multiplied with: all matrices, the tied head once, position embeddings not."""
+    return sum(p.numel() for n, p in model.named_parameters() if p.dim() == 2 and "wpe" not in n)
+
+
+class Warm:
+    """Models for inference, shared by every benchmark that wants the same one."""
+
+    def __init__(self):
+        self.models = {}
+
+    def get(self, model, dtype):
+        if (model, dtype) not in self.models:
+            self.models[model, dtype] = build(model, torch_dtype(dtype)).eval().requires_grad_(False)
+        return self.models[model, dtype]
+
+
+def torch_dtype(name):
+    import torch
+    return {"f32": torch.float32, "bf16": torch.bfloat16}[name]
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Work: each returns (function to time, facts). Facts: shape, and per run `flops`, `bytes` or `tokens`.
+
+def gemm(_warm, shape, dtype):
+    import torch
+    m, k, n = map(int, shape.split("x"))
+    x, w = torch.randn(m, k).to(torch_dtype(dtype)), torch.randn(n, k).to(torch_dtype(dtype))
+    y = torch.empty(m, n, dtype=torch_dtype(dtype))
+    rate = {"bytes": (m * k + n * k + m * n) * x.element_size()} if m < 8 else {"flops": 2 * m * k * n}
+    return lambda: torch.mm(x, w.t(), out=y), {"shape": shape, **rate}
+
+
+def train_step(_warm, model, dtype):
+    import torch
+    net = build(model, torch.float32).train()
+    optimiser = torch.optim.AdamW(net.parameters(), lr=1e-5, weight_decay=0.01, fused=True)
+    ids = torch.randint(0, net.config.vocab_size, (BATCH, LENGTH))
+
+    def step():
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=dtype == "bf16"):
+            loss = net(input_ids=ids, labels=ids, use_cache=False).loss
+        loss.backward()
+        optimiser.step()
+        optimiser.zero_grad(set_to_none=True)
+
+    tokens = BATCH * LENGTH
+    return step, {"shape": f"batch {BATCH}x{LENGTH}", "tokens": tokens, "flops": 6 * tokens * matmul_parameters(net)}
+
+
+def prefill(warm, model, dtype):
+    import torch
+    net = warm.get(model, dtype)
+    ids = torch.randint(0, net.config.vocab_size, (1, PREFILL))
+
+    def run():
+        with torch.inference_mode():
+            net(input_ids=ids, use_cache=True, logits_to_keep=1)
+
+    return run, {"shape": f"1x{PREFILL}", "tokens": PREFILL}
+
+
+def decode(warm, model, dtype):
+    import torch
+    from transformers import DynamicCache
+    net = warm.get(model, dtype)
+    prompt = torch.randint(0, net.config.vocab_size, (1, PROMPT))
+    cache = DynamicCache(config=net.config)
+    with torch.inference_mode():
+        first = net(input_ids=prompt, past_key_values=cache, logits_to_keep=1).logits[:, -1].argmax(-1, keepdim=True)
+
+    def run():
+        token = first
+        with torch.inference_mode():
+            cache.crop(PROMPT - cache.get_seq_length())  # minus what the last run appended
+            for _ in range(ANSWER):
+                token = net(input_ids=token, past_key_values=cache).logits[:, -1].argmax(-1, keepdim=True)
+
+    element = torch.empty(0, dtype=torch_dtype(dtype)).element_size()
+    return run, {"shape": f"prompt {PROMPT}, {ANSWER} tokens", "tokens": ANSWER,
+                 "bytes": ANSWER * matmul_parameters(net) * element}
+
+
+def rollout(warm, model, dtype, shared=False):
+    import torch
+    from transformers import DynamicCache
+    net = warm.get(model, dtype)
+    body, head, vocab = net.base_model, net.get_output_embeddings(), net.config.vocab_size
+    prompt = torch.randint(0, vocab, (1, PROMPT))
+    end = torch.zeros(GROUP, 1, dtype=torch.int64)
+
+    def run():
+        with torch.inference_mode():
+            cache = DynamicCache(config=net.config)
+            ids = prompt if shared else prompt.expand(GROUP, -1)
+            z = body(input_ids=ids, past_key_values=cache, use_cache=True).last_hidden_state[:, -1:]
+            if shared:
+                cache.batch_repeat_interleave(GROUP)
+                z = z.expand(GROUP, -1, -1)
+            for _ in range(LATENTS):
+                z = body(inputs_embeds=z, past_key_values=cache, use_cache=True).last_hidden_state
+            token, tokens, scores = end, [], []
+            for _ in range(ANSWER):
+                h = body(input_ids=token, past_key_values=cache, use_cache=True).last_hidden_state
+                logp = torch.log_softmax(head(h[:, -1]).float(), dim=-1)
+                token = torch.multinomial(logp.exp(), 1)
+                tokens.append(token)
+                scores.append(logp.gather(-1, token))
+            return torch.cat(tokens, 1), torch.cat(scores, 1)
+
+    return run, {"shape": f"K {GROUP}, prompt {PROMPT}, {LATENTS} latents, {ANSWER} tokens", "tokens": GROUP * ANSWER}
+
+
+def rollout_shared(warm, model, dtype):
+    return rollout(warm, model, dtype, shared=True)
+
+
+def triad(_warm, size, _dtype):
+    import torch
+    n = int(size.removesuffix("mib")) * 2**20 // 4
+    a, b, c = torch.zeros(n), torch.ones(n), torch.ones(n)
+    return lambda: torch.add(b, c, alpha=2.0, out=a), {"shape": f"3 x {size}", "bytes": 3 * 4 * n}
+
+
+def names():
+    """Every benchmark's name, WORK/SHAPE/DTYPE. Stable: other programs spell them."""
+    both = ("f32", "bf16")
+    found = [f"triad/{s}/f32" for s in ("8mib", "128mib")]
+    found += [f"gemm/{m}x{k}x{n}/{d}" for m, k, n in GEMMS for d in both]
+    found += [f"train_step/{m}/{d}" for m in MODELS[:2] for d in both]
+    found += [f"{w}/{m}/{d}" for w in ("prefill", "decode") for m in MODELS for d in both]
+    found += [f"{w}/{m}/{d}" for w in ("rollout", "rollout_shared") for m in MODELS[:2] for d in both]
+    found += [f"rss/train_step/{m}/{d}" for m in MODELS[:2] for d in both]
+    return found
+
+
+WORK = {f.__name__: f for f in (gemm, train_step, prefill, decode, rollout, rollout_shared, triad)}
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Timing
+
+class Bench:
+    """Prepared benchmarks by name, so that a second request for one finds it warm."""
+
+    def __init__(self):
+        self.warm, self.ready = Warm(), {}
+
+    def prepare(self, name):
+        if name not in names():
+            raise ValueError(f"unknown benchmark {name!r}; --list prints them")
+        if name not in self.ready:
+            work, shape, dtype = name.split("/")
+            run, facts = WORK[work](self.warm, shape, dtype)
+            start = time.perf_counter()
+            run()
+            if time.perf_counter() - start < 5.0:
+                run()  # oneDNN and the allocator settle in the second run
+            self.ready[name] = run, facts
+        return self.ready[name]
+
+    def times(self, name, iterations, budget=None):
+        """Milliseconds of each run; with a budget in seconds it stops early, though not before three."""
+        run, _ = self.prepare(name)
+        taken, start = [], time.perf_counter()
+        while len(taken) < iterations:
+            before = time.perf_counter()
+            run()
+            after = time.perf_counter()
+            taken.append((after - before) * 1e3)
+            if budget and after - start > budget and len(taken) >= 3:
+                break
+        return taken
+
+    def forget(self, name=None):
+        """Drops one prepared benchmark, or with no name everything."""
+        if name is None:
+            self.warm, self.ready = Warm(), {}
+        else:
+            self.ready.pop(name, None)
+        gc.collect()
+
+
+def peak_mib():
+    """This process's own high-water mark.
+
+    getrusage's figure survives exec and, after a vfork, starts from the parent's, so a small child of a large process
+    reports the large one. Linux keeps the per-process mark in /proc; getrusage stands in elsewhere.
+    """
+    try:
+        with open("/proc/self/status") as status:
+            return int(next(line for line in status if line.startswith("VmHWM")).split()[1]) / 1024
+    except (OSError, StopIteration):
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 1024)
+
+
+def measure_rss(name, threads):
+    command = [sys.executable, os.path.abspath(__file__), "--rss-child", name, "--threads", str(threads)]
+    done = subprocess.run(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True)
+    if done.returncode:
+        raise RuntimeError(f"the measured process ended with {done.returncode}")
+    return json.loads(done.stdout)
+
+
+def rss_child(name):
+    from transformers import GPT2LMHeadModel  # noqa: F401  torch and the model's code come with it
+    before = peak_mib()
+    _, work, model, dtype = name.split("/")
+    run, _ = WORK[work](Warm(), model, dtype)
+    for _ in range(3):
+        run()
+    return {"mib": round(peak_mib(), 1), "import_mib": round(before, 1)}
+
+
+def cpu_capability():
+    """The vector instructions torch chose."""
+    import torch
+    return torch.backends.cpu.get_cpu_capability()
+
+
+def bf16_in_hardware():
+    """Without AMX or AVX-512 bf16 torch emulates; a training step was measured 28 times slower than its f32."""
+    try:
+        with open("/proc/cpuinfo") as info:
+            flags = info.read()
+    except OSError:
+        return True  # unknown
+    return "flags" not in flags or any(f in flags for f in ("avx512_bf16", "amx_bf16"))
+
+
+def report(bench, name, repeat, budget, threads):
+    line = {"name": name, "dtype": name.rsplit("/", 1)[1], "threads": threads, "cpu": cpu_capability()}
+    if line["dtype"] == "bf16":
+        line["bf16"] = "hardware" if bf16_in_hardware() else "emulated"
+    if name.startswith("rss/"):
+        return {**line, "shape": f"batch {BATCH}x{LENGTH}", **measure_rss(name, threads)}
+    taken = bench.times(name, repeat, budget)
+    facts, best = bench.ready[name][1], min(taken)
+    line |= {"shape": facts["shape"], "median_ms": round(statistics.median(taken), 4), "min_ms": round(best, 4),
+             "n": len(taken)}
+    if "flops" in facts:
+        line["gflops"] = round(facts["flops"] / best / 1e6, 1)
+    if "bytes" in facts:
+        line["gbps"] = round(facts["bytes"] / best / 1e6, 2)
+    if "tokens" in facts:
+        line["tokens_per_s"] = round(facts["tokens"] / best * 1e3, 1)
+    return line
+
+
+def serve(threads):
+    import torch
+    import transformers
+    bench = Bench()
+    for text in sys.stdin:
+        if not text.strip():
+            continue
+        name = None
+        try:
+            request = json.loads(text)
+            name, iterations = request["name"], int(request.get("iterations", 1))
+            used = int(request.get("threads", threads))
+            torch.set_num_threads(used)
+            answer = {"name": name, "threads": used}
+            if name == "info":
+                answer |= {"torch": torch.__version__, "transformers": transformers.__version__, "cpu": cpu_capability(),
+                           "bf16": "hardware" if bf16_in_hardware() else "emulated", "names": names()}
+            elif name == "forget":
+                bench.forget()
+            elif name in names() and name.startswith("rss/"):
+                answer |= measure_rss(name, used)
+            else:
+                answer["times_ms"] = [round(t, 4) for t in bench.times(name, iterations)]
+        except Exception as error:  # one bad request must not end the other program's run
+            answer = {"name": name, "error": f"{type(error).__name__}: {error}"}
+        print(json.dumps(answer), flush=True)
+
+
+def selected(only):
+    """Names that equal, start with (by whole parts) or match one of the patterns."""
+    if not only:
+        return names()
+    patterns = only.split(",")
+    found = [n for n in names() if any(n == p or n.startswith(p.rstrip("/") + "/") or fnmatch.fnmatch(n, p)
+                                       for p in patterns)]
+    if not found:
+        sys.exit(f"--only {only}: no such benchmark; --list prints them")
+    return found
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--list", action="store_true", help="print the names and stop")
+    parser.add_argument("--only", help="names, leading parts of names or patterns, separated by commas")
+    parser.add_argument("--repeat", type=int, default=20, help="timed runs of each (default 20)")
+    parser.add_argument("--budget", type=float, default=20.0,
+                        help="seconds after which a benchmark stops early, after three runs at least (default 20)")
+    parser.add_argument("--threads", type=int, default=os.cpu_count(), help="torch threads (default all)")
+    parser.add_argument("--serve", action="store_true", help="answer requests on standard input")
+    parser.add_argument("--rss-child", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.repeat < 1 or options.threads < 1:
+        parser.error("--repeat and --threads must be at least 1")
+    if options.list:
+        print("\n".join(names()))
+        return
+    chosen = selected(options.only)
+    if any(os.environ.get(k) != v for k, v in SETTINGS.items()) and sys.platform == "linux":
+        # The allocator and OpenMP read these when a process starts.
+        os.environ.update(SETTINGS)
+        os.execv(sys.executable, [sys.executable, *sys.argv])
+    os.environ.update(SETTINGS)
+    import torch
+    import transformers
+    transformers.logging.set_verbosity_error()
+    torch.set_num_threads(options.threads)
+    if options.rss_child:
+        print(json.dumps(rss_child(options.rss_child)))
+    elif options.serve:
+        serve(options.threads)
+    else:
+        bench = Bench()
+        if not options.only and not bf16_in_hardware():
+            print("no bf16 instructions here: bf16 is left out unless --only names it", file=sys.stderr)
+            chosen = [n for n in chosen if not n.endswith("/bf16")]
+        for name in chosen:
+            print(json.dumps(report(bench, name, options.repeat, options.budget, options.threads)), flush=True)
+            bench.forget(name)
+
+
+if __name__ == "__main__":
+    main()
