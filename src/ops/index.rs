@@ -1,1 +1,75 @@
-//! Filled in next.
+//! Small integer operations on the device, so that a decode step needs no upload. CPU: here, they are one line each.
+//! Parity: tests/parity/gather.rs.
+
+use super::{View, ViewMut};
+use crate::base::{Dtype, Error, Result};
+use crate::device::{Device, Element};
+
+/// `positions += by` in place; U32 `[N, 1]`.
+///
+/// # Errors
+/// Another dtype.
+pub fn advance(mut positions: ViewMut, by: u32) -> Result<()> {
+    let (rows, cols) = (positions.count(), positions.cols());
+    positions.expect("advance", rows, cols, Dtype::U32)?;
+    match positions.device() {
+        Device::Cpu(_) => positions.slice::<u32>()?.iter_mut().for_each(|p| *p = p.wrapping_add(by)),
+        gpu @ Device::Gpu(_) => return Err(gpu.no_kernel("advance")),
+    }
+    Ok(())
+}
+
+/// `ids = tokens`: sampled tokens (U32 `[N, 1]`) become input ids (I32 `[N, 1]`).
+///
+/// # Errors
+/// Shapes or dtypes that do not fit.
+pub fn set_ids(tokens: View, mut ids: ViewMut) -> Result<()> {
+    let (rows, cols) = (tokens.count(), tokens.cols());
+    tokens.expect("set_ids tokens", rows, cols, Dtype::U32)?;
+    ids.expect("set_ids ids", rows, cols, Dtype::I32)?;
+    match ids.device() {
+        Device::Cpu(_) => {
+            for (id, &token) in ids.slice::<i32>()?.iter_mut().zip(tokens.slice::<u32>()?) {
+                // Token ids are below 2^31: a vocabulary has far fewer entries.
+                *id = token as i32;
+            }
+        }
+        gpu @ Device::Gpu(_) => return Err(gpu.no_kernel("set_ids")),
+    }
+    Ok(())
+}
+
+/// Every element becomes `value`; its type must be the tensor's.
+///
+/// # Errors
+/// A dtype that is not the value's.
+pub fn fill<T: Element>(mut x: ViewMut, value: T) -> Result<()> {
+    let (rows, cols) = (x.count(), x.cols());
+    x.expect("fill", rows, cols, T::DTYPE)?;
+    match x.device() {
+        Device::Cpu(_) => x.slice::<T>()?.fill(value),
+        gpu @ Device::Gpu(_) => return Err(gpu.no_kernel("fill")),
+    }
+    Ok(())
+}
+
+/// Fails unless every signed index is in `least..bound`. Only for CPU arms: a GPU kernel guards its reads itself.
+pub(in crate::ops) fn expect_indices(what: &str, indices: &[i32], least: i32, bound: usize) -> Result<()> {
+    let inside = |&i: &i32| i >= least && (i < 0 || (i as usize) < bound);
+    match indices.iter().position(|i| !inside(i)) {
+        None => Ok(()),
+        Some(at) => Err(outside(what, at, i64::from(indices[at]), i64::from(least), bound)),
+    }
+}
+
+/// The same for unsigned indices in `0..bound`.
+pub(in crate::ops) fn expect_rows(what: &str, indices: &[u32], bound: usize) -> Result<()> {
+    match indices.iter().position(|&i| i as usize >= bound) {
+        None => Ok(()),
+        Some(at) => Err(outside(what, at, i64::from(indices[at]), 0, bound)),
+    }
+}
+
+fn outside(what: &str, at: usize, found: i64, least: i64, bound: usize) -> Error {
+    Error::shape(what, format!("index {found} at entry {at}"), format!("{least}..{bound}"))
+}
