@@ -1,1 +1,415 @@
-//! Filled in next.
+//! Log-probabilities and entropies of a softmax over a vocabulary, without holding the logits of all rows.
+//! Operation: ops/log_probability.rs. The sampler (cpu/sampler.rs) shares the row arithmetic, [`Running`].
+//!
+//! ```text
+//! s[r,v] = (sum_k h[r,k] w[v,k]) / T        M[r] = max_v s[r,v]       Z[r] = sum_v exp(s[r,v] - M[r])
+//! log p[r,v] = (s[r,v] - M[r]) - ln Z[r]    H[r] = ln Z[r] - (1/Z[r]) sum_v exp(s - M) (s - M)
+//! backward   dlogits[r,v] = (dlp[r] (1[v = target] - p[r,v]) - dH[r] p[r,v] (log p[r,v] + H[r])) / T
+//!            dh[r]  = sum_v dlogits[r,v] w[v]              dw[v] += sum_r dlogits[r,v] h[r]
+//! ```
+//!
+//! The vocabulary is walked in chunks of [`CHUNK`] ids anchored at id 0; a chunk's maximum and sums are taken in
+//! sixteen lanes and merged into the row's in ascending order. Nothing else decides a row's bits. Products are
+//! made for panels of a few chunks and at most [`ROW_BLOCK`] rows, which live in scratch memory that a thread
+//! keeps; backward makes the panel again instead of storing it (the idea of "cut cross-entropy",
+//! Wijmans et al. 2024).
+
+use super::float::{Float, LANES, sum_lanes};
+use super::{isa, parallel};
+use std::cell::Cell;
+
+/// Ids whose sums are taken together.
+pub const CHUNK: usize = 512;
+/// Ids whose logits are held at once: whole chunks.
+const PANEL: usize = 4 * CHUNK;
+/// Rows whose logits are held at once.
+pub const ROW_BLOCK: usize = 512;
+/// Numbers of a row carried from panel to panel: those of [`Running`] and the target's scaled logit.
+const STATE: usize = 4;
+
+/// The softmax statistics of the ids seen so far.
+#[derive(Clone, Copy, Debug)]
+pub struct Running<T> {
+    /// Largest scaled logit.
+    pub maximum: T,
+    /// Sum of exp(s - maximum).
+    pub sum: T,
+    /// Sum of exp(s - maximum) * (s - maximum), kept where entropy is wanted.
+    pub weighted: T,
+}
+
+impl<T: Float> Running<T> {
+    /// Nothing seen.
+    pub const EMPTY: Self = Running { maximum: T::NEG_INFINITY, sum: T::ZERO, weighted: T::ZERO };
+
+    /// Statistics of all of `logits`, chunk by chunk.
+    #[inline(always)]
+    pub fn of<const ENTROPY: bool>(logits: &[T], inverse_temperature: T) -> Self {
+        let mut running = Running::EMPTY;
+        for chunk in logits.chunks(CHUNK) {
+            running.absorb::<ENTROPY>(chunk, inverse_temperature);
+        }
+        running
+    }
+
+    /// Adds the next chunk. NaN anywhere makes the sum NaN; minus infinity counts as probability 0.
+    #[inline(always)]
+    pub fn absorb<const ENTROPY: bool>(&mut self, chunk: &[T], inverse_temperature: T) {
+        let (body, tail) = chunk.as_chunks::<LANES>();
+        let mut lanes = [T::NEG_INFINITY; LANES];
+        for block in body {
+            for i in 0..LANES {
+                lanes[i] = lanes[i].larger(block[i] * inverse_temperature);
+            }
+        }
+        for i in 0..tail.len() {
+            lanes[i] = lanes[i].larger(tail[i] * inverse_temperature);
+        }
+        let maximum = lanes.into_iter().fold(T::NEG_INFINITY, T::larger);
+        // A chunk of zero probability: any shift will do that does not make NaN of -inf - -inf.
+        let shift = if maximum == T::NEG_INFINITY { T::ZERO } else { maximum };
+
+        let (mut sums, mut weighted) = ([T::ZERO; LANES], [T::ZERO; LANES]);
+        let mut add = |lane: usize, logit: T| {
+            let distance = logit * inverse_temperature - shift;
+            let weight = distance.exp();
+            sums[lane] += weight;
+            if ENTROPY {
+                let distance = if weight == T::ZERO { T::ZERO } else { distance };
+                weighted[lane] = weight.mul_add(distance, weighted[lane]);
+            }
+        };
+        for block in body {
+            for i in 0..LANES {
+                add(i, block[i]);
+            }
+        }
+        for i in 0..tail.len() {
+            add(i, tail[i]);
+        }
+        let weighted = if ENTROPY { sum_lanes(weighted) } else { T::ZERO };
+        self.merge(Running { maximum, sum: sum_lanes(sums), weighted });
+    }
+
+    #[inline(always)]
+    fn merge(&mut self, next: Running<T>) {
+        let maximum = self.maximum.larger(next.maximum);
+        let (old, new) = (rescale(*self, maximum), rescale(next, maximum));
+        *self = Running { maximum, sum: old.sum + new.sum, weighted: old.weighted + new.weighted };
+    }
+
+    /// ln of the sum of exp(s - maximum): what [`log_probability`] subtracts last.
+    #[inline(always)]
+    pub fn log_sum(&self) -> T {
+        self.sum.ln()
+    }
+
+    /// Entropy in nats; the chunks must have been absorbed with `ENTROPY`.
+    #[inline(always)]
+    pub fn entropy(&self) -> T {
+        self.sum.ln() - self.weighted / self.sum
+    }
+}
+
+/// The same statistics relative to another maximum.
+#[inline(always)]
+fn rescale<T: Float>(from: Running<T>, maximum: T) -> Running<T> {
+    if from.maximum == maximum {
+        return from;
+    }
+    let distance = from.maximum - maximum;
+    let scale = distance.exp();
+    // 0 * -inf would be NaN where nothing had been seen.
+    let moved = if from.sum == T::ZERO { T::ZERO } else { from.sum * distance };
+    Running { maximum, sum: from.sum * scale, weighted: (from.weighted + moved) * scale }
+}
+
+/// Log-probability of a scaled logit.
+#[inline(always)]
+pub fn log_probability<T: Float>(scaled: T, maximum: T, log_sum: T) -> T {
+    (scaled - maximum) - log_sum
+}
+
+/// An element of the output head, widened to the type that products are made in.
+pub trait Weight<T>: Copy + Send + Sync + 'static {
+    /// The same value.
+    fn widen(self) -> T;
+}
+impl Weight<f32> for f32 {
+    #[inline(always)]
+    fn widen(self) -> f32 {
+        self
+    }
+}
+impl Weight<f64> for f64 {
+    #[inline(always)]
+    fn widen(self) -> f64 {
+        self
+    }
+}
+impl Weight<f32> for half::bf16 {
+    #[inline(always)]
+    fn widen(self) -> f32 {
+        self.to_f32()
+    }
+}
+
+/// The operands: `h[rows, width]`, the head `w[vocabulary, width]`, `targets[rows]` below `vocabulary`.
+#[derive(Clone, Copy, Debug)]
+pub struct Operands<'a, T, W> {
+    /// Final hidden states.
+    pub h: &'a [T],
+    /// The output head.
+    pub w: &'a [W],
+    /// Elements of a hidden state.
+    pub width: usize,
+    /// Scored ids.
+    pub targets: &'a [u32],
+    /// 1 / T.
+    pub inverse_temperature: T,
+}
+
+impl<T: Float, W: Weight<T>> Operands<'_, T, W> {
+    fn vocabulary(&self) -> usize {
+        self.w.len() / self.width
+    }
+
+    fn rows(&self, first: usize, rows: usize) -> Self {
+        let h = &self.h[first * self.width..(first + rows) * self.width];
+        Operands { h, targets: &self.targets[first..first + rows], ..*self }
+    }
+
+    /// Logits (before the temperature) of all rows and of ids `first .. first + panel.len() / rows`.
+    fn logits(&self, first: usize, panel: &mut [T]) {
+        let ids = panel.len() / self.targets.len();
+        let w = &self.w[first * self.width..(first + ids) * self.width];
+        product(
+            self.width,
+            |r, k| self.h[r * self.width + k],
+            |k, v| w[v * self.width + k].widen(),
+            (panel, ids),
+            false,
+        );
+    }
+}
+
+fn product<T: Float>(
+    inner: usize,
+    a: impl Fn(usize, usize) -> T + Sync,
+    b: impl Fn(usize, usize) -> T + Sync,
+    (c, cols): (&mut [T], usize),
+    add: bool,
+) {
+    parallel::rows(c, cols, cols * inner, |first, c| {
+        isa::run(|| {
+            for (r, c) in c.chunks_exact_mut(cols).enumerate() {
+                for (v, c) in c.iter_mut().enumerate() {
+                    let mut sum = if add { *c } else { T::ZERO };
+                    for k in 0..inner {
+                        sum = a(first + r, k).mul_add(b(k, v), sum);
+                    }
+                    *c = sum;
+                }
+            }
+        })
+    });
+}
+
+/// Where [`forward`] writes; each slice holds one number a row.
+#[derive(Debug)]
+pub struct Results<'a, T> {
+    /// Log-probability of the target.
+    pub log_probability: &'a mut [T],
+    /// Largest scaled logit, for backward.
+    pub maximum: &'a mut [T],
+    /// ln sum exp(s - maximum), for backward.
+    pub log_sum: &'a mut [T],
+    /// Entropy in nats.
+    pub entropy: &'a mut [T],
+}
+
+/// Log-probability of each row's target, with what backward needs.
+pub fn forward<T: Float, W: Weight<T>>(all: Operands<T, W>, out: Results<T>) {
+    let vocabulary = all.vocabulary();
+    for first_row in (0..all.targets.len()).step_by(ROW_BLOCK) {
+        let rows = ROW_BLOCK.min(all.targets.len() - first_row);
+        let operands = all.rows(first_row, rows);
+        with_scratch(rows * (PANEL.min(vocabulary) + STATE), |scratch| {
+            let (states, panel) = scratch.split_at_mut(rows * STATE);
+            for state in states.chunks_exact_mut(STATE) {
+                let empty = Running::<T>::EMPTY;
+                state.copy_from_slice(&[empty.maximum, empty.sum, empty.weighted, T::ZERO]);
+            }
+            for first in (0..vocabulary).step_by(PANEL) {
+                let ids = PANEL.min(vocabulary - first);
+                let panel = &mut panel[..rows * ids];
+                operands.logits(first, panel);
+                absorb_panel(&operands, first, (panel, ids), states);
+            }
+            for (row, state) in (first_row..).zip(states.chunks_exact(STATE)) {
+                let running = Running { maximum: state[0], sum: state[1], weighted: state[2] };
+                out.maximum[row] = running.maximum;
+                out.log_sum[row] = running.log_sum();
+                out.entropy[row] = running.entropy();
+                out.log_probability[row] = log_probability(state[3], running.maximum, running.log_sum());
+            }
+        });
+    }
+}
+
+/// Adds a panel of logits (ids from `first` on) to the state of each row.
+fn absorb_panel<T: Float, W: Weight<T>>(
+    operands: &Operands<T, W>,
+    first: usize,
+    (panel, ids): (&mut [T], usize),
+    states: &mut [T],
+) {
+    let inverse_temperature = operands.inverse_temperature;
+    parallel::rows2((panel, ids), (states, STATE), 16 * ids, |row, panel, states| {
+        isa::run(|| {
+            let rows = panel.chunks_exact(ids).zip(states.chunks_exact_mut(STATE));
+            for ((logits, state), &target) in rows.zip(&operands.targets[row..]) {
+                let mut running = Running { maximum: state[0], sum: state[1], weighted: state[2] };
+                for chunk in logits.chunks(CHUNK) {
+                    running.absorb::<true>(chunk, inverse_temperature);
+                }
+                state[..3].copy_from_slice(&[running.maximum, running.sum, running.weighted]);
+                if let Some(&logit) = (target as usize).checked_sub(first).and_then(|i| logits.get(i)) {
+                    state[3] = logit * inverse_temperature;
+                }
+            }
+        });
+    });
+}
+
+/// What [`backward`] reads besides the operands; one number a row each.
+#[derive(Clone, Copy, Debug)]
+pub struct Upstream<'a, T> {
+    /// Gradient of the log-probability.
+    pub d_log_probability: &'a [T],
+    /// Gradient of the entropy; none is zero.
+    pub d_entropy: Option<&'a [T]>,
+    /// From [`forward`].
+    pub maximum: &'a [T],
+    /// From [`forward`].
+    pub log_sum: &'a [T],
+    /// From [`forward`].
+    pub entropy: &'a [T],
+}
+
+/// Gradients: assigns `dh[rows, width]`, adds to `dw[vocabulary, width]`.
+pub fn backward<T: Float, W: Weight<T>>(
+    all: Operands<T, W>,
+    upstream: Upstream<T>,
+    dh: &mut [T],
+    dw: &mut [T],
+) {
+    let (vocabulary, width) = (all.vocabulary(), all.width);
+    dh.fill(T::ZERO);
+    for first_row in (0..all.targets.len()).step_by(ROW_BLOCK) {
+        let rows = ROW_BLOCK.min(all.targets.len() - first_row);
+        let operands = all.rows(first_row, rows);
+        let dh = &mut dh[first_row * width..(first_row + rows) * width];
+        with_scratch(rows * PANEL.min(vocabulary), |panel| {
+            for first in (0..vocabulary).step_by(PANEL) {
+                let ids = PANEL.min(vocabulary - first);
+                let panel = &mut panel[..rows * ids];
+                operands.logits(first, panel);
+                differentiate_panel(&operands, first, (panel, ids), first_row, upstream);
+                let w = &operands.w[first * width..(first + ids) * width];
+                let panel = &*panel;
+                product(ids, |r, v| panel[r * ids + v], |v, k| w[v * width + k].widen(), (dh, width), true);
+                let dw = &mut dw[first * width..(first + ids) * width];
+                product(rows, |v, r| panel[r * ids + v], |r, k| operands.h[r * width + k], (dw, width), true);
+            }
+        });
+    }
+}
+
+/// Turns a panel of logits into their gradient.
+fn differentiate_panel<T: Float, W: Weight<T>>(
+    operands: &Operands<T, W>,
+    first: usize,
+    (panel, ids): (&mut [T], usize),
+    first_row: usize,
+    upstream: Upstream<T>,
+) {
+    let inverse_temperature = operands.inverse_temperature;
+    parallel::rows(panel, ids, 16 * ids, |row, panel| {
+        isa::run(|| {
+            for (local, logits) in (row..).zip(panel.chunks_exact_mut(ids)) {
+                let row = first_row + local;
+                let (maximum, log_sum) = (upstream.maximum[row], upstream.log_sum[row]);
+                let d_log_probability = upstream.d_log_probability[row];
+                match upstream.d_entropy {
+                    None => {
+                        let scale = -(inverse_temperature * d_log_probability);
+                        for logit in logits.iter_mut() {
+                            let log_p = log_probability(*logit * inverse_temperature, maximum, log_sum);
+                            *logit = log_p.exp() * scale;
+                        }
+                    }
+                    Some(d_entropy) => {
+                        let (d_entropy, entropy) = (d_entropy[row], upstream.entropy[row]);
+                        for logit in logits.iter_mut() {
+                            let log_p = log_probability(*logit * inverse_temperature, maximum, log_sum);
+                            let slope = d_entropy.mul_add(log_p + entropy, d_log_probability);
+                            *logit = log_p.exp() * -(inverse_temperature * slope);
+                        }
+                    }
+                }
+                let target = operands.targets[local] as usize;
+                if let Some(logit) = target.checked_sub(first).and_then(|i| logits.get_mut(i)) {
+                    *logit += inverse_temperature * d_log_probability;
+                }
+            }
+        });
+    });
+}
+
+thread_local! {
+    static SCRATCH: Cell<Vec<f64>> = const { Cell::new(Vec::new()) };
+}
+
+/// Lends `elements` numbers of undefined content that this thread keeps between calls. A nested call (a thread
+/// that waits may be handed another task) gets memory of its own.
+#[inline(always)]
+pub(super) fn with_scratch<T: Float, R>(elements: usize, body: impl FnOnce(&mut [T]) -> R) -> R {
+    let mut store = SCRATCH.take();
+    let needed = (elements * size_of::<T>()).div_ceil(size_of::<f64>());
+    if store.len() < needed {
+        store.resize(needed, 0.0);
+    }
+    let result = body(&mut bytemuck::cast_slice_mut(&mut store)[..elements]);
+    SCRATCH.set(store);
+    result
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn minus_infinity_is_probability_zero_and_nan_stays_nan() {
+        let mut logits = vec![f64::NEG_INFINITY; 2 * CHUNK + 3];
+        logits[CHUNK + 5] = 1.0;
+        logits[2 * CHUNK + 1] = 1.0;
+        let running = Running::of::<true>(&logits, 1.0);
+        assert_eq!((running.maximum, running.sum), (1.0, 2.0));
+        assert!((running.entropy() - 2.0_f64.ln()).abs() < 1e-15);
+        for at in [0, CHUNK + 5, 2 * CHUNK + 2] {
+            let mut broken = logits.clone();
+            broken[at] = f64::NAN;
+            assert!(Running::of::<false>(&broken, 1.0).sum.is_nan(), "{at}");
+        }
+        assert!(Running::of::<false>(&[f64::NAN; 20], 1.0).sum.is_nan());
+    }
+
+    #[test]
+    fn entropy_does_not_change_the_sum() {
+        let logits: Vec<f32> = (0..1777).map(|i| ((i * 7919) % 1009) as f32 * 0.01).collect();
+        let (with, without) = (Running::of::<true>(&logits, 0.7), Running::of::<false>(&logits, 0.7));
+        assert_eq!(with.maximum.to_bits(), without.maximum.to_bits());
+        assert_eq!(with.sum.to_bits(), without.sum.to_bits());
+    }
+}

@@ -1,1 +1,310 @@
-//! Filled in next.
+//! Drawing tokens from rows of logits. Operation: ops/sampler.rs.
+//!
+//! ```text
+//! s[v] = logit[v] / T
+//! kept = ids after top-k, then top-p, then min-p (the order of Hugging Face); everything where none is asked for
+//! draw   argmax over kept of s[v] + eps[v], eps[v] from word v of the row's stream (cpu/gumbel.rs)
+//! score  (s[token] - M) - ln sum over kept of exp(s - M)
+//! ```
+//!
+//! That the argmax follows softmax(s) is the Gumbel-max trick (Gumbel 1954; Maddison, Tarlow & Minka 2014). All ties
+//! go to the lower id. Minus infinity is probability 0 and is never kept.
+//!
+//! A row's draw depends on its logits, key and step alone.
+
+mod filter;
+mod support;
+
+pub use filter::Filters;
+pub use support::{Stored, score, score_backward};
+
+use super::float::{Float, LANES};
+use super::gumbel::{self, BLOCKS, WORDS};
+use super::log_probability::{Running, log_probability, with_scratch};
+use super::{isa, parallel};
+use crate::base::rng::StreamKey;
+use filter::with_kept;
+
+/// The law of a draw.
+#[derive(Clone, Copy, Debug)]
+pub enum Law<T> {
+    /// The most probable id, scored under the plain softmax.
+    Greedy,
+    /// A draw from the filtered, tempered softmax.
+    Categorical {
+        /// 1 / T.
+        inverse_temperature: T,
+        /// What is kept.
+        filters: Filters,
+    },
+}
+
+impl<T: Float> Law<T> {
+    fn inverse_temperature(self) -> T {
+        match self {
+            Law::Greedy => T::ONE,
+            Law::Categorical { inverse_temperature, .. } => inverse_temperature,
+        }
+    }
+}
+
+/// What rows are drawn from.
+#[derive(Clone, Copy, Debug)]
+pub struct Rows<'a, T> {
+    /// `[rows, vocabulary]`.
+    pub logits: &'a [T],
+    /// Ids of a row.
+    pub vocabulary: usize,
+    /// Stream keys `[rows, 2]`.
+    pub keys: &'a [u32],
+    /// Philox step of each row.
+    pub steps: &'a [u32],
+    /// Philox site of all rows.
+    pub site: u32,
+    /// The law of all rows.
+    pub law: Law<T>,
+}
+
+/// What is drawn.
+#[derive(Debug)]
+pub struct Draws<'a, T> {
+    /// One id a row.
+    pub tokens: &'a mut [u32],
+    /// Its log-probability under the law.
+    pub log_probability: &'a mut [T],
+    /// Kept ids `[rows, capacity]`, ascending; empty when not wanted.
+    pub ids: &'a mut [u32],
+    /// Number of kept ids of each row, 0 for the whole vocabulary; empty when not wanted.
+    pub counts: &'a mut [u32],
+    /// Room for kept ids in a row; 0 when not wanted.
+    pub capacity: usize,
+}
+
+impl<T> Draws<'_, T> {
+    /// The first `row` rows and the rest.
+    fn split_at(self, row: usize) -> (Self, Self) {
+        let capacity = self.capacity;
+        let tokens = self.tokens.split_at_mut(row);
+        let scores = self.log_probability.split_at_mut(row);
+        let ids = self.ids.split_at_mut(row * capacity);
+        let counts = self.counts.split_at_mut(row.min(self.counts.len()));
+        (
+            Draws { tokens: tokens.0, log_probability: scores.0, ids: ids.0, counts: counts.0, capacity },
+            Draws { tokens: tokens.1, log_probability: scores.1, ids: ids.1, counts: counts.1, capacity },
+        )
+    }
+}
+
+/// Why a row could not be drawn or scored.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Problem {
+    /// The scaled logit of `id` is NaN or plus infinity.
+    NotFinite {
+        /// Where.
+        id: usize,
+        /// The logit.
+        value: f64,
+    },
+    /// All logits are minus infinity.
+    NoMass,
+    /// More ids are kept than the support has room for.
+    Full {
+        /// How many.
+        kept: usize,
+    },
+    /// The scored token is not in the support.
+    NotKept {
+        /// The token.
+        token: u32,
+    },
+    /// A stored id is outside the vocabulary, or a count above the capacity.
+    Broken,
+}
+
+/// The first row with a problem.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Fault {
+    /// Which row.
+    pub row: usize,
+    /// What is wrong with it.
+    pub problem: Problem,
+}
+
+/// Draws one id for each row.
+pub fn sample<T: Float>(rows: &Rows<T>, draws: Draws<T>) -> Result<(), Fault> {
+    let count = draws.tokens.len();
+    let tasks = parallel::task_count(count, 8 * rows.vocabulary);
+    split(rows, 0, draws, count.div_ceil(tasks).max(1))
+}
+
+/// Halves the rows until at most `grain` are left. The first half's fault wins, so it does not depend on threads.
+fn split<T: Float>(rows: &Rows<T>, first: usize, draws: Draws<T>, grain: usize) -> Result<(), Fault> {
+    if draws.tokens.len() > grain {
+        let middle = draws.tokens.len() / 2;
+        let (upper, lower) = draws.split_at(middle);
+        let (upper, lower) =
+            rayon::join(|| split(rows, first, upper, grain), || split(rows, first + middle, lower, grain));
+        return upper.and(lower);
+    }
+    let Draws { tokens, log_probability, ids, counts, capacity } = draws;
+    let mut supports = ids.chunks_exact_mut(capacity.max(1)).zip(counts);
+    for (i, (token, score)) in tokens.iter_mut().zip(log_probability).enumerate() {
+        let support = supports.next();
+        let drawn = isa::run(|| sample_row(rows, first + i, support));
+        (*token, *score) = drawn.map_err(|problem| Fault { row: first + i, problem })?;
+    }
+    Ok(())
+}
+
+#[inline(always)]
+fn sample_row<T: Float>(
+    rows: &Rows<T>,
+    row: usize,
+    support: Option<(&mut [u32], &mut u32)>,
+) -> Result<(u32, T), Problem> {
+    let logits = &rows.logits[row * rows.vocabulary..(row + 1) * rows.vocabulary];
+    let stream = Stream {
+        key: StreamKey([rows.keys[2 * row], rows.keys[2 * row + 1]]),
+        site: rows.site,
+        step: rows.steps[row],
+    };
+    let scale = rows.law.inverse_temperature();
+    let running = Running::of::<false>(logits, scale);
+    check(logits, scale, &running)?;
+    let filters = match rows.law {
+        Law::Greedy => Filters::default(),
+        Law::Categorical { filters, .. } => filters.effective(rows.vocabulary),
+    };
+    if filters != Filters::default() {
+        return with_kept(|kept| {
+            kept.select(logits, scale, running.maximum, filters);
+            if let Some((ids, count)) = support {
+                let room = ids.get_mut(..kept.ids.len()).ok_or(Problem::Full { kept: kept.ids.len() })?;
+                room.copy_from_slice(&kept.ids);
+                *count = kept.ids.len() as u32;
+            }
+            with_scratch(rows.vocabulary, |values| {
+                let values = gather(logits, &kept.ids, values);
+                let running = Running::of::<false>(values, scale);
+                let at = stream.draw_among(values, &kept.ids, scale);
+                Ok((kept.ids[at], log_probability(values[at] * scale, running.maximum, running.log_sum())))
+            })
+        });
+    }
+    if let Some((_, count)) = support {
+        *count = 0;
+    }
+    let token = match rows.law {
+        Law::Greedy => first_of(logits, running.maximum),
+        Law::Categorical { .. } => stream.draw(logits, scale, running.maximum),
+    };
+    Ok((token as u32, log_probability(logits[token] * scale, running.maximum, running.log_sum())))
+}
+
+/// A row that has a softmax: no NaN, no plus infinity, something above minus infinity.
+#[inline(always)]
+fn check<T: Float>(logits: &[T], scale: T, running: &Running<T>) -> Result<(), Problem> {
+    // NaN and infinity - infinity both reach the sum.
+    if !running.sum.is_finite() {
+        let bad = |&(_, &l): &(usize, &T)| {
+            let s = l * scale;
+            !s.is_finite() && s != T::NEG_INFINITY
+        };
+        let (id, value) = logits.iter().enumerate().find(bad).map_or((0, f64::NAN), |(i, l)| (i, l.to_f64()));
+        return Err(Problem::NotFinite { id, value });
+    }
+    if running.maximum == T::NEG_INFINITY {
+        return Err(Problem::NoMass);
+    }
+    Ok(())
+}
+
+/// The first position of `value`, which is present.
+#[inline(always)]
+fn first_of<T: Float>(values: &[T], value: T) -> usize {
+    let (blocks, tail) = values.as_chunks::<LANES>();
+    for (i, block) in blocks.iter().enumerate() {
+        if block.iter().fold(false, |found, &v| found | (v == value)) {
+            return i * LANES + block.iter().position(|&v| v == value).unwrap_or(0);
+        }
+    }
+    blocks.len() * LANES + tail.iter().position(|&v| v == value).unwrap_or(0)
+}
+
+#[inline(always)]
+fn largest_of<T: Float>(values: &[T; WORDS]) -> T {
+    let mut lanes = [T::NEG_INFINITY; LANES];
+    for half in values.as_chunks::<LANES>().0 {
+        for i in 0..LANES {
+            lanes[i] = lanes[i].larger(half[i]);
+        }
+    }
+    lanes.into_iter().fold(T::NEG_INFINITY, T::larger)
+}
+
+/// Noise of one row.
+#[derive(Clone, Copy)]
+struct Stream {
+    key: StreamKey,
+    site: u32,
+    step: u32,
+}
+
+impl Stream {
+    /// argmax of s + eps over the whole vocabulary.
+    #[inline(always)]
+    fn draw<T: Float>(self, logits: &[T], scale: T, maximum: T) -> usize {
+        let (mut best, mut winner) = (T::NEG_INFINITY, 0);
+        // Whoever wins is not below this; ids that cannot reach it need no noise, which spares most of a row.
+        let mut floor = maximum + T::from_f64(f64::from(gumbel::SMALLEST));
+        let reach = T::from_f64(f64::from(gumbel::LARGEST));
+        for (i, block) in logits.chunks(WORDS).enumerate() {
+            let mut values = [T::NEG_INFINITY; WORDS];
+            for (value, &logit) in values.iter_mut().zip(block) {
+                *value = logit * scale;
+            }
+            if largest_of(&values) + reach < floor {
+                continue;
+            }
+            let first = (i * BLOCKS) as u32;
+            let blocks = std::array::from_fn(|b| first + b as u32);
+            let noise = gumbel::noise_of_blocks(self.key, self.site, self.step, blocks);
+            for (value, noise) in values.iter_mut().zip(noise) {
+                *value += T::from_f64(f64::from(noise));
+            }
+            let largest = largest_of(&values);
+            if largest > best {
+                (best, winner) = (largest, i * WORDS + first_of(&values, largest));
+                floor = floor.larger(best);
+            }
+        }
+        winner
+    }
+
+    /// argmax of s + eps over some ids, in ascending order of ids; the position among them.
+    #[inline(always)]
+    fn draw_among<T: Float>(self, values: &[T], ids: &[u32], scale: T) -> usize {
+        let (mut best, mut winner) = (T::NEG_INFINITY, 0);
+        for (i, (values, ids)) in values.chunks(BLOCKS).zip(ids.chunks(BLOCKS)).enumerate() {
+            let blocks = std::array::from_fn(|b| ids.get(b).map_or(0, |id| id / 4));
+            let noise = gumbel::noise_of_blocks(self.key, self.site, self.step, blocks);
+            for (b, (&value, id)) in values.iter().zip(ids).enumerate() {
+                let value = value * scale + T::from_f64(f64::from(noise[4 * b + (id % 4) as usize]));
+                if value > best {
+                    (best, winner) = (value, i * BLOCKS + b);
+                }
+            }
+        }
+        winner
+    }
+}
+
+/// Logits of `ids`, side by side.
+#[inline(always)]
+fn gather<'a, T: Float>(logits: &[T], ids: &[u32], values: &'a mut [T]) -> &'a [T] {
+    let values = &mut values[..ids.len()];
+    for (value, &id) in values.iter_mut().zip(ids) {
+        *value = logits[id as usize];
+    }
+    values
+}

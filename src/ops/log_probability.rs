@@ -1,1 +1,216 @@
-//! Filled in next.
+//! Fused linear + log-softmax: log-probabilities of given tokens, entropies, cross-entropy.
+//! CPU: cpu/log_probability.rs. Parity: tests/parity/log_probability.rs. Bench: benches/ops/log_probability.rs.
+//!
+//! The logits of all rows are never held together. Cross-entropy is a coefficient: the mean over n labelled rows
+//! has `d_log_probability = -1/n`. A row's log-probability has the bits that the sampler reports for the same
+//! logits (ops/sampler.rs), because both use the same row arithmetic.
+
+use super::{Tensor, View, ViewMut};
+use crate::base::{Dtype, Error, Result};
+use crate::cpu;
+use crate::device::Device;
+use std::ops::Range;
+
+/// Runs `$body` with `$t` the type of `h` and `$w` that of the head; [`check`] has admitted these pairs alone.
+macro_rules! dispatch {
+    ($inputs:expr, |$t:ident, $w:ident| $body:expr) => {
+        match ($inputs.h.dtype(), $inputs.w.dtype()) {
+            (Dtype::F64, _) => {
+                type $t = f64;
+                type $w = f64;
+                $body
+            }
+            (_, Dtype::Bf16) => {
+                type $t = f32;
+                type $w = half::bf16;
+                $body
+            }
+            _ => {
+                type $t = f32;
+                type $w = f32;
+                $body
+            }
+        }
+    };
+}
+/// What is scored.
+#[derive(Clone, Copy, Debug)]
+pub struct Inputs<'a> {
+    /// Final hidden states `[rows, width]`, f32 or f64.
+    pub h: View<'a>,
+    /// The output head `[vocabulary, width]` as Hugging Face stores it; the dtype of `h`, or bf16 with f32 `h`.
+    pub w: &'a Tensor,
+    /// Token scored in each row, u32 `[rows, 1]`.
+    pub targets: View<'a>,
+    /// 1 / T; the logits are multiplied by it. See [`super::sampler::Law::inverse_temperature`].
+    pub inverse_temperature: f64,
+}
+
+/// Where [`forward`] writes.
+#[derive(Debug)]
+pub struct Outputs<'a> {
+    /// ln p(target), `[rows, 1]`.
+    pub log_probability: ViewMut<'a>,
+    /// Entropy of each row's softmax in nats, `[rows, 1]`.
+    pub entropy: Option<ViewMut<'a>>,
+}
+
+/// What flows back.
+#[derive(Clone, Copy, Debug)]
+pub struct Upstream<'a> {
+    /// Gradient of the log-probabilities, `[rows, 1]`.
+    pub d_log_probability: View<'a>,
+    /// Gradient of the entropies, `[rows, 1]`.
+    pub d_entropy: Option<View<'a>>,
+}
+
+/// What the backward pass needs of the forward pass: each row's log-sum-exp (as maximum and remainder, which
+/// loses less) and entropy. Reserved once for a tape of rows; only [`forward`] fills it.
+#[derive(Debug)]
+pub struct Saved {
+    maximum: Tensor,
+    log_sum: Tensor,
+    entropy: Tensor,
+}
+
+impl Saved {
+    /// Room for `rows` rows; `dtype` is that of `h`.
+    pub fn reserve(device: &Device, rows: usize, dtype: Dtype) -> Result<Saved> {
+        let zeros = || Tensor::zeros(device, [rows, 1], dtype);
+        Ok(Saved { maximum: zeros()?, log_sum: zeros()?, entropy: zeros()? })
+    }
+}
+
+/// Log-probability of each row's target under softmax(h w^T / T), and its entropy.
+///
+/// `at` is where in `saved` these rows are kept; its length must be the number of rows.
+///
+/// # Errors
+/// Shapes or dtypes that do not fit; a target outside the vocabulary; a temperature that is no positive number.
+pub fn forward(inputs: &Inputs, mut out: Outputs, saved: &mut Saved, at: Range<usize>) -> Result<()> {
+    let (rows, dtype) = check(inputs)?;
+    out.log_probability.expect("log_probability output", rows, 1, dtype)?;
+    if let Some(entropy) = &out.entropy {
+        entropy.expect("log_probability entropy", rows, 1, dtype)?;
+    }
+    let mut maximum = saved.maximum.rows_mut(at.clone())?;
+    maximum.expect("log_probability saved", rows, 1, dtype)?;
+    let (mut log_sum, mut entropy) = (saved.log_sum.rows_mut(at.clone())?, saved.entropy.rows_mut(at)?);
+    match inputs.h.device() {
+        Device::Cpu(_) => dispatch!(inputs, |T, W| {
+            let operands = operands::<T, W>(inputs)?;
+            let results = cpu::log_probability::Results {
+                log_probability: out.log_probability.slice()?,
+                maximum: maximum.slice()?,
+                log_sum: log_sum.slice()?,
+                entropy: entropy.slice()?,
+            };
+            cpu::log_probability::forward::<T, W>(operands, results);
+            if let Some(out) = &mut out.entropy {
+                out.slice::<T>()?.copy_from_slice(entropy.slice()?);
+            }
+        }),
+        gpu @ Device::Gpu(_) => return Err(gpu.no_kernel("log_probability")),
+    }
+    Ok(())
+}
+
+/// Gradients of [`forward`]: assigns `dh[rows, width]`, adds to `dw[vocabulary, width]` (both of the dtype of
+/// `h`). `inputs` and `at` are those of the forward call.
+///
+/// # Errors
+/// Shapes or dtypes that do not fit; a target outside the vocabulary.
+pub fn backward(
+    upstream: &Upstream,
+    inputs: &Inputs,
+    saved: &Saved,
+    at: Range<usize>,
+    mut dh: ViewMut,
+    dw: &mut Tensor,
+) -> Result<()> {
+    let (rows, dtype) = check(inputs)?;
+    if at.len() != rows {
+        return Err(Error::shape("log_probability saved", format!("{at:?}"), format!("{rows} rows")));
+    }
+    upstream.d_log_probability.expect("log_probability d_log_probability", rows, 1, dtype)?;
+    if let Some(d_entropy) = upstream.d_entropy {
+        d_entropy.expect("log_probability d_entropy", rows, 1, dtype)?;
+    }
+    dh.expect("log_probability dh", rows, inputs.h.cols(), dtype)?;
+    dw.expect_shape("log_probability dw", inputs.w.shape())?;
+    dw.expect_dtype("log_probability dw", dtype)?;
+    let maximum = saved.maximum.rows(at.clone())?;
+    maximum.expect("log_probability saved", rows, 1, dtype)?;
+    let (log_sum, entropy) = (saved.log_sum.rows(at.clone())?, saved.entropy.rows(at)?);
+    match inputs.h.device() {
+        Device::Cpu(_) => dispatch!(inputs, |T, W| {
+            let upstream = cpu::log_probability::Upstream {
+                d_log_probability: upstream.d_log_probability.slice::<T>()?,
+                d_entropy: upstream.d_entropy.map(|d| d.slice()).transpose()?,
+                maximum: maximum.slice()?,
+                log_sum: log_sum.slice()?,
+                entropy: entropy.slice()?,
+            };
+            let operands = operands::<T, W>(inputs)?;
+            cpu::log_probability::backward(operands, upstream, dh.slice()?, dw.view_mut().slice()?);
+        }),
+        gpu @ Device::Gpu(_) => return Err(gpu.no_kernel("log_probability")),
+    }
+    Ok(())
+}
+
+/// Rows and dtype of the work.
+fn check(inputs: &Inputs) -> Result<(usize, Dtype)> {
+    let (rows, width, dtype) = (inputs.h.count(), inputs.h.cols(), inputs.h.dtype());
+    if !matches!(dtype, Dtype::F32 | Dtype::F64) {
+        return Err(Error::dtype("log_probability h", dtype, "f32 or f64"));
+    }
+    let w = inputs.w;
+    let (vocabulary, w_width) = w.shape().as_matrix();
+    if w.shape().dims().len() != 2 || w_width != width || vocabulary == 0 || width == 0 {
+        return Err(Error::shape(
+            "log_probability w",
+            w.shape(),
+            format!("[vocabulary, {width}], neither 0"),
+        ));
+    }
+    match (dtype, w.dtype()) {
+        (Dtype::F32, Dtype::F32 | Dtype::Bf16) | (Dtype::F64, Dtype::F64) => {}
+        (Dtype::F32, found) => return Err(Error::dtype("log_probability w", found, "f32 or bf16")),
+        (_, found) => return Err(Error::dtype("log_probability w", found, dtype)),
+    }
+    inputs.targets.expect("log_probability targets", rows, 1, Dtype::U32)?;
+    if !(inputs.inverse_temperature.is_finite() && inputs.inverse_temperature > 0.0) {
+        return Err(Error::input(
+            "log_probability inverse_temperature",
+            format!("found {}, expected a positive number", inputs.inverse_temperature),
+            "give 1 / temperature, and 1 for the plain softmax",
+        ));
+    }
+    if let Device::Cpu(_) = inputs.h.device() {
+        let targets = inputs.targets.slice::<u32>()?.iter();
+        if let Some((row, &target)) = targets.enumerate().find(|&(_, &target)| target as usize >= vocabulary)
+        {
+            return Err(Error::input(
+                "log_probability targets",
+                format!("row {row} has token {target}, the vocabulary has {vocabulary}"),
+                "leave unlabelled rows out instead of marking them",
+            ));
+        }
+    }
+    Ok((rows, dtype))
+}
+
+fn operands<'a, T, W>(inputs: &Inputs<'a>) -> Result<cpu::log_probability::Operands<'a, T, W>>
+where
+    T: cpu::Float + crate::device::Element,
+    W: crate::device::Element,
+{
+    Ok(cpu::log_probability::Operands {
+        h: inputs.h.slice()?,
+        w: inputs.w.view().slice()?,
+        width: inputs.h.cols(),
+        targets: inputs.targets.slice()?,
+        inverse_temperature: T::from_f64(inputs.inverse_temperature),
+    })
+}

@@ -1,1 +1,314 @@
-//! Filled in next.
+//! Sampling of tokens from rows of logits, and scoring on the stored support.
+//! CPU: cpu/sampler.rs. Parity: tests/parity/sampler.rs.
+//!
+//! A draw is the argmax of `logit / T + Gumbel noise` over the kept ids; its noise is a pure function of the row's
+//! stream key, its step and the site, so a row gives the same token alone and in any batch. The log-probability is
+//! that of the law sampled from: renormalised over the kept ids. Without filters it has the bits that
+//! [`super::log_probability::forward`] gives for the same row and token.
+
+use super::{Tensor, View, ViewMut, float_dispatch};
+use crate::base::{Dtype, Error, Result};
+use crate::cpu;
+use crate::cpu::sampler::{Fault, Filters, Problem};
+use crate::device::Device;
+use std::ops::Range;
+
+/// How tokens are drawn.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Law {
+    /// The most probable id (the lower of equals). Its log-probability is that of the plain softmax, T = 1.
+    Greedy,
+    /// A draw from the softmax at a temperature, over what the filters keep. Filters act in the order of
+    /// Hugging Face: top-k, top-p on what is left (renormalised), min-p. Each keeps at least one id; equals are
+    /// kept from the lower id on, so that top-k keeps exactly k. Ids of probability 0 are never kept.
+    Categorical {
+        /// Divides the logits; at least [`Law::LEAST_TEMPERATURE`].
+        temperature: f64,
+        /// Keep the k most probable ids.
+        top_k: Option<usize>,
+        /// Keep the fewest most probable ids whose mass reaches p.
+        top_p: Option<f64>,
+        /// Keep ids at least this fraction as probable as the most probable one.
+        min_p: Option<f64>,
+    },
+}
+
+impl Law {
+    /// Smallest temperature: below it logits of ordinary size would overflow f32.
+    pub const LEAST_TEMPERATURE: f64 = 1e-6;
+
+    /// The plain softmax: temperature 1, no filter.
+    pub const PLAIN: Law = Law::Categorical { temperature: 1.0, top_k: None, top_p: None, min_p: None };
+
+    /// Checks the numbers.
+    ///
+    /// # Errors
+    /// Names the setting, its value and its range.
+    pub fn validate(&self) -> Result<()> {
+        let Law::Categorical { temperature, top_k, top_p, min_p } = *self else { return Ok(()) };
+        let refuse = |what: &str, found: String, expected: &str, advice: &str| {
+            Err(Error::input(what, format!("found {found}, expected {expected}"), advice))
+        };
+        if !(temperature.is_finite() && temperature >= Self::LEAST_TEMPERATURE) {
+            let advice = "for the most probable token choose greedy; 1 is the model's own law";
+            return refuse("temperature", temperature.to_string(), "a number of at least 1e-6", advice);
+        }
+        if top_k == Some(0) {
+            return refuse("top_k", "0".into(), "at least 1", "leave top_k out to keep all tokens");
+        }
+        if let Some(p) = top_p.filter(|p| !(*p > 0.0 && *p <= 1.0)) {
+            return refuse(
+                "top_p",
+                p.to_string(),
+                "above 0 and at most 1",
+                "leave top_p out to keep all tokens",
+            );
+        }
+        if let Some(p) = min_p.filter(|p| !(0.0..=1.0).contains(p)) {
+            return refuse("min_p", p.to_string(), "between 0 and 1", "leave min_p out to keep all tokens");
+        }
+        Ok(())
+    }
+
+    /// What logits are multiplied by before the softmax that scores are taken under.
+    pub fn inverse_temperature(&self) -> f64 {
+        match self {
+            Law::Greedy => 1.0,
+            Law::Categorical { temperature, .. } => 1.0 / temperature,
+        }
+    }
+
+    fn on_cpu<T: cpu::Float>(&self) -> cpu::sampler::Law<T> {
+        match *self {
+            Law::Greedy => cpu::sampler::Law::Greedy,
+            Law::Categorical { top_k, top_p, min_p, .. } => cpu::sampler::Law::Categorical {
+                inverse_temperature: T::from_f64(self.inverse_temperature()),
+                filters: Filters { top_k, top_p, min_p },
+            },
+        }
+    }
+}
+
+/// The coordinates of each row's noise: word `v` of Philox(key, (site, step, v / 4, attempt 0)) is that of id `v`.
+#[derive(Clone, Copy, Debug)]
+pub struct Noise<'a> {
+    /// Stream keys, u32 `[rows, 2]` ([`crate::base::rng::StreamKey`], purpose token).
+    pub keys: View<'a>,
+    /// Position or index of the drawn token, u32 `[rows, 1]`.
+    pub steps: View<'a>,
+    /// Philox site.
+    pub site: u32,
+}
+
+/// Kept ids of sampled tokens, so that an update scores them under the law they were sampled from. Reserved once
+/// for a tape of tokens; only [`sample`] fills it. No ids stand for the whole vocabulary (greedy, or no filter).
+#[derive(Debug)]
+pub struct Support {
+    ids: Tensor,
+    counts: Tensor,
+}
+
+impl Support {
+    /// Room for `rows` tokens with up to `capacity` kept ids each; top-k never keeps more than k.
+    pub fn reserve(device: &Device, rows: usize, capacity: usize) -> Result<Support> {
+        Ok(Support {
+            ids: Tensor::zeros(device, [rows, capacity], Dtype::U32)?,
+            counts: Tensor::zeros(device, [rows, 1], Dtype::U32)?,
+        })
+    }
+
+    /// Kept ids, u32 `[rows, capacity]`: ascending, the first `counts[row]` of each row.
+    pub fn ids(&self) -> &Tensor {
+        &self.ids
+    }
+
+    /// Number of kept ids, u32 `[rows, 1]`; 0 for the whole vocabulary.
+    pub fn counts(&self) -> &Tensor {
+        &self.counts
+    }
+}
+
+/// Where [`sample`] writes.
+#[derive(Debug)]
+pub struct Sampled<'a> {
+    /// Drawn ids, u32 `[rows, 1]`.
+    pub tokens: ViewMut<'a>,
+    /// Their log-probabilities under the law, `[rows, 1]` of the logits' dtype.
+    pub log_probability: ViewMut<'a>,
+    /// Which rows of which support receive the kept ids.
+    pub support: Option<(&'a mut Support, Range<usize>)>,
+}
+
+/// Draws one token for each row of `logits[rows, vocabulary]` (f32 or f64).
+///
+/// # Errors
+/// A law out of range; shapes or dtypes that do not fit; a row with NaN, plus infinity or no probability; more kept
+/// ids than the support has room for. Rows before the faulty one may have been written.
+pub fn sample(logits: View, law: &Law, noise: Noise, mut out: Sampled) -> Result<()> {
+    law.validate()?;
+    let (rows, vocabulary, dtype) = (logits.count(), logits.cols(), logits.dtype());
+    if vocabulary == 0 || vocabulary >= i32::MAX as usize {
+        return Err(Error::shape(
+            "sampler logits",
+            format!("{vocabulary} columns"),
+            "a vocabulary of 1 to 2^31 - 2",
+        ));
+    }
+    noise.keys.expect("sampler keys", rows, 2, Dtype::U32)?;
+    noise.steps.expect("sampler steps", rows, 1, Dtype::U32)?;
+    out.tokens.expect("sampler tokens", rows, 1, Dtype::U32)?;
+    out.log_probability.expect("sampler log_probability", rows, 1, dtype)?;
+    if let Some((_, at)) = &out.support
+        && at.len() != rows
+    {
+        return Err(Error::shape("sampler support", format!("{at:?}"), format!("{rows} rows")));
+    }
+    match logits.device() {
+        Device::Cpu(_) => float_dispatch!("sampler logits", dtype, T => {
+            let rows = cpu::sampler::Rows::<T> {
+                logits: logits.slice()?,
+                vocabulary,
+                keys: noise.keys.slice()?,
+                steps: noise.steps.slice()?,
+                site: noise.site,
+                law: law.on_cpu(),
+            };
+            let (mut support, mut capacity) = (None, 0);
+            if let Some((kept, at)) = out.support {
+                capacity = kept.ids.shape().as_matrix().1;
+                support = Some((kept.ids.rows_mut(at.clone())?, kept.counts.rows_mut(at)?));
+            }
+            let (ids, counts) = match &mut support {
+                Some((ids, counts)) => (ids.slice()?, counts.slice()?),
+                None => (&mut [][..], &mut [][..]),
+            };
+            let draws = cpu::sampler::Draws {
+                tokens: out.tokens.slice()?,
+                log_probability: out.log_probability.slice()?,
+                ids,
+                counts,
+                capacity,
+            };
+            cpu::sampler::sample(&rows, draws).map_err(|fault| explain(fault, capacity))?;
+        }),
+        gpu @ Device::Gpu(_) => return Err(gpu.no_kernel("sampler")),
+    }
+    Ok(())
+}
+
+/// Sampled tokens to score again.
+#[derive(Clone, Copy, Debug)]
+pub struct Scored<'a> {
+    /// Logits under the parameters of now, `[rows, vocabulary]`.
+    pub logits: View<'a>,
+    /// The sampled tokens, u32 `[rows, 1]`.
+    pub tokens: View<'a>,
+    /// The law they were sampled under.
+    pub law: &'a Law,
+}
+
+/// Log-probabilities of tokens on rows `at` of their stored support. With the logits and law that were sampled from
+/// they have the bits that [`sample`] returned.
+///
+/// # Errors
+/// Shapes or dtypes that do not fit; a token that its support does not hold; logits without a softmax.
+pub fn score_on_support(
+    scored: &Scored,
+    support: &Support,
+    at: Range<usize>,
+    mut out: ViewMut,
+) -> Result<()> {
+    let dtype = check_scored(scored, support, &at)?;
+    out.expect("sampler score output", scored.logits.count(), 1, dtype)?;
+    match scored.logits.device() {
+        Device::Cpu(_) => float_dispatch!("sampler logits", dtype, T => {
+            let stored = stored::<T>(scored, support, at)?;
+            cpu::sampler::score(&stored, out.slice()?).map_err(|fault| explain(fault, 0))?;
+        }),
+        gpu @ Device::Gpu(_) => return Err(gpu.no_kernel("sampler score")),
+    }
+    Ok(())
+}
+
+/// Gradient of [`score_on_support`] by the logits, assigned; 0 at ids that are not kept.
+///
+/// # Errors
+/// As [`score_on_support`].
+pub fn score_on_support_backward(
+    d_log_probability: View,
+    scored: &Scored,
+    support: &Support,
+    at: Range<usize>,
+    mut d_logits: ViewMut,
+) -> Result<()> {
+    let dtype = check_scored(scored, support, &at)?;
+    let (rows, vocabulary) = (scored.logits.count(), scored.logits.cols());
+    d_log_probability.expect("sampler score d_log_probability", rows, 1, dtype)?;
+    d_logits.expect("sampler score d_logits", rows, vocabulary, dtype)?;
+    match scored.logits.device() {
+        Device::Cpu(_) => float_dispatch!("sampler logits", dtype, T => {
+            let stored = stored::<T>(scored, support, at)?;
+            cpu::sampler::score_backward(&stored, d_log_probability.slice()?, d_logits.slice()?)
+                .map_err(|fault| explain(fault, 0))?;
+        }),
+        gpu @ Device::Gpu(_) => return Err(gpu.no_kernel("sampler score")),
+    }
+    Ok(())
+}
+
+fn check_scored(scored: &Scored, support: &Support, at: &Range<usize>) -> Result<Dtype> {
+    scored.law.validate()?;
+    let rows = scored.logits.count();
+    scored.tokens.expect("sampler tokens", rows, 1, Dtype::U32)?;
+    support.counts.rows(at.clone())?.expect("sampler support", rows, 1, Dtype::U32)?;
+    Ok(scored.logits.dtype())
+}
+
+fn stored<'a, T>(
+    scored: &Scored<'a>,
+    support: &'a Support,
+    at: Range<usize>,
+) -> Result<cpu::sampler::Stored<'a, T>>
+where
+    T: cpu::Float + crate::device::Element,
+{
+    Ok(cpu::sampler::Stored {
+        logits: scored.logits.slice()?,
+        vocabulary: scored.logits.cols(),
+        tokens: scored.tokens.slice()?,
+        ids: support.ids.rows(at.clone())?.slice()?,
+        counts: support.counts.rows(at)?.slice()?,
+        inverse_temperature: T::from_f64(scored.law.inverse_temperature()),
+    })
+}
+
+/// A fault in words.
+fn explain(Fault { row, problem }: Fault, capacity: usize) -> Error {
+    match problem {
+        Problem::NotFinite { id, value } => Error::NotFinite {
+            what: "sampler logits".into(),
+            found: format!("row {row}, token {id} has {value}"),
+            advice: "the weights or the hidden states are broken; check them, and the learning rate, before sampling".into(),
+        },
+        Problem::NoMass => Error::input(
+            "sampler logits",
+            format!("row {row} is minus infinity everywhere, so no token has a probability"),
+            "leave at least one token unmasked",
+        ),
+        Problem::Full { kept } => Error::input(
+            "sampler support",
+            format!("row {row} keeps {kept} tokens, the support has room for {capacity}"),
+            format!("reserve more, or set top_k to at most {capacity}"),
+        ),
+        Problem::NotKept { token } => Error::input(
+            "sampler support",
+            format!("row {row} does not keep the scored token {token}"),
+            "score the tokens that were sampled with this support, row by row",
+        ),
+        Problem::Broken => Error::input(
+            "sampler support",
+            format!("row {row} holds ids outside the logits' vocabulary"),
+            "score with the model family that sampled",
+        ),
+    }
+}

@@ -1,0 +1,180 @@
+//! Which ids a draw may choose: top-k, then top-p, then min-p.
+//!
+//! Nothing here sorts the vocabulary. Ids fall into buckets of 1/64 nat below the maximum; the bucket in which the
+//! k-th id, or the mass p, lies bounds what has to be ordered. Masses are added in f64, in ascending order of ids
+//! within a bucket and of buckets.
+
+use crate::cpu::float::{Float, LANES};
+use std::cell::Cell;
+use std::cmp::Ordering;
+
+/// What is kept before drawing; each filter is off when absent.
+#[derive(Clone, Copy, Debug, PartialEq, Default)]
+pub struct Filters {
+    /// Keep the k most probable ids.
+    pub top_k: Option<usize>,
+    /// Keep the fewest most probable ids whose mass reaches p.
+    pub top_p: Option<f64>,
+    /// Keep ids at least this fraction as probable as the most probable.
+    pub min_p: Option<f64>,
+}
+
+impl Filters {
+    /// The same, without those that keep all of a vocabulary.
+    pub(super) fn effective(self, vocabulary: usize) -> Filters {
+        Filters {
+            top_k: self.top_k.filter(|&k| k < vocabulary),
+            top_p: self.top_p.filter(|&p| p < 1.0),
+            min_p: self.min_p.filter(|&p| p > 0.0),
+        }
+    }
+}
+
+/// Buckets per nat below the maximum.
+const FINENESS: f64 = 64.0;
+/// The last bucket takes everything 16 nats and more below the maximum.
+const BUCKETS: usize = 1024;
+
+/// Scratch memory of the filters.
+#[derive(Default)]
+pub(super) struct Kept {
+    /// Kept ids.
+    pub ids: Vec<u32>,
+    counts: Vec<u32>,
+    masses: Vec<f64>,
+}
+
+thread_local! {
+    static KEPT: Cell<Kept> = const { Cell::new(Kept { ids: Vec::new(), counts: Vec::new(), masses: Vec::new() }) };
+}
+
+/// Lends the filters' memory, which this thread keeps between calls.
+#[inline(always)]
+pub(super) fn with_kept<R>(body: impl FnOnce(&mut Kept) -> R) -> R {
+    let mut kept = KEPT.take();
+    let result = body(&mut kept);
+    KEPT.set(kept);
+    result
+}
+
+/// More probable first; the lower id among equals.
+#[inline(always)]
+fn rank<T: Float>(logits: &[T]) -> impl Fn(&u32, &u32) -> Ordering {
+    |&a, &b| {
+        let (x, y) = (logits[a as usize], logits[b as usize]);
+        y.partial_cmp(&x).unwrap_or(Ordering::Equal).then(a.cmp(&b))
+    }
+}
+
+impl Kept {
+    /// Fills `ids` with what the filters keep, ascending. At least one filter is set; `maximum` is finite.
+    #[inline(always)]
+    pub fn select<T: Float>(&mut self, logits: &[T], scale: T, maximum: T, filters: Filters) {
+        self.ids.clear();
+        // All that any row may need, so that later rows never allocate.
+        self.ids.reserve(logits.len());
+        let weight = |logits: &[T], id: u32| (logits[id as usize] * scale - maximum).exp();
+        if let Some(k) = filters.top_k {
+            self.fill_buckets::<T, false>(logits, scale, maximum);
+            let mut seen = 0;
+            let reached = |&count: &u32| {
+                seen += count as usize;
+                seen >= k
+            };
+            let cut = self.counts.iter().position(reached).unwrap_or(BUCKETS - 1);
+            self.collect(logits, scale, maximum, 0, cut);
+            if self.ids.len() > k {
+                self.ids.select_nth_unstable_by(k - 1, rank(logits));
+                self.ids.truncate(k);
+            }
+            if let Some(p) = filters.top_p {
+                self.ids.sort_unstable_by(rank(logits));
+                let total: f64 = self.ids.iter().map(|&id| weight(logits, id).to_f64()).sum();
+                self.keep_mass(0, 0.0, p * total, |id| weight(logits, id).to_f64());
+            }
+        } else if let Some(p) = filters.top_p {
+            self.fill_buckets::<T, true>(logits, scale, maximum);
+            let target = p * self.masses.iter().sum::<f64>();
+            let (mut cut, mut before) = (0, 0.0);
+            while cut + 1 < BUCKETS && before + self.masses[cut] < target {
+                before += self.masses[cut];
+                cut += 1;
+            }
+            if cut > 0 {
+                self.collect(logits, scale, maximum, 0, cut - 1);
+            }
+            let sure = self.ids.len();
+            self.collect(logits, scale, maximum, cut, cut);
+            self.ids[sure..].sort_unstable_by(rank(logits));
+            self.keep_mass(sure, before, target, |id| weight(logits, id).to_f64());
+        } else {
+            self.collect(logits, scale, maximum, 0, BUCKETS - 1);
+        }
+        if let Some(p) = filters.min_p {
+            let least = T::from_f64(p);
+            self.ids.retain(|&id| weight(logits, id) >= least);
+        }
+        self.ids.sort_unstable();
+    }
+
+    /// Keeps ids from `from` on, which are in order of rank, until the mass `before` them and theirs reaches `target`.
+    #[inline(always)]
+    fn keep_mass(&mut self, from: usize, before: f64, target: f64, weight: impl Fn(u32) -> f64) {
+        let mut mass = before;
+        let mut end = from;
+        while end < self.ids.len() && (mass < target || end == 0) {
+            mass += weight(self.ids[end]);
+            end += 1;
+        }
+        self.ids.truncate(end);
+    }
+
+    /// Counts the ids in each bucket and, where wanted, sums their weights.
+    #[inline(always)]
+    fn fill_buckets<T: Float, const MASS: bool>(&mut self, logits: &[T], scale: T, maximum: T) {
+        self.counts.clear();
+        self.counts.resize(BUCKETS, 0);
+        self.masses.clear();
+        self.masses.resize(BUCKETS, 0.0);
+        for block in logits.chunks(LANES) {
+            let (mut buckets, mut weights) = ([0_i32; LANES], [T::ZERO; LANES]);
+            for (i, &logit) in block.iter().enumerate() {
+                buckets[i] = place(logit * scale, maximum).to_f64() as i32;
+                if MASS {
+                    weights[i] = (logit * scale - maximum).exp();
+                }
+            }
+            for i in 0..block.len() {
+                self.counts[buckets[i] as usize] += 1;
+                if MASS {
+                    self.masses[buckets[i] as usize] += weights[i].to_f64();
+                }
+            }
+        }
+    }
+
+    /// Appends the ids of buckets `from ..= to`, ascending, without those of probability 0.
+    #[inline(always)]
+    fn collect<T: Float>(&mut self, logits: &[T], scale: T, maximum: T, from: usize, to: usize) {
+        let (from, beyond) = (T::from_f64(from as f64), T::from_f64((to + 1) as f64));
+        let inside = |logit: T| {
+            let place = place(logit * scale, maximum);
+            (from <= place) & (place < beyond) & (logit > T::NEG_INFINITY)
+        };
+        for (i, block) in logits.chunks(LANES).enumerate() {
+            if block.iter().fold(false, |any, &logit| any | inside(logit)) {
+                let first = (i * LANES) as u32;
+                self.ids.extend((first..).zip(block).filter(|&(_, &logit)| inside(logit)).map(|(id, _)| id));
+            }
+        }
+    }
+}
+
+/// How far a scaled logit is below the maximum, in buckets; the whole part is its bucket. Never smaller than the
+/// place of a larger logit.
+#[inline(always)]
+fn place<T: Float>(scaled: T, maximum: T) -> T {
+    let place = (maximum - scaled) * T::from_f64(FINENESS);
+    let last = T::from_f64((BUCKETS - 1) as f64);
+    if place > last { last } else { place }
+}
