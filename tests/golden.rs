@@ -36,7 +36,9 @@ fn models() -> Vec<PathBuf> {
 fn cases(model: &Path) -> Vec<String> {
     let mut names: Vec<String> = std::fs::read_dir(model.join("cases"))
         .unwrap()
-        .filter_map(|entry| entry.unwrap().file_name().to_str()?.strip_suffix(".in.safetensors").map(String::from))
+        .filter_map(|entry| {
+            entry.unwrap().file_name().to_str()?.strip_suffix(".in.safetensors").map(String::from)
+        })
         .collect();
     names.sort();
     assert!(!names.is_empty(), "{} has no cases", model.display());
@@ -51,7 +53,11 @@ fn floats(tensors: &SafeTensors, name: &str) -> Vec<f64> {
 /// Largest absolute difference.
 fn distance(found: &[f64], expected: &[f64]) -> f64 {
     assert_eq!(found.len(), expected.len());
-    found.iter().zip(expected).map(|(f, e)| if f.is_nan() { f64::INFINITY } else { (f - e).abs() }).fold(0.0, f64::max)
+    found
+        .iter()
+        .zip(expected)
+        .map(|(f, e)| if f.is_nan() { f64::INFINITY } else { (f - e).abs() })
+        .fold(0.0, f64::max)
 }
 
 fn compare(model: &Model, case: &Path, found: &Answer, logit_bound: f64, gradient_bound: f64) {

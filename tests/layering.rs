@@ -15,7 +15,21 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("rollout", &["model", "text", "ops", "device", "base"]),
     ("learn", &["rollout", "model", "text", "ops", "device", "base"]),
     ("verify", &["learn", "rollout", "model", "text", "ops", "device", "base"]),
-    ("run", &["verify", "learn", "rollout", "model", "text", "ops", "device", "cpu::parallel", "cpu::isa", "base"]),
+    (
+        "run",
+        &[
+            "verify",
+            "learn",
+            "rollout",
+            "model",
+            "text",
+            "ops",
+            "device",
+            "cpu::parallel",
+            "cpu::isa",
+            "base",
+        ],
+    ),
 ];
 
 /// Crates that one file, or the files of one folder, may name.
@@ -79,12 +93,15 @@ fn arrows_point_down() {
         if floor == "bin" {
             continue;
         }
-        let Some(may_use) = rules.get(floor) else { panic!("floor `{floor}` is not in the table of this test") };
+        let Some(may_use) = rules.get(floor) else {
+            panic!("floor `{floor}` is not in the table of this test")
+        };
         found.insert(floor.to_string());
         for (number, line) in code_lines(&file) {
             for path in crate_paths(&line) {
                 let inside = path == floor || path.starts_with(&format!("{floor}::"));
-                let allowed = may_use.iter().any(|used| path == *used || path.starts_with(&format!("{used}::")));
+                let allowed =
+                    may_use.iter().any(|used| path == *used || path.starts_with(&format!("{used}::")));
                 if !inside && !allowed {
                     faults.push(format!("src/{relative}:{number}: {floor} must not use crate::{path}"));
                 }

@@ -5,7 +5,8 @@ use latch::cpu::parallel;
 use latch::device::Device;
 use latch::model::config::Config;
 use latch::model::{
-    Gradients, Input, Model, Precision, Record, RowPlan, Scores, Segment, Sequences, SequencesPlan, Truncation,
+    Gradients, Input, Model, Precision, Record, RowPlan, Scores, Segment, Sequences, SequencesPlan,
+    Truncation,
 };
 use latch::ops::mask::{MaskSet, SiteKind};
 use latch::rollout::masks::{MaskPlan, Masking, Mode, Part, Rollout, Scope};
@@ -51,7 +52,8 @@ fn plan(rows: Vec<RowPlan>, positions: usize, record: Record) -> SequencesPlan {
 
 /// The bits of the final hidden states of one row run alone, cut at `cuts`.
 fn alone(model: &Model, row: u32, count: usize, cuts: &[usize]) -> Vec<u32> {
-    let mut sequences = Sequences::new(model, &plan(vec![RowPlan::own(count)], count, Record::Nothing)).unwrap();
+    let mut sequences =
+        Sequences::new(model, &plan(vec![RowPlan::own(count)], count, Record::Nothing)).unwrap();
     let (tokens, mut bits) = (tokens(row, count), Vec::new());
     let mut start = 0;
     for &end in cuts.iter().chain([&count]) {
@@ -93,8 +95,10 @@ fn a_row_is_bit_equal_under_any_cut_batch_and_thread_count() {
         let at = model.forward(&mut sequences, &segment, None).unwrap();
         let hidden = sequences.hidden(at).unwrap().download::<f32>().unwrap();
         let width = model.config().width;
-        let batch: Vec<u32> =
-            mine.iter().flat_map(|&n| hidden[n * width..(n + 1) * width].iter().map(|v| v.to_bits())).collect();
+        let batch: Vec<u32> = mine
+            .iter()
+            .flat_map(|&n| hidden[n * width..(n + 1) * width].iter().map(|v| v.to_bits()))
+            .collect();
         assert_eq!(whole, batch, "{name}: batch");
     }
 }
@@ -129,9 +133,14 @@ impl Group {
     }
 
     fn masks(&self, model: &Model) -> (MaskPlan, Option<MaskSet>) {
-        let masking =
-            self.masking.clone().unwrap_or(Masking { p: 0.0, sites: vec![], scope: Scope::All, mode: Mode::None });
-        let rollouts = (0..self.rollouts as u32).map(|rollout| Rollout { update: 3, prompt: 5, rollout, attempt: 0 });
+        let masking = self.masking.clone().unwrap_or(Masking {
+            p: 0.0,
+            sites: vec![],
+            scope: Scope::All,
+            mode: Mode::None,
+        });
+        let rollouts =
+            (0..self.rollouts as u32).map(|rollout| Rollout { update: 3, prompt: 5, rollout, attempt: 0 });
         let length = self.prompt + self.latents + self.answer;
         let plan = MaskPlan::new(masking, self.latents, length, rollouts.collect());
         let set = plan.draw(model, 77).unwrap();
@@ -150,12 +159,13 @@ impl Group {
         let positions = shared + self.rollouts * length;
         let mut sequences = Sequences::new(model, &plan(rows, positions, self.record)).unwrap();
         let prompt = tokens(0, self.prompt);
-        let mut push = |segment: &mut Segment, k: usize, input: Input, part: Part, position: usize| {
-            match mask_plan.instance(k, part, position) {
+        let mut push =
+            |segment: &mut Segment, k: usize, input: Input, part: Part, position: usize| match mask_plan
+                .instance(k, part, position)
+            {
                 Some(instance) => segment.push_masked(k as u32 + 1, input, instance),
                 None => segment.push(k as u32 + 1, input),
-            }
-        };
+            };
         let mut segment = Segment::new();
         if self.share {
             segment.extend_tokens(0, &prompt[..shared]);
@@ -182,7 +192,8 @@ impl Group {
         }
         // Answer token j is scored at the position before it.
         let (mut scored, mut targets) = (Vec::new(), Vec::new());
-        let answers: Vec<Vec<u32>> = (0..self.rollouts).map(|k| tokens(k as u32 + 20, self.answer + 1)).collect();
+        let answers: Vec<Vec<u32>> =
+            (0..self.rollouts).map(|k| tokens(k as u32 + 20, self.answer + 1)).collect();
         for (k, n) in before.clone().enumerate() {
             scored.push(n as u32);
             targets.push(answers[k][0]);
@@ -191,7 +202,13 @@ impl Group {
             let mut segment = Segment::new();
             for j in range.clone() {
                 for (k, answer) in answers.iter().enumerate() {
-                    push(&mut segment, k, Input::Token(answer[j]), Part::Answer, self.prompt + self.latents + j);
+                    push(
+                        &mut segment,
+                        k,
+                        Input::Token(answer[j]),
+                        Part::Answer,
+                        self.prompt + self.latents + j,
+                    );
                 }
             }
             let at = model.forward(sequences, &segment, masks.as_ref()).unwrap();
@@ -209,7 +226,8 @@ impl Group {
         let log_probabilities = scores.log_probabilities().unwrap();
         let mut gradients = model.gradients().unwrap();
         if self.record != Record::Nothing {
-            let coefficients: Vec<f64> = (0..scored.len()).map(|i| ((i * 31 % 17) as f64 - 8.0) / 10.0).collect();
+            let coefficients: Vec<f64> =
+                (0..scored.len()).map(|i| ((i * 31 % 17) as f64 - 8.0) / 10.0).collect();
             scores.backward(model, &mut sequences, &coefficients, &mut gradients).unwrap();
             model.backward(&mut sequences, masks.as_ref(), self.truncation, &mut gradients).unwrap();
         }
@@ -244,7 +262,11 @@ fn sharing_the_prompt_changes_no_bit_forward_and_no_gradient() {
             let own = Group { masking, share: false, ..Group::plain() }.run(&model);
             assert_eq!(shared.0, own.0, "{}", model.config().family.model_type());
             let difference = difference(&shared.1, &own.1);
-            assert!(difference < 1e-5, "{}: gradients differ by {difference:.1e}", model.config().family.model_type());
+            assert!(
+                difference < 1e-5,
+                "{}: gradients differ by {difference:.1e}",
+                model.config().family.model_type()
+            );
         }
     }
 }
@@ -254,7 +276,8 @@ fn an_answer_token_by_token_is_bit_equal_to_the_answer_at_once() {
     for model in models() {
         for masking in [masking(Scope::All, Mode::Shared, 0.2), masking(Scope::All, Mode::PerPosition, 0.2)] {
             let at_once = Group { share: false, masking: masking.clone(), ..Group::plain() }.run(&model);
-            let one_by_one = Group { share: false, masking, token_by_token: true, ..Group::plain() }.run(&model);
+            let one_by_one =
+                Group { share: false, masking, token_by_token: true, ..Group::plain() }.run(&model);
             assert_eq!(at_once.0, one_by_one.0);
             // The same packed unit is differentiated either way.
             assert_eq!(bits(&at_once.1), bits(&one_by_one.1));
@@ -345,7 +368,8 @@ fn a_training_step_crosses_a_fixed_number_of_times() {
     let model = random(configs().remove(1), Dtype::F32);
     let crossings = |answer: usize, rollouts: usize| {
         let before = model.device().traffic().count();
-        Group { answer, rollouts, masking: masking(Scope::Latent, Mode::Shared, 0.2), ..Group::plain() }.run(&model);
+        Group { answer, rollouts, masking: masking(Scope::Latent, Mode::Shared, 0.2), ..Group::plain() }
+            .run(&model);
         let after = model.device().traffic().count();
         (after.uploads - before.uploads, after.downloads - before.downloads)
     };

@@ -82,7 +82,11 @@ fn run(arguments: &Arguments) -> Result<ExitCode> {
         let parameters: usize = model.parameters().iter().map(|p| p.shape().elements()).sum();
         eprintln!(
             "model     {} layers, width {}, {parameters} parameters, {} on {}, {} threads",
-            recipe.model.layers, recipe.model.width, arguments.dtype, device.name(), parallel::threads()
+            recipe.model.layers,
+            recipe.model.width,
+            arguments.dtype,
+            device.name(),
+            parallel::threads()
         );
         eprintln!(
             "data      additions below {}, {} held out; {} latent steps before each answer",
@@ -117,11 +121,20 @@ fn run(arguments: &Arguments) -> Result<ExitCode> {
                 let accuracy = *right as f64 / *asked as f64;
                 accuracies.push((*step, accuracy));
                 if arguments.json {
-                    println!("{}", serde_json::json!({"step": step, "held_out_accuracy": accuracy, "right": right, "asked": asked}));
+                    println!(
+                        "{}",
+                        serde_json::json!({"step": step, "held_out_accuracy": accuracy, "right": right, "asked": asked})
+                    );
                 } else if show {
-                    let examples: Vec<String> =
-                        samples.iter().map(|(problem, answer)| format!("{}{answer}", problem.prompt())).collect();
-                    eprintln!("           held-out accuracy {:.1} % ({right}/{asked})   {}", 100.0 * accuracy, examples.join("  "));
+                    let examples: Vec<String> = samples
+                        .iter()
+                        .map(|(problem, answer)| format!("{}{answer}", problem.prompt()))
+                        .collect();
+                    eprintln!(
+                        "           held-out accuracy {:.1} % ({right}/{asked})   {}",
+                        100.0 * accuracy,
+                        examples.join("  ")
+                    );
                 }
                 clock = Instant::now();
             }
@@ -143,7 +156,12 @@ fn run(arguments: &Arguments) -> Result<ExitCode> {
 }
 
 /// The closing table: accuracy with the latents and with none.
-fn summary(recipe: &Recipe, model: &latch::model::Model, accuracies: &[(usize, f64)], seconds: f64) -> Result<()> {
+fn summary(
+    recipe: &Recipe,
+    model: &latch::model::Model,
+    accuracies: &[(usize, f64)],
+    seconds: f64,
+) -> Result<()> {
     let (held_out, _) = addition::split(recipe.data.bound, recipe.data.held_out, recipe.seed);
     println!("\nheld-out accuracy over {} problems ({seconds:.0} s)", held_out.len());
     for (step, accuracy) in accuracies {

@@ -8,6 +8,7 @@
 
 pub mod adamw;
 pub mod attention;
+pub mod elementwise;
 pub mod embedding;
 pub mod float;
 pub mod gather;

@@ -19,7 +19,7 @@ use crate::ops::kv_cache::{CacheLayout, KvCache};
 use crate::ops::linear::{self, Accumulate};
 use crate::ops::mask::{self, MaskAt, SiteKind};
 use crate::ops::rope::{self, RopeTable};
-use crate::ops::{Tensor, View, ViewMut, gelu, masked_residual, swiglu};
+use crate::ops::{Tensor, View, ViewMut, elementwise, gelu, masked_residual, swiglu};
 use std::ops::Range;
 
 /// What backward needs of one layer, for a tape of positions.
@@ -338,7 +338,7 @@ impl<'a> Block<'a> {
         let pair = (back.d_normed.rows(run.clone())?, kept.middle.rows(here())?);
         let d_input = back.d_input.rows_mut(run.clone())?;
         norm::backward(&plan.norm2, self.parameters, pair, &kept.norm2, here(), d_input, gradients)?;
-        masked_residual::add(dy.rows_mut(run.clone())?, back.d_input.rows(run.clone())?)?;
+        elementwise::add(back.d_input.rows(run.clone())?, dy.rows_mut(run.clone())?)?;
 
         // middle = x + mask(attended Wo)
         let mask = on.mask(self.layer, SiteKind::AttnOut);
@@ -385,7 +385,7 @@ impl<'a> Block<'a> {
         let pair = (d_normed.rows(run.clone())?, x);
         let d_input = back.d_input.rows_mut(run.clone())?;
         norm::backward(&plan.norm1, self.parameters, pair, &kept.norm1, here(), d_input, gradients)?;
-        masked_residual::add(dy.rows_mut(run.clone())?, back.d_input.rows(run)?)
+        elementwise::add(back.d_input.rows(run.clone())?, dy.rows_mut(run)?)
     }
 
     /// Replaces the gradient of normalised heads by that of the projected ones.
@@ -407,6 +407,6 @@ impl<'a> Block<'a> {
         let out = scratch.rows_mut(0..used)?.split(parts)?.rows(0..at.len() * heads)?;
         norm::backward(norm, self.parameters, pair, &raw.norm, at.start * heads..at.end * heads, out, gradients)?;
         let from = scratch.rows(0..used)?.split(parts)?.rows(0..at.len() * heads)?;
-        masked_residual::copy(from, gradient.rows_mut(run)?.split(heads)?)
+        elementwise::copy(from, gradient.rows_mut(run)?.split(heads)?)
     }
 }

@@ -1,9 +1,10 @@
 //! Small integer operations on the device, so that a decode step needs no upload. CPU: here, they are one line each.
 //! Parity: tests/parity/gather.rs.
 
-use super::{View, ViewMut};
+use super::{Tensor, View, ViewMut};
 use crate::base::{Dtype, Error, Result};
 use crate::device::{Device, Element};
+use std::ops::Range;
 
 /// `positions += by` in place; U32 `[N, 1]`.
 ///
@@ -15,6 +16,35 @@ pub fn advance(mut positions: ViewMut, by: u32) -> Result<()> {
     match positions.device() {
         Device::Cpu(_) => positions.slice::<u32>()?.iter_mut().for_each(|p| *p = p.wrapping_add(by)),
         gpu @ Device::Gpu(_) => return Err(gpu.no_kernel("advance")),
+    }
+    Ok(())
+}
+
+/// Copies entries `from` of `tensor[n, 1]` (U32 or I32) to `to` and on, each plus `add`: the index of the next
+/// decode step from that of the last. The ranges may be the same, but must not overlap otherwise.
+///
+/// # Errors
+/// Another dtype, or ranges outside the tensor.
+pub fn repeat(tensor: &mut Tensor, from: Range<usize>, to: usize, add: i32) -> Result<()> {
+    let count = from.len();
+    tensor.rows(from.clone())?;
+    let (device, dtype, mut view) = (tensor.device().clone(), tensor.dtype(), tensor.view_mut());
+    if to + count > view.count() || view.cols() != 1 {
+        return Err(Error::shape("repeat", format!("{to}..{}", to + count), format!("inside {} entries", view.count())));
+    }
+    match (device, dtype) {
+        (Device::Cpu(_), Dtype::U32) => {
+            let entries = view.slice::<u32>()?;
+            entries.copy_within(from, to);
+            entries[to..to + count].iter_mut().for_each(|entry| *entry = entry.wrapping_add_signed(add));
+        }
+        (Device::Cpu(_), Dtype::I32) => {
+            let entries = view.slice::<i32>()?;
+            entries.copy_within(from, to);
+            entries[to..to + count].iter_mut().for_each(|entry| *entry = entry.wrapping_add(add));
+        }
+        (Device::Cpu(_), other) => return Err(Error::dtype("repeat", other, "u32 or i32")),
+        (gpu @ Device::Gpu(_), _) => return Err(gpu.no_kernel("repeat")),
     }
     Ok(())
 }

@@ -32,6 +32,22 @@ impl SiteKind {
     pub const ALL: [SiteKind; 5] =
         [SiteKind::Emb, SiteKind::AttnOut, SiteKind::MlpOut, SiteKind::MlpHid, SiteKind::Latent];
 
+    /// The name in files and on command lines.
+    pub fn name(self) -> &'static str {
+        match self {
+            SiteKind::Emb => "emb",
+            SiteKind::AttnOut => "attn_out",
+            SiteKind::MlpOut => "mlp_out",
+            SiteKind::MlpHid => "mlp_hid",
+            SiteKind::Latent => "latent",
+        }
+    }
+
+    /// The kind of that name.
+    pub fn from_name(name: &str) -> Option<SiteKind> {
+        SiteKind::ALL.into_iter().find(|kind| kind.name() == name)
+    }
+
     /// Whether the site exists once, at layer 0, instead of in every layer.
     fn once(self) -> bool {
         matches!(self, SiteKind::Emb | SiteKind::Latent)

@@ -5,6 +5,7 @@
 
 pub mod adamw;
 pub mod attention;
+pub mod elementwise;
 pub mod embedding;
 pub mod gather;
 pub mod gelu;

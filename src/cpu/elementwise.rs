@@ -1,0 +1,14 @@
+//! Sums of gradients that meet. Operation: ops/elementwise.rs.
+
+use super::{Float, isa, parallel};
+
+/// y += x.
+pub fn add<T: Float>(x: &[T], y: &mut [T]) {
+    parallel::rows(y, 64, 64, |first, y| {
+        isa::run(|| {
+            for (y, &x) in y.iter_mut().zip(&x[first * 64..]) {
+                *y += x;
+            }
+        });
+    });
+}
