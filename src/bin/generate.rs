@@ -1,1 +1,300 @@
-fn main() {}
+//! `generate`: continues prompts, with latent steps before the answer if asked.
+
+use clap::{ArgGroup, Parser};
+use latch::base::{Dtype, Error, Result};
+use latch::cpu::parallel;
+use latch::device::Device;
+use latch::model::weights::Source;
+use latch::model::{Model, Precision};
+use latch::ops::sampler::Law;
+use latch::rollout::generate::{Generated, Options, Timing, generate};
+use latch::text::{Message, Tokenizer};
+use std::io::{BufRead, Write};
+use std::ops::ControlFlow;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+/// Generates text from a model. Text goes to stdout, everything else to stderr.
+#[derive(Parser)]
+#[command(version, group = ArgGroup::new("input").required(true))]
+struct Arguments {
+    /// Hugging Face folder or .gguf file
+    #[arg(long, short)]
+    model: PathBuf,
+    /// Prompt text; may be given several times for a batch; `-` reads stdin, one prompt a line
+    #[arg(long, short, group = "input", allow_hyphen_values = true)]
+    prompt: Vec<String>,
+    /// Prompt as token ids, e.g. 1,2,3; may be given several times
+    #[arg(long, group = "input", value_name = "ID,ID,...")]
+    prompt_ids: Vec<String>,
+    /// File of prompts, one a line (`-` = stdin)
+    #[arg(long, group = "input")]
+    prompt_file: Option<PathBuf>,
+    /// Wrap each prompt as a user message of the model's chat template
+    #[arg(long, conflicts_with = "prompt_ids")]
+    chat: bool,
+    /// System message of the chat template
+    #[arg(long, requires = "chat")]
+    system: Option<String>,
+    /// Latent steps after the prompt: the final hidden state is fed back so many times
+    #[arg(long, default_value_t = 0)]
+    latents: usize,
+    /// Token ids fed after the latents, e.g. an end-of-thought token
+    #[arg(long, value_delimiter = ',', requires = "latents")]
+    after_latents: Vec<u32>,
+    /// Always the most probable token (the default unless a sampling flag is given)
+    #[arg(long, conflicts_with_all = ["temperature", "top_k", "top_p", "min_p"])]
+    greedy: bool,
+    /// Sample at this temperature
+    #[arg(long)]
+    temperature: Option<f64>,
+    /// Sample among the k most probable tokens
+    #[arg(long)]
+    top_k: Option<usize>,
+    /// Sample among the fewest tokens whose probability reaches p
+    #[arg(long)]
+    top_p: Option<f64>,
+    /// Sample among tokens at least this fraction as probable as the best
+    #[arg(long)]
+    min_p: Option<f64>,
+    /// Most tokens to generate for each prompt
+    #[arg(long, short = 'n', default_value_t = 64)]
+    max_new_tokens: usize,
+    /// Go on after end-of-text tokens
+    #[arg(long)]
+    ignore_eos: bool,
+    /// Seed of sampling: the same seed, prompt and row give the same text
+    #[arg(long, default_value_t = 0)]
+    seed: u64,
+    /// auto, cpu, cuda or cuda:N
+    #[arg(long, default_value = "auto")]
+    device: String,
+    /// f32, f64, or bf16 (matrices stored in bf16 under f32)
+    #[arg(long, default_value = "f32")]
+    dtype: Dtype,
+    /// Worker threads (0 = one per core)
+    #[arg(long, default_value_t = 0)]
+    threads: usize,
+    /// One JSON object a prompt on stdout: prompt_ids, ids, text, logprobs, stopped
+    #[arg(long)]
+    json: bool,
+    /// No timing line
+    #[arg(long, short)]
+    quiet: bool,
+}
+
+fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    match parallel::with_threads(arguments.threads, || run(&arguments)) {
+        Ok(code) => code,
+        Err(error) => {
+            eprintln!("error: {error}");
+            ExitCode::from(if matches!(error, Error::Input { .. }) { 2 } else { 1 })
+        }
+    }
+}
+
+fn run(arguments: &Arguments) -> Result<ExitCode> {
+    let law = law(arguments);
+    law.validate()?;
+    let device = Device::open(&arguments.device)?;
+    let source = Source::open(&arguments.model)?;
+    // Prompts given as ids need no tokenizer; text is then shown where there is one.
+    let tokenizer = match (source.tokenizer(), arguments.prompt_ids.is_empty()) {
+        (Ok(tokenizer), _) => Some(tokenizer),
+        (Err(_), false) => None,
+        (Err(error), true) => return Err(error),
+    };
+    let prompts = prompts(arguments, &source, tokenizer.as_ref())?;
+    let vocab = source.config().vocab;
+    for (index, prompt) in prompts.iter().enumerate() {
+        if let Some(id) = prompt.iter().find(|id| **id as usize >= vocab) {
+            return Err(Error::input(
+                format!("prompt {index}"),
+                format!("token id {id}; the vocabulary has {vocab}"),
+                "check that the ids and the tokenizer belong to the model",
+            ));
+        }
+    }
+    let model = Model::from_source(&source, &device, Precision::of(arguments.dtype))?;
+    let options = Options {
+        latents: arguments.latents,
+        after_latents: arguments.after_latents.clone(),
+        law,
+        max_new_tokens: arguments.max_new_tokens,
+        stop: if arguments.ignore_eos { vec![] } else { source.stop_tokens()? },
+        seed: arguments.seed,
+    };
+
+    let interrupted = Arc::new(AtomicBool::new(false));
+    on_interrupt(interrupted.clone());
+    let streams = !arguments.json && prompts.len() == 1;
+    let mut stream = tokenizer.as_ref().filter(|_| streams).map(|tokenizer| tokenizer.stream(true));
+    let mut failure = None;
+    let mut closed = false;
+    let (generated, timing) = generate(&model, &prompts, &options, |_, token| {
+        let shown = match (&mut stream, streams) {
+            (Some(stream), _) if options.stop.contains(&token) => stream.push(token).map(|_| String::new()),
+            (Some(stream), _) => stream.push(token),
+            (None, true) => Ok(format!("{token} ")),
+            (None, false) => Ok(String::new()),
+        };
+        match shown {
+            Ok(text) => closed = write_out(&text).is_err(),
+            Err(error) => failure = Some(error),
+        }
+        match failure.is_some() || closed || interrupted.load(Ordering::Relaxed) {
+            true => ControlFlow::Break(()),
+            false => ControlFlow::Continue(()),
+        }
+    })?;
+    if let Some(error) = failure {
+        return Err(error);
+    }
+    // A reader that has gone away (`| head`) is no failure.
+    if !closed {
+        let rest = match stream {
+            Some(stream) => stream.finish()? + "\n",
+            None if streams => "\n".into(),
+            None => String::new(),
+        };
+        let _ = write_out(&rest);
+        if !streams {
+            show_all(arguments, &prompts, &generated, tokenizer.as_ref())?;
+        }
+    }
+    if !arguments.quiet {
+        report(&prompts, timing);
+    }
+    Ok(ExitCode::from(if interrupted.load(Ordering::Relaxed) { 130 } else { 0 }))
+}
+
+fn law(arguments: &Arguments) -> Law {
+    let sampling = arguments.temperature.is_some()
+        || arguments.top_k.is_some()
+        || arguments.top_p.is_some()
+        || arguments.min_p.is_some();
+    match sampling {
+        false => Law::Greedy,
+        true => Law::Categorical {
+            temperature: arguments.temperature.unwrap_or(1.0),
+            top_k: arguments.top_k,
+            top_p: arguments.top_p,
+            min_p: arguments.min_p,
+        },
+    }
+}
+
+fn prompts(arguments: &Arguments, source: &Source, tokenizer: Option<&Tokenizer>) -> Result<Vec<Vec<u32>>> {
+    let mut prompts = Vec::new();
+    for list in &arguments.prompt_ids {
+        let ids = list.split(',').map(|id| {
+            id.trim().parse::<u32>().map_err(|_| {
+                Error::input("--prompt-ids", format!("`{}` is no token id", id.trim()), "write ids separated by commas: 1,2,3")
+            })
+        });
+        prompts.push(ids.collect::<Result<Vec<u32>>>()?);
+    }
+    let mut texts = Vec::new();
+    for text in &arguments.prompt {
+        match text.as_str() {
+            "-" => texts.extend(lines(Path::new("-"))?),
+            text => texts.push(text.to_string()),
+        }
+    }
+    if let Some(path) = &arguments.prompt_file {
+        texts.extend(lines(path)?);
+    }
+    let Some(tokenizer) = tokenizer else { return Ok(prompts) };
+    let template = match arguments.chat {
+        false => None,
+        true => Some(source.chat_template()?.ok_or_else(|| {
+            Error::input("--chat", "the model has no chat template", "leave --chat out, or add chat_template.jinja to the model's folder")
+        })?),
+    };
+    for text in texts {
+        let ids = match &template {
+            None => tokenizer.encode(&text, true)?,
+            Some(template) => {
+                let system = arguments.system.iter().map(|content| Message::new("system", content.as_str()));
+                let messages: Vec<Message> = system.chain([Message::new("user", text)]).collect();
+                tokenizer.encode(&template.render(&messages, true)?, false)?
+            }
+        };
+        if ids.is_empty() {
+            return Err(Error::input("prompt", "is empty", "give at least one character of text, or --prompt-ids"));
+        }
+        prompts.push(ids);
+    }
+    if prompts.is_empty() {
+        return Err(Error::input("prompt", "there are no lines to continue", "write one prompt a line"));
+    }
+    Ok(prompts)
+}
+
+fn lines(path: &Path) -> Result<Vec<String>> {
+    let read = |reader: &mut dyn BufRead| -> std::io::Result<Vec<String>> { reader.lines().collect() };
+    let found = match path == Path::new("-") {
+        true => read(&mut std::io::stdin().lock()),
+        false => std::fs::File::open(path).and_then(|file| read(&mut std::io::BufReader::new(file))),
+    };
+    let lines = found.map_err(Error::io(path, "cannot read prompts"))?;
+    Ok(lines.into_iter().filter(|line| !line.is_empty()).collect())
+}
+
+fn show_all(
+    arguments: &Arguments,
+    prompts: &[Vec<u32>],
+    generated: &[Generated],
+    tokenizer: Option<&Tokenizer>,
+) -> Result<()> {
+    for (index, (prompt, answer)) in prompts.iter().zip(generated).enumerate() {
+        let text = tokenizer.map(|tokenizer| tokenizer.decode(&answer.ids, true)).transpose()?;
+        let line = match arguments.json {
+            true => serde_json::json!({
+                "prompt_ids": prompt,
+                "ids": answer.ids,
+                "text": text,
+                "logprobs": answer.log_probabilities,
+                "stopped": answer.stopped,
+            })
+            .to_string(),
+            false => format!("[{index}] {}", text.unwrap_or_else(|| format!("{:?}", answer.ids))),
+        };
+        if write_out(&format!("{line}\n")).is_err() {
+            break;
+        }
+    }
+    Ok(())
+}
+
+fn write_out(text: &str) -> std::io::Result<()> {
+    let mut out = std::io::stdout().lock();
+    out.write_all(text.as_bytes())?;
+    out.flush()
+}
+
+fn report(prompts: &[Vec<u32>], timing: Timing) {
+    let rate = |count: usize, time: std::time::Duration| count as f64 / time.as_secs_f64().max(1e-9);
+    let positions: usize = prompts.iter().map(Vec::len).sum();
+    eprintln!(
+        "prompt {positions} tokens, {:.1} tokens/s;  generated {} tokens, {:.1} tokens/s",
+        rate(positions, timing.prefill),
+        timing.tokens,
+        rate(timing.tokens, timing.decode)
+    );
+}
+
+/// Ctrl-C once: stop after this token and show what there is. Twice: stop now.
+fn on_interrupt(interrupted: Arc<AtomicBool>) {
+    let handler = ctrlc::set_handler(move || {
+        if interrupted.swap(true, Ordering::Relaxed) {
+            std::process::exit(130);
+        }
+    });
+    if let Err(error) = handler {
+        eprintln!("warning: Ctrl-C will stop at once: {error}");
+    }
+}

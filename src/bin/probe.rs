@@ -1,1 +1,64 @@
-fn main() {}
+//! `probe`: the runtime's public oracle. Logits, loss and all gradients of given rows, as safetensors.
+
+use clap::Parser;
+use latch::base::{Dtype, Error, Result};
+use latch::cpu::parallel;
+use latch::device::Device;
+use latch::model::{Model, Precision};
+use latch::run::probe;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+/// Runs rows of tokens, latents and soft positions through a model and writes logits, loss and gradients.
+///
+/// The input holds `ids` i64 [rows, T] (-1 = latent position, -2 = soft position) and optionally `labels`
+/// i64 [rows, T] (-100 = not trained; position t is scored against labels[t + 1]), `mask.LAYER.SITE` u8
+/// [rows, width] (1 = kept; sites emb, attn_out, mlp_out, mlp_hid, latent; metadata `p`), `soft_ids` i64 and
+/// `soft_weights` f32 [rows, T, k]. The output holds `logits` [rows, T, V] and, with labels, `loss` [1] and
+/// `grad/PARAMETER` for every parameter, through the recurrence, nothing detached.
+#[derive(Parser)]
+#[command(version)]
+struct Arguments {
+    /// Hugging Face folder or .gguf file
+    #[arg(long)]
+    model: PathBuf,
+    /// Rows to run (safetensors)
+    #[arg(long)]
+    input: PathBuf,
+    /// Where to write the results (safetensors)
+    #[arg(long)]
+    output: PathBuf,
+    /// auto, cpu, cuda or cuda:N
+    #[arg(long, default_value = "auto")]
+    device: String,
+    /// f32, f64, or bf16 (matrices stored in bf16 under f32)
+    #[arg(long, default_value = "f32")]
+    dtype: Dtype,
+    /// Worker threads (0 = one per core)
+    #[arg(long, default_value_t = 0)]
+    threads: usize,
+}
+
+fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    match parallel::with_threads(arguments.threads, || run(&arguments)) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error}");
+            ExitCode::from(if matches!(error, Error::Input { .. }) { 2 } else { 1 })
+        }
+    }
+}
+
+fn run(arguments: &Arguments) -> Result<()> {
+    let device = Device::open(&arguments.device)?;
+    let request = probe::read(&arguments.input)?;
+    let model = Model::load(&arguments.model, &device, Precision::of(arguments.dtype))?;
+    let answer = probe::probe(&model, &request)?;
+    probe::write(&arguments.output, &model, &request, &answer)?;
+    match answer.loss {
+        Some(loss) => eprintln!("loss {loss:.6}, {} gradients -> {}", answer.gradients.len(), arguments.output.display()),
+        None => eprintln!("logits only (no labels) -> {}", arguments.output.display()),
+    }
+    Ok(())
+}

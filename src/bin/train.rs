@@ -5,6 +5,7 @@ use latch::base::{Dtype, Error, Result};
 use latch::cpu::parallel;
 use latch::device::Device;
 use latch::model::Precision;
+use latch::model::save::Companions;
 use latch::run::recipe::{self, Recipe};
 use latch::run::train::{Event, evaluate, fresh_model, train};
 use latch::text::addition;
@@ -146,7 +147,7 @@ fn run(arguments: &Arguments) -> Result<ExitCode> {
     })?;
     let stopped = interrupted.load(Ordering::Relaxed);
     if let Some(out) = &arguments.out {
-        model.save(out)?;
+        model.save(out, &Companions::default())?;
         eprintln!("saved     {}", out.display());
     }
     if !arguments.json {

@@ -35,7 +35,7 @@ pub(super) fn forward(
     let gain = &parameters[plan.gain];
     match (saved, plan.bias) {
         (Saved::Layer(saved), Some(bias)) => {
-            layernorm::forward(x, gain, &parameters[bias], plan.eps, y, saved, at)
+            layernorm::forward(x, (gain, &parameters[bias]), plan.eps, y, saved, at)
         }
         (Saved::Rms(saved), _) => rmsnorm::forward(x, gain, plan.eps, y, saved, at),
         (Saved::Layer(_), None) => unreachable!("Saved::reserve made a layer norm for a plan with a bias"),
@@ -55,8 +55,8 @@ pub(super) fn backward(
     let gain = &parameters[plan.gain];
     match (saved, plan.bias) {
         (Saved::Layer(saved), Some(bias)) => {
-            let [dgain, dbias] = gradients.pair(plan.gain, bias);
-            layernorm::backward(dy, x, gain, saved, at, dx, (dgain, dbias))
+            let [dw, db] = gradients.pair(plan.gain, bias);
+            layernorm::backward(dy, x, gain, saved, at, dx, layernorm::Gradients { dw, db })
         }
         (Saved::Rms(saved), _) => {
             rmsnorm::backward(dy, x, gain, saved, at, dx, gradients.at(plan.gain))

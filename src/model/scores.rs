@@ -81,18 +81,17 @@ impl Scores {
             self.index.rows(0..count)?,
             self.hidden.rows_mut(0..count)?,
         )?;
-        log_probability::forward(
-            self.hidden.rows(0..count)?,
-            model.head(),
-            self.targets.rows(0..count)?,
+        let inputs = log_probability::Inputs {
+            h: self.hidden.rows(0..count)?,
+            w: model.head(),
+            targets: self.targets.rows(0..count)?,
             inverse_temperature,
-            log_probability::Outputs {
-                log_probability: self.log_probability.rows_mut(0..count)?,
-                entropy: Some(self.entropy.rows_mut(0..count)?),
-            },
-            &mut self.saved,
-            0..count,
-        )
+        };
+        let out = log_probability::Outputs {
+            log_probability: self.log_probability.rows_mut(0..count)?,
+            entropy: Some(self.entropy.rows_mut(0..count)?),
+        };
+        log_probability::forward(&inputs, out, &mut self.saved, 0..count)
     }
 
     /// The log-probabilities (one download).
@@ -128,18 +127,17 @@ impl Scores {
                 self.coefficient.upload_at(0, &coefficients)?;
             }
         }
-        log_probability::backward(
-            log_probability::Upstream {
-                log_probability: self.coefficient.rows(0..count)?,
-                entropy: None,
-            },
-            self.hidden.rows(0..count)?,
-            model.head(),
-            self.targets.rows(0..count)?,
-            self.inverse_temperature,
-            (&self.saved, 0..count),
-            (self.hidden_gradient.rows_mut(0..count)?, gradients.at(model.architecture.head)),
-        )?;
+        let upstream =
+            log_probability::Upstream { d_log_probability: self.coefficient.rows(0..count)?, d_entropy: None };
+        let inputs = log_probability::Inputs {
+            h: self.hidden.rows(0..count)?,
+            w: model.head(),
+            targets: self.targets.rows(0..count)?,
+            inverse_temperature: self.inverse_temperature,
+        };
+        let dh = self.hidden_gradient.rows_mut(0..count)?;
+        let dw = gradients.at(model.architecture.head);
+        log_probability::backward(&upstream, &inputs, &self.saved, 0..count, dh, dw)?;
         let Some(into) = &mut sequences.hidden_gradient else { return Err(not_recording()) };
         gather::backward(self.hidden_gradient.rows(0..count)?, self.index.rows(0..count)?, into.view_mut())
     }

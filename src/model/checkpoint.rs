@@ -1,0 +1,99 @@
+//! Models from files to a device and back, one piece of a tensor at a time: never a second copy in memory.
+
+use super::safetensors_file::{TensorHeader, TensorWriter};
+use super::save::{self, Companions, Saving};
+use super::stored::{Stored, Target};
+use super::weights::Source;
+use super::{Model, Precision};
+use crate::base::{Dtype, Result};
+use crate::device::{Device, Element};
+use crate::ops::Tensor;
+use std::path::Path;
+
+/// Elements moved at once.
+const PIECE: usize = 4 << 20;
+
+impl Model {
+    /// Opens a Hugging Face folder or a `.gguf` file and loads its weights.
+    ///
+    /// # Errors
+    /// Anything that is missing, damaged, contradictory, not finite or not supported; the message names it.
+    pub fn load(path: &Path, device: &Device, precision: Precision) -> Result<Model> {
+        Model::from_source(&Source::open(path)?, device, precision)
+    }
+
+    /// Loads the weights of an open source.
+    ///
+    /// # Errors
+    /// A weight that is not finite, or a device without room.
+    pub fn from_source(source: &Source, device: &Device, precision: Precision) -> Result<Model> {
+        Model::build(source.config().clone(), device, precision, |index, _, tensor| match tensor.dtype() {
+            Dtype::F64 => load::<f64>(source, index, tensor),
+            Dtype::Bf16 => load::<half::bf16>(source, index, tensor),
+            _ => load::<f32>(source, index, tensor),
+        })
+    }
+
+    /// Writes a Hugging Face folder that transformers opens: config.json, model.safetensors, and the companions (the
+    /// tokenizer and other files of the source). A folder that exists is replaced file by file, by rename.
+    ///
+    /// # Errors
+    /// The place cannot be written to, or the disk is full. Whatever was there before is still there.
+    pub fn save(&self, folder: &Path, companions: &Companions) -> Result<()> {
+        let stored = match self.parameters.iter().map(Tensor::dtype).find(|dtype| *dtype == Dtype::Bf16) {
+            Some(_) => Stored::Bf16,
+            None if self.dtype == Dtype::F64 => Stored::F64,
+            None => Stored::F32,
+        };
+        let tensors: Vec<TensorHeader> = self
+            .parameter_list()
+            .iter()
+            .zip(&self.parameters)
+            .map(|(parameter, tensor)| TensorHeader {
+                name: parameter.name.clone(),
+                shape: parameter.shape.dims().to_vec(),
+                stored: match tensor.dtype() {
+                    Dtype::F64 => Stored::F64,
+                    Dtype::Bf16 => Stored::Bf16,
+                    _ => Stored::F32,
+                },
+            })
+            .collect();
+        let contents = Saving { config: &self.config, stored, companions, tensors: &tensors };
+        save::save(folder, contents, &mut |index, writer| match self.parameters[index].dtype() {
+            Dtype::F64 => write::<f64>(&self.parameters[index], writer),
+            Dtype::Bf16 => write::<half::bf16>(&self.parameters[index], writer),
+            _ => write::<f32>(&self.parameters[index], writer),
+        })
+    }
+}
+
+/// Rows that make up a piece of a matrix.
+fn rows_at_once(tensor: &Tensor) -> (usize, usize, usize) {
+    let (rows, cols) = tensor.shape().as_matrix();
+    (rows, cols, (PIECE / cols.max(1)).max(1))
+}
+
+fn load<T: Target + Element>(source: &Source, index: usize, tensor: &mut Tensor) -> Result<()> {
+    let (rows, cols, step) = rows_at_once(tensor);
+    let mut piece = vec![T::default(); step.min(rows) * cols];
+    for first in (0..rows).step_by(step) {
+        let last = (first + step).min(rows);
+        let piece = &mut piece[..(last - first) * cols];
+        source.load_rows(index, first..last, piece)?;
+        tensor.upload_at(first * cols, piece)?;
+    }
+    Ok(())
+}
+
+fn write<T: Element>(tensor: &Tensor, writer: &mut TensorWriter) -> Result<()> {
+    let (rows, _, step) = rows_at_once(tensor);
+    for first in (0..rows).step_by(step) {
+        let piece = tensor.rows(first..(first + step).min(rows))?.download::<T>()?;
+        // Files are little-endian, and so is every machine that latch is built for (see the check below).
+        writer.write(bytemuck::cast_slice(&piece))?;
+    }
+    Ok(())
+}
+
+const _: () = assert!(cfg!(target_endian = "little"), "weight files are written as the machine holds numbers");
