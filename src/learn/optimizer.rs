@@ -1,0 +1,86 @@
+//! AdamW over a model's parameters, with the gradient clipped to a global norm first.
+//!
+//! Weight decay acts on every parameter, as in torch.optim.AdamW and Coconut's training code; nothing is excluded.
+
+use crate::base::{Error, Result};
+use crate::model::{Gradients, Model};
+use crate::ops::Tensor;
+use crate::ops::adamw::{self, Hyper, Moments};
+use crate::ops::gradient_norm::{self, GradientNorm};
+
+/// Settings that stay for a run.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Settings {
+    /// Decay of the mean of gradients.
+    pub beta1: f64,
+    /// Decay of the mean of squared gradients.
+    pub beta2: f64,
+    /// Added to the root of the second moment.
+    pub eps: f64,
+    /// Decoupled weight decay.
+    pub weight_decay: f64,
+    /// Largest global gradient norm; none = no clipping.
+    pub clip: Option<f64>,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Settings { beta1: 0.9, beta2: 0.999, eps: 1e-8, weight_decay: 0.01, clip: Some(1.0) }
+    }
+}
+
+/// Optimiser state of one model.
+#[derive(Debug)]
+pub struct Optimizer {
+    settings: Settings,
+    moments: Vec<Moments>,
+    norm: GradientNorm,
+    step: u64,
+}
+
+impl Optimizer {
+    /// Zero moments for the parameters of `model`.
+    pub fn new(model: &Model, settings: Settings) -> Result<Optimizer> {
+        let elements: Vec<usize> = model.parameters().iter().map(|p| p.shape().elements()).collect();
+        let moments: Result<Vec<_>> = model.parameters().iter().map(Moments::new).collect();
+        Ok(Optimizer {
+            settings,
+            moments: moments?,
+            norm: GradientNorm::reserve(model.device(), &elements, model.dtype())?,
+            step: 0,
+        })
+    }
+
+    /// Updates so far.
+    pub fn step(&self) -> u64 {
+        self.step
+    }
+
+    /// Clips `gradients` and updates `model`; returns the norm before clipping (one download).
+    ///
+    /// # Errors
+    /// A norm that is not finite: nothing is updated then.
+    pub fn update(&mut self, model: &mut Model, gradients: &Gradients, learning_rate: f64) -> Result<f64> {
+        let list: Vec<&Tensor> = gradients.tensors().iter().collect();
+        gradient_norm::forward(&list, self.settings.clip.unwrap_or(f64::INFINITY), &mut self.norm)?;
+        let norm = match self.norm.norm().dtype() {
+            crate::base::Dtype::F64 => self.norm.norm().download::<f64>()?[0],
+            _ => f64::from(self.norm.norm().download::<f32>()?[0]),
+        };
+        if !norm.is_finite() {
+            return Err(Error::NotFinite {
+                what: "the gradient's norm".into(),
+                found: format!("{norm} at step {}", self.step + 1),
+                advice: "lower the learning rate, or look for overflow in the loss; nothing was updated".into(),
+            });
+        }
+        self.step += 1;
+        let Settings { beta1, beta2, eps, weight_decay, .. } = self.settings;
+        let hyper = Hyper { lr: learning_rate, beta1, beta2, eps, weight_decay, step: self.step };
+        let parameters = model.parameters_mut().iter_mut();
+        for ((parameter, gradient), moments) in parameters.zip(list).zip(&mut self.moments) {
+            adamw::step(parameter, gradient, moments, &hyper, self.norm.scale())?;
+        }
+        Ok(norm)
+    }
+}
