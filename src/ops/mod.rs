@@ -11,6 +11,7 @@ pub mod gather;
 pub mod gelu;
 pub mod gradient_norm;
 pub mod index;
+pub mod kv_cache;
 pub mod latent;
 pub mod layernorm;
 pub mod linear;
