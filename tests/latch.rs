@@ -3,4 +3,5 @@
 mod golden;
 mod layering;
 mod parity;
+mod philox;
 mod sequences;

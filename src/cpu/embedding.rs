@@ -147,7 +147,8 @@ pub fn backward_weights<W: Stored<T>, T: Float>(
                 dweights.fill(T::ZERO);
                 let id = -2 - (first + s) as i32;
                 let (ids, _) = inputs.soft(id);
-                for (dx, _) in dx.chunks_exact(cols.max(1)).zip(inputs.ids).filter(|(_, found)| **found == id) {
+                for (dx, _) in dx.chunks_exact(cols.max(1)).zip(inputs.ids).filter(|(_, found)| **found == id)
+                {
                     for (sum, &id) in dweights.iter_mut().zip(ids) {
                         let row = row(table, id as usize, cols);
                         *sum += sum_over(cols, |c| dx[c] * row[c].widen());

@@ -64,7 +64,9 @@ pub fn backward<T: Float>(
 
 /// Keeps the flagged rows of `hidden[N, cols]` in `feedback[R, cols]`; where two name one row the later one stays.
 pub fn store<T: Float>(hidden: &[T], rows: &[u32], last: &[u32], cols: usize, feedback: &mut [T]) {
-    for ((hidden, &row), _) in hidden.chunks_exact(cols.max(1)).zip(rows).zip(last).filter(|(_, last)| **last != 0) {
+    for ((hidden, &row), _) in
+        hidden.chunks_exact(cols.max(1)).zip(rows).zip(last).filter(|(_, last)| **last != 0)
+    {
         let to = row as usize * cols;
         feedback[to..to + cols].copy_from_slice(hidden);
     }

@@ -67,3 +67,48 @@ pub fn rows2<A: Send, B: Send>(
         .enumerate()
         .for_each(|(task, (a, b))| f(task * each, a, b));
 }
+
+/// Slices of one length that can be cut at the same place: one, or tuples of them.
+pub trait Cut: Send + Sized {
+    /// Number of elements of each slice.
+    fn count(&self) -> usize;
+    /// The elements before `at`, and the rest.
+    fn cut(self, at: usize) -> (Self, Self);
+}
+
+impl<T: Send> Cut for &mut [T] {
+    fn count(&self) -> usize {
+        self.len()
+    }
+    fn cut(self, at: usize) -> (Self, Self) {
+        self.split_at_mut(at)
+    }
+}
+
+impl<A: Cut, B: Cut> Cut for (A, B) {
+    fn count(&self) -> usize {
+        self.0.count()
+    }
+    fn cut(self, at: usize) -> (Self, Self) {
+        let ((a, c), (b, d)) = (self.0.cut(at), self.1.cut(at));
+        ((a, b), (c, d))
+    }
+}
+
+/// Calls `f(first, part)` on disjoint parts of several slices at once, possibly in parallel; elements are
+/// independent of each other. `cost` is the work of one element.
+pub fn elements<S: Cut>(slices: S, cost: usize, f: impl Fn(usize, S) + Sync) {
+    let count = slices.count();
+    let tasks = if threads() == 1 { 1 } else { task_count(count, cost) };
+    halve(slices, 0, count.div_ceil(tasks).max(1), &f);
+}
+
+fn halve<S: Cut>(slices: S, first: usize, each: usize, f: &(impl Fn(usize, S) + Sync)) {
+    let count = slices.count();
+    if count <= each {
+        return f(first, slices);
+    }
+    let at = count.div_ceil(each) / 2 * each;
+    let (left, right) = slices.cut(at);
+    rayon::join(|| halve(left, first, each, f), || halve(right, first + at, each, f));
+}
