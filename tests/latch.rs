@@ -1,3 +1,6 @@
 //! The one integration test binary.
 
+mod allocation;
+mod files;
 mod parity;
+mod real_model;
