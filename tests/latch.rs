@@ -1,7 +1,10 @@
 //! The one integration test binary.
 
+mod allocation;
+mod files;
 mod golden;
 mod layering;
 mod parity;
 mod philox;
+mod real_model;
 mod sequences;
