@@ -9,7 +9,7 @@
 
 use super::float::{Float, LANES};
 use super::{isa, parallel};
-use crate::base::rng::StreamKey;
+use crate::base::rng::{StreamKey, philox4x32_lanes};
 
 /// Numbers that describe one instance to [`fill`]: stream key (two words), step, attempt.
 pub const KEY_WORDS: usize = 4;
@@ -48,36 +48,39 @@ impl<'a> Mask<'a> {
 pub fn fill(keys: &[u32], sites: &[u32], threshold: u32, stride: usize, bits: &mut [u32]) {
     // Ten rounds of about ten operations a block, eight blocks a word.
     parallel::rows(bits, stride, 800 * stride, |first, bits| {
-        isa::run(|| {
-            let keys = keys[first * KEY_WORDS..].chunks_exact(KEY_WORDS);
-            for (bits, key) in bits.chunks_exact_mut(stride).zip(keys) {
-                let (stream, step, attempt) = (StreamKey([key[0], key[1]]), key[2], key[3]);
-                for site in sites.chunks_exact(SITE_WORDS) {
-                    let (number, width, offset) = (site[0], site[1] as usize, site[2] as usize);
-                    let words = width.div_ceil(32);
-                    for (index, word) in bits[offset..offset + words].iter_mut().enumerate() {
-                        let drawn = draw(stream, number, step, index as u32, attempt, threshold);
-                        let used = width - 32 * index;
-                        *word = if used >= 32 { drawn } else { drawn & ((1 << used) - 1) };
+        isa::run(
+            #[inline(always)]
+            || {
+                let keys = keys[first * KEY_WORDS..].chunks_exact(KEY_WORDS);
+                for (bits, key) in bits.chunks_exact_mut(stride).zip(keys) {
+                    let (stream, step, attempt) = (StreamKey([key[0], key[1]]), key[2], key[3]);
+                    for site in sites.chunks_exact(SITE_WORDS) {
+                        let (number, width, offset) = (site[0], site[1] as usize, site[2] as usize);
+                        let words = width.div_ceil(32);
+                        for (index, word) in bits[offset..offset + words].iter_mut().enumerate() {
+                            let drawn = draw(stream, number, step, index as u32, attempt, threshold);
+                            let used = width - 32 * index;
+                            *word = if used >= 32 { drawn } else { drawn & ((1 << used) - 1) };
+                        }
                     }
                 }
-            }
-        });
+            },
+        );
     });
 }
 
-/// Word `index` of a bitmap: 32 elements from eight Philox blocks.
+/// Word `index` of a bitmap: 32 elements from eight Philox blocks, each in a vector lane of its own.
 #[inline(always)]
 fn draw(stream: StreamKey, site: u32, step: u32, index: u32, attempt: u32, threshold: u32) -> u32 {
-    let mut nibbles = [0_u32; 8];
-    for (lane, nibble) in nibbles.iter_mut().enumerate() {
-        let block = stream.block(site, step, 8 * index + lane as u32, attempt);
-        *nibble = u32::from(block[0] >= threshold)
-            | u32::from(block[1] >= threshold) << 1
-            | u32::from(block[2] >= threshold) << 2
-            | u32::from(block[3] >= threshold) << 3;
+    let blocks = std::array::from_fn(|lane| 8 * index + lane as u32);
+    let words = philox4x32_lanes(stream.0, [[site; 8], [step; 8], blocks, [attempt; 8]]);
+    let mut bits = [0_u32; 8];
+    for (i, words) in words.iter().enumerate() {
+        for lane in 0..8 {
+            bits[lane] |= u32::from(words[lane] >= threshold) << (4 * lane + i);
+        }
     }
-    nibbles.iter().enumerate().fold(0, |word, (lane, nibble)| word | nibble << (4 * lane))
+    bits.iter().fold(0, |word, bits| word | bits)
 }
 
 /// `to[i] = f(to[i], from[i], kept)` over one row; the bits are expanded sixteen at a time.
@@ -133,23 +136,26 @@ pub fn add_row<T: Float>(words: Option<&[u32]>, scale: T, from: &[T], to: &mut [
 pub fn apply<T: Float>(x: &mut [T], mask: Mask) {
     let scale = T::from_f64(mask.scale);
     parallel::rows(x, mask.width, 2 * mask.width, |first, x| {
-        isa::run(|| {
-            for (n, x) in x.chunks_exact_mut(mask.width).enumerate() {
-                let Some(words) = mask.row(first + n) else { continue };
-                let (chunks, tail) = x.as_chunks_mut::<LANES>();
-                let whole = chunks.len();
-                for (chunk, x) in chunks.iter_mut().enumerate() {
-                    let bits = sixteen(words, chunk);
-                    for (lane, x) in x.iter_mut().enumerate() {
-                        *x = if bits & (1 << lane) != 0 { *x * scale } else { T::ZERO };
+        isa::run(
+            #[inline(always)]
+            || {
+                for (n, x) in x.chunks_exact_mut(mask.width).enumerate() {
+                    let Some(words) = mask.row(first + n) else { continue };
+                    let (chunks, tail) = x.as_chunks_mut::<LANES>();
+                    let whole = chunks.len();
+                    for (chunk, x) in chunks.iter_mut().enumerate() {
+                        let bits = sixteen(words, chunk);
+                        for (lane, x) in x.iter_mut().enumerate() {
+                            *x = if bits & (1 << lane) != 0 { *x * scale } else { T::ZERO };
+                        }
+                    }
+                    for (lane, x) in tail.iter_mut().enumerate() {
+                        let keep = sixteen(words, whole) & (1 << lane) != 0;
+                        *x = if keep { *x * scale } else { T::ZERO };
                     }
                 }
-                for (lane, x) in tail.iter_mut().enumerate() {
-                    let keep = sixteen(words, whole) & (1 << lane) != 0;
-                    *x = if keep { *x * scale } else { T::ZERO };
-                }
-            }
-        });
+            },
+        );
     });
 }
 
