@@ -159,7 +159,7 @@ impl Group {
         let positions = shared + self.rollouts * length;
         let mut sequences = Sequences::new(model, &plan(rows, positions, self.record)).unwrap();
         let prompt = tokens(0, self.prompt);
-        let mut push =
+        let push =
             |segment: &mut Segment, k: usize, input: Input, part: Part, position: usize| match mask_plan
                 .instance(k, part, position)
             {

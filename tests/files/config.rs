@@ -28,7 +28,7 @@ fn forms_of_transformers_4_and_5_mean_the_same() {
         factor: 8.0,
         low_freq_factor: 1.0,
         high_freq_factor: 4.0,
-        original_max_position_embeddings: 8192,
+        original_max_position_embeddings: 8192.0,
     };
     assert_eq!(four.rope, Some(Rope { theta: 5e5, scaling }));
     assert_eq!(five.rope, four.rope);

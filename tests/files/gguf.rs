@@ -252,7 +252,7 @@ fn rope_scaling_in_its_two_forms() {
         factor: 32.0,
         low_freq_factor: 1.0,
         high_freq_factor: 4.0,
-        original_max_position_embeddings: 8192,
+        original_max_position_embeddings: 8192.0,
     };
     assert_eq!(Source::open(&path).unwrap().config().rope.unwrap().scaling, expected);
     divisors[2] = 1.5;
