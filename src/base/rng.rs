@@ -28,25 +28,6 @@ pub fn philox4x32(key: [u32; 2], counter: [u32; 4]) -> [u32; 4] {
     [c0, c1, c2, c3]
 }
 
-/// `N` blocks under one key, for vector code: word w of counter n is `counters[w][n]`, and so are the results.
-#[inline(always)]
-pub fn philox4x32_lanes<const N: usize>(key: [u32; 2], counters: [[u32; N]; 4]) -> [[u32; N]; 4] {
-    let ([mut k0, mut k1], [mut c0, mut c1, mut c2, mut c3]) = (key, counters);
-    for _ in 0..ROUNDS {
-        let p0 = c0.map(|c| u64::from(MULTIPLIER[0]) * u64::from(c));
-        let p1 = c2.map(|c| u64::from(MULTIPLIER[1]) * u64::from(c));
-        for lane in 0..N {
-            c0[lane] = (p1[lane] >> 32) as u32 ^ c1[lane] ^ k0;
-            c1[lane] = p1[lane] as u32;
-            c2[lane] = (p0[lane] >> 32) as u32 ^ c3[lane] ^ k1;
-            c3[lane] = p0[lane] as u32;
-        }
-        k0 = k0.wrapping_add(WEYL[0]);
-        k1 = k1.wrapping_add(WEYL[1]);
-    }
-    [c0, c1, c2, c3]
-}
-
 /// What a stream of random numbers is for. The numbers are part of the frozen layout: add, never renumber.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[repr(u32)]
@@ -139,16 +120,6 @@ impl Draws {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn lanes_are_blocks() {
-        let counters = [[0, 1, u32::MAX], [5, 6, 7], [u32::MAX, 9, 10], [11, 12, 13]];
-        let found = philox4x32_lanes([3, u32::MAX], counters);
-        for lane in 0..3 {
-            let block = philox4x32([3, u32::MAX], counters.map(|words| words[lane]));
-            assert_eq!(found.map(|words| words[lane]), block);
-        }
-    }
 
     #[test]
     fn draws_are_words_in_order() {

@@ -188,8 +188,8 @@ pub fn sum_slices<T: Float, const N: usize>(slices: [&[T]; N], f: impl Fn([T; N]
             lanes[lane] += f(std::array::from_fn(|n| chunk[n][lane]));
         }
     }
-    for lane in 0..chunks[0].1.len() {
-        lanes[lane] += f(std::array::from_fn(|n| chunks[n].1[lane]));
+    for (lane, sum) in lanes.iter_mut().enumerate().take(chunks[0].1.len()) {
+        *sum += f(std::array::from_fn(|n| chunks[n].1[lane]));
     }
     sum_lanes(lanes)
 }
