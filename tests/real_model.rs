@@ -4,7 +4,10 @@
 //! with pip; where the registry does not answer the tests say so, loudly, and pass. LATCH_REQUIRE_REAL_MODEL=1 makes
 //! that a failure.
 
+use half::bf16;
 use latch::model::config::Family;
+use latch::model::save::save_source;
+use latch::model::stored::Stored;
 use latch::model::weights::Source;
 use latch::text::{Message, Tokenizer};
 use sha2::{Digest, Sha256};
@@ -22,8 +25,10 @@ const MODEL_SHA256: &str = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea3
 /// The prompt of the reference and its tokens.
 pub const PROMPT: &str = "The capital of France is";
 pub const PROMPT_IDS: [u32; 5] = [504, 3575, 282, 4649, 314];
-/// What the model answers greedily.
+/// What the model answers greedily: the reference for whoever runs it.
 pub const ANSWER_IDS: [u32; 16] = [7042, 30, 198, 198, 504, 2988, 314, 42, 216, 34, 32, 33, 40, 29, 32, 33];
+/// The same as text.
+const ANSWER: &str = " Paris.\n\nThe answer is: 2018-01";
 
 /// The model's file, or `None` where it cannot be had.
 pub fn path() -> Option<&'static Path> {
@@ -138,6 +143,7 @@ fn tokenizer_and_chat_template() {
     let tokenizer = source.tokenizer().unwrap();
     assert_eq!(tokenizer.encode(PROMPT, true).unwrap(), PROMPT_IDS);
     assert_eq!(tokenizer.decode(&PROMPT_IDS, false).unwrap(), PROMPT);
+    assert_eq!(tokenizer.decode(&ANSWER_IDS, false).unwrap(), ANSWER);
     assert_eq!(tokenizer.id("<|im_end|>"), Some(2));
     assert_eq!(tokenizer.id_bound(), 49152);
     assert_eq!(tokenizer.decode(&tokenizer.encode("<|im_start|>a", true).unwrap(), true).unwrap(), "a");
@@ -168,4 +174,28 @@ fn tokenizer_and_chat_template() {
         pieces.push_str(&stream.finish().unwrap());
         assert_eq!(pieces, text);
     }
+}
+
+#[test]
+fn saved_as_a_hugging_face_folder() {
+    let Some(path) = path() else { return };
+    let source = Source::open(path).unwrap();
+    // Kept beside the model, so that the second run saves over the first one's folder.
+    let folder = path.with_extension("");
+    save_source(&source, &folder, Stored::Bf16).unwrap();
+    let again = Source::open(&folder).unwrap();
+    assert_eq!(again.config().to_json(Stored::Bf16), source.config().to_json(Stored::Bf16));
+    assert_eq!(again.stop_tokens().unwrap(), source.stop_tokens().unwrap());
+    for (index, parameter) in source.parameters().iter().enumerate() {
+        let mut expected = vec![bf16::ZERO; parameter.shape.elements()];
+        let mut found = expected.clone();
+        source.load(index, &mut expected).unwrap();
+        again.load(index, &mut found).unwrap();
+        assert!(found == expected, "{}", parameter.name);
+    }
+    let (ours, theirs) = (again.tokenizer().unwrap(), source.tokenizer().unwrap());
+    let conversation = [Message::new("user", "What is 17 + 25?")];
+    let text = again.chat_template().unwrap().unwrap().render(&conversation, true).unwrap();
+    assert_eq!(text, source.chat_template().unwrap().unwrap().render(&conversation, true).unwrap());
+    assert_eq!(ours.encode(&text, true).unwrap(), theirs.encode(&text, true).unwrap());
 }

@@ -5,7 +5,7 @@
 //! turn what is wrong into a message with the tensor's name and the numbers.
 
 use super::mapped::Mapped;
-use super::stored::Stored;
+use super::stored::{Stored, Target};
 use crate::base::{Error, Result};
 use safetensors::tensor::{Dtype, Metadata, TensorInfo};
 use std::collections::HashMap;
@@ -227,11 +227,12 @@ pub fn write(
         Error::file(path, format!("cannot write the header: {error}"), "this is a defect")
     })?;
     header.resize(header.len().next_multiple_of(8), b' ');
-    let mut writer = TensorWriter { path, out, left: 8 + header.len() };
+    let mut writer = TensorWriter { path, out, left: 8 + header.len(), stored: Stored::U8 };
     writer.write(&(header.len() as u64).to_le_bytes())?;
     writer.write(&header)?;
     for (index, size) in sizes.into_iter().enumerate() {
         writer.left = size;
+        writer.stored = tensors[index].stored;
         fill(index, &mut writer)?;
         if writer.left != 0 {
             let name = format!("bytes of tensor \"{}\"", tensors[index].name);
@@ -246,6 +247,7 @@ pub struct TensorWriter<'a> {
     path: &'a Path,
     out: &'a mut dyn Write,
     left: usize,
+    stored: Stored,
 }
 
 impl TensorWriter<'_> {
@@ -263,5 +265,31 @@ impl TensorWriter<'_> {
         }
         self.left -= bytes.len();
         self.out.write_all(bytes).map_err(Error::io(self.path, "cannot write"))
+    }
+
+    /// Appends real numbers, rounded to the element type of the tensor's header.
+    ///
+    /// # Errors
+    /// As [`TensorWriter::write`]; or a number that is not finite, or not in that type.
+    pub fn write_values<T: Target>(&mut self, values: &[T]) -> Result<()> {
+        const CHUNK: usize = 16 << 10;
+        let mut bytes = Vec::with_capacity(CHUNK.min(values.len()) * self.stored.block_bytes());
+        for chunk in values.chunks(CHUNK) {
+            bytes.clear();
+            if let Some(value) = self.stored.encode(chunk, &mut bytes) {
+                return Err(Error::NotFinite {
+                    what: format!(
+                        "{}: a number to save as {}",
+                        self.path.display(),
+                        self.stored.torch_name()
+                    ),
+                    found: value.to_string(),
+                    advice: "the run diverged, or the number is too large for that type: save as float32"
+                        .into(),
+                });
+            }
+            self.write(&bytes)?;
+        }
+        Ok(())
     }
 }

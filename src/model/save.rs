@@ -5,9 +5,11 @@
 //! but the weights of an older save. A full disk or a crash while writing therefore leaves the old model as it was.
 
 use super::config::Config;
+use super::families::Parameter;
 use super::gguf_model::pretty;
 use super::safetensors_file::{self, TensorHeader, TensorWriter};
 use super::stored::Stored;
+use super::weights::Source;
 use crate::base::{Error, Result};
 use std::ffi::OsStr;
 use std::fs::{self, File};
@@ -129,6 +131,34 @@ pub fn save(
     // The folder has moved; there is nothing left to remove under the old name.
     let _ = staging.keep();
     sync_folder(parent)
+}
+
+/// Writes an open model as a Hugging Face folder with weights in `stored` (a plain real type), piece by piece.
+///
+/// # Errors
+/// As [`save`], and what reading the weights may find.
+pub fn save_source(source: &Source, folder: &Path, stored: Stored) -> Result<()> {
+    let header = |parameter: &Parameter| TensorHeader {
+        name: parameter.name.clone(),
+        shape: parameter.shape.dims().to_vec(),
+        stored,
+    };
+    let tensors: Vec<TensorHeader> = source.parameters().iter().map(header).collect();
+    let companions = source.companions()?;
+    let saving = Saving { config: source.config(), stored, companions: &companions, tensors: &tensors };
+    save(folder, saving, &mut |index, writer| {
+        let (rows, cols) = source.parameters()[index].shape.as_matrix();
+        // About a MiB at once.
+        let step = ((1 << 17) / cols.max(1)).clamp(1, rows.max(1));
+        let mut values = vec![0f64; step * cols];
+        for first in (0..rows).step_by(step) {
+            let last = rows.min(first + step);
+            let piece = &mut values[..(last - first) * cols];
+            source.load_rows(index, first..last, piece)?;
+            writer.write_values(piece)?;
+        }
+        Ok(())
+    })
 }
 
 fn parent(folder: &Path) -> &Path {

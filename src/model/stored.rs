@@ -124,6 +124,38 @@ impl Stored {
             }
         }
     }
+
+    /// Appends `values` in this plain real type. Returns the first that is not finite in it, if any.
+    pub fn encode<T: Target>(self, values: &[T], bytes: &mut Vec<u8>) -> Option<f64> {
+        let mut wrong = None;
+        for value in values.iter().map(|value| value.to_f64()) {
+            let finite = match self {
+                Stored::F64 => {
+                    bytes.extend(value.to_le_bytes());
+                    value.is_finite()
+                }
+                Stored::F16 => {
+                    let rounded = f16::from_f64(value);
+                    bytes.extend(rounded.to_le_bytes());
+                    rounded.is_finite()
+                }
+                Stored::Bf16 => {
+                    let rounded = bf16::from_f64(value);
+                    bytes.extend(rounded.to_le_bytes());
+                    rounded.is_finite()
+                }
+                _ => {
+                    let rounded = value as f32;
+                    bytes.extend(rounded.to_le_bytes());
+                    rounded.is_finite()
+                }
+            };
+            if !finite && wrong.is_none() {
+                wrong = Some(value);
+            }
+        }
+        wrong
+    }
 }
 
 /// Fixed-size elements one by one.

@@ -4,7 +4,9 @@
 //! Everything follows from the case's number, so a failure can be repeated: its message names the number and the file
 //! that was kept. LATCH_MUTATIONS sets the number of cases for each reader.
 
-use super::{Gguf, gguf_keys, gguf_text, llama_json, normals, parse, safetensors_bytes, tensors, with_header};
+use super::{
+    Gguf, gguf_keys, gguf_text, llama_json, normals, parse, safetensors_bytes, tensors, with_header,
+};
 use crate::allocation::most_held;
 use latch::base::rng::{Draws, Purpose, StreamKey};
 use latch::model::gguf::GgufFile;
@@ -25,7 +27,7 @@ const CONSTANT: usize = 256 << 10;
 fn cases() -> u32 {
     match std::env::var("LATCH_MUTATIONS") {
         Ok(text) => text.parse().expect("LATCH_MUTATIONS is a number"),
-        Err(_) => 4000,
+        Err(_) => 2500,
     }
 }
 
@@ -183,6 +185,19 @@ fn one(work: &Path, bytes: &[u8], read: fn(&Path, &[u8])) -> Result<(), String> 
     Ok(())
 }
 
+/// Writes a new file: one that was cut to nothing first would be flushed to the disk each time.
+fn replace(path: &Path, bytes: &[u8]) {
+    let _ = fs::remove_file(path);
+    fs::write(path, bytes).unwrap();
+}
+
+/// Writes a file that all cases share.
+fn once(path: &Path, bytes: impl Fn() -> Vec<u8>) {
+    if !path.exists() {
+        fs::write(path, bytes()).unwrap();
+    }
+}
+
 fn keep(name: &str, case: u32, bytes: &[u8]) -> PathBuf {
     let path = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("mutation-{name}-{case}"));
     fs::write(&path, bytes).unwrap();
@@ -198,19 +213,23 @@ fn safetensors_files() {
         valid,
         with_header(&format!("{{\"a\":{},\"b\":{}}}", entry("[0,8]"), entry("[4,12]")), &[0; 12]),
         with_header(&format!("{{\"a\":{}}}", entry("[0,18446744073709551615]")), &[0; 8]),
-        with_header("{\"a\":{\"dtype\":\"U8\",\"shape\":[4294967296,4294967296],\"data_offsets\":[0,0]}}", &[]),
+        with_header(
+            "{\"a\":{\"dtype\":\"U8\",\"shape\":[4294967296,4294967296],\"data_offsets\":[0,0]}}",
+            &[],
+        ),
         with_header(&format!("{{\"__metadata__\":{{\"k\":\"v\"}},\"a\":{}}}", entry("[0,8]")), &[0; 8]),
         with_header(&"[".repeat(50_000), &[]),
         with_header(&"{\"a\":".repeat(20_000), &[]),
         u64::MAX.to_le_bytes().to_vec(),
     ];
     run("safetensors", 1, files, |work, bytes| {
-        fs::write(work.join("config.json"), llama_json().to_string()).unwrap();
+        once(&work.join("config.json"), || llama_json().to_string().into_bytes());
         let path = work.join("model.safetensors");
-        fs::write(&path, bytes).unwrap();
+        replace(&path, bytes);
         if let Ok(file) = SafetensorsFile::open(&path) {
             for name in file.names() {
-                let _ = file.tensor(&name).map(|tensor| tensor.bytes.iter().map(|b| u64::from(*b)).sum::<u64>());
+                let _ =
+                    file.tensor(&name).map(|tensor| tensor.bytes.iter().map(|b| u64::from(*b)).sum::<u64>());
             }
         }
         read_source(work);
@@ -219,9 +238,6 @@ fn safetensors_files() {
 
 #[test]
 fn config_files() {
-    let weights = safetensors_bytes(&tensors(&parse(llama_json()).unwrap()));
-    fs::create_dir_all(env!("CARGO_TARGET_TMPDIR")).unwrap();
-    fs::write(Path::new(env!("CARGO_TARGET_TMPDIR")).join("mutation.safetensors"), weights).unwrap();
     let mut rope = llama_json();
     rope["rope_parameters"] = serde_json::json!({"rope_type": "llama3", "rope_theta": 1e4, "factor": 8.0,
         "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 64});
@@ -234,11 +250,9 @@ fn config_files() {
         Vec::new(),
     ];
     run("config", 2, files, |work, bytes| {
-        let weights = work.join("model.safetensors");
-        if !weights.exists() {
-            fs::copy(Path::new(env!("CARGO_TARGET_TMPDIR")).join("mutation.safetensors"), weights).unwrap();
-        }
-        fs::write(work.join("config.json"), bytes).unwrap();
+        let weights = || safetensors_bytes(&tensors(&parse(llama_json()).unwrap()));
+        once(&work.join("model.safetensors"), weights);
+        replace(&work.join("config.json"), bytes);
         read_source(work);
     });
 }
@@ -247,12 +261,13 @@ fn config_files() {
 fn index_files() {
     let index = br#"{"metadata":{"total_size":8},"weight_map":{"a":"model-00001-of-00002.safetensors","b":"model-00002-of-00002.safetensors"}}"#;
     run("index", 3, vec![index.to_vec(), b"{\"weight_map\":{".to_vec()], |work, bytes| {
-        for (file, tensor) in [("model-00001-of-00002.safetensors", "a"), ("model-00002-of-00002.safetensors", "b")] {
-            let raw = super::Raw::f32(tensor, &[1], &[0.0]);
-            fs::write(work.join(file), safetensors_bytes(&[raw])).unwrap();
+        for (file, tensor) in
+            [("model-00001-of-00002.safetensors", "a"), ("model-00002-of-00002.safetensors", "b")]
+        {
+            once(&work.join(file), || safetensors_bytes(&[super::Raw::f32(tensor, &[1], &[0.0])]));
         }
-        fs::write(work.join("config.json"), llama_json().to_string()).unwrap();
-        fs::write(work.join("model.safetensors.index.json"), bytes).unwrap();
+        once(&work.join("config.json"), || llama_json().to_string().into_bytes());
+        replace(&work.join("model.safetensors.index.json"), bytes);
         read_source(work);
     });
 }
@@ -263,7 +278,8 @@ fn gguf_model(sentence_piece: bool) -> Gguf {
     let tokens = ["<unk>", "<s>", "</s>", "a", "b", "ab", "\u{2581}", "\u{2581}a", "<0x41>"];
     let list = |kind: u32, values: Vec<Vec<u8>>| (kind, values);
     file.texts("tokenizer.ggml.tokens", &tokens);
-    let (kind, values) = list(5, [2i32, 3, 3, 1, 1, 1, 1, 1, 6].iter().map(|k| k.to_le_bytes().to_vec()).collect());
+    let (kind, values) =
+        list(5, [2i32, 3, 3, 1, 1, 1, 1, 1, 6].iter().map(|k| k.to_le_bytes().to_vec()).collect());
     file.list("tokenizer.ggml.token_type", kind, &values);
     if sentence_piece {
         file.text("tokenizer.ggml.model", "llama");
@@ -308,7 +324,7 @@ fn gguf_files() {
     ];
     run("gguf", 4, files, |work, bytes| {
         let path = work.join("model.gguf");
-        fs::write(&path, bytes).unwrap();
+        replace(&path, bytes);
         if let Ok(file) = GgufFile::open(&path) {
             for index in 0..file.tensors().len() {
                 let _ = file.tensor(index).bytes.iter().map(|b| u64::from(*b)).sum::<u64>();
