@@ -2,6 +2,7 @@
 
 mod allocation;
 mod files;
+mod generate;
 mod golden;
 mod layering;
 mod parity;

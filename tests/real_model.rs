@@ -5,14 +5,20 @@
 //! that a failure.
 
 use half::bf16;
+use latch::base::Dtype;
+use latch::device::Device;
 use latch::model::config::Family;
 use latch::model::save::save_source;
 use latch::model::stored::Stored;
 use latch::model::weights::Source;
+use latch::model::{Model, Precision};
+use latch::ops::sampler::Law;
+use latch::rollout::generate::{Options, generate};
 use latch::text::{Message, Tokenizer};
 use sha2::{Digest, Sha256};
 use std::fs;
 use std::io::Write;
+use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::OnceLock;
@@ -198,4 +204,31 @@ fn saved_as_a_hugging_face_folder() {
     let text = again.chat_template().unwrap().unwrap().render(&conversation, true).unwrap();
     assert_eq!(text, source.chat_template().unwrap().unwrap().render(&conversation, true).unwrap());
     assert_eq!(ours.encode(&text, true).unwrap(), theirs.encode(&text, true).unwrap());
+}
+
+/// Sixteen greedy tokens after the prompt.
+fn answer(model: &Path) -> Vec<u32> {
+    let model = Model::load(model, &Device::cpu(), Precision::of(Dtype::F32)).unwrap();
+    let options = Options {
+        latents: 0,
+        after_latents: vec![],
+        law: Law::Greedy,
+        max_new_tokens: ANSWER_IDS.len(),
+        stop: vec![],
+        seed: 0,
+    };
+    let (mut rows, _) = generate(&model, &[PROMPT_IDS.to_vec()], &options, |_, _| ControlFlow::Continue(())).unwrap();
+    rows.remove(0).ids
+}
+
+#[test]
+fn greedy_text_before_and_after_saving() {
+    let Some(path) = path() else { return };
+    assert_eq!(answer(path), ANSWER_IDS);
+    let source = Source::open(path).unwrap();
+    let model = Model::from_source(&source, &Device::cpu(), Precision::of(Dtype::F32)).unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    let saved = folder.path().join("smollm2");
+    model.save(&saved, &source.companions().unwrap()).unwrap();
+    assert_eq!(answer(&saved), ANSWER_IDS);
 }
