@@ -283,7 +283,7 @@ impl<'a> ViewMut<'a> {
 }
 
 fn split_cols(cols: usize, parts: usize) -> Result<usize> {
-    if parts == 0 || cols % parts != 0 {
+    if !cols.is_multiple_of(parts) {
         return Err(Error::shape("split of rows", format!("{cols} columns in {parts} parts"), "equal parts"));
     }
     Ok(cols / parts)

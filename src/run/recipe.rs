@@ -91,11 +91,12 @@ impl Recipe {
 
     fn check(&self, path: &Path) -> Result<()> {
         let problems = u64::from(self.data.bound) * u64::from(self.data.bound);
+        let positive = |value: f64| value.is_finite() && value > 0.0;
         let wrong = [
             (self.model.layers == 0, "model.layers is 0"),
             (self.model.heads == 0, "model.heads is 0"),
             (
-                self.model.heads != 0 && self.model.width % (2 * self.model.heads) != 0,
+                self.model.heads != 0 && !self.model.width.is_multiple_of(2 * self.model.heads),
                 "model.width is no multiple of twice model.heads",
             ),
             (self.model.width == 0 || self.model.mlp_hidden == 0, "model.width or model.mlp_hidden is 0"),
@@ -105,8 +106,8 @@ impl Recipe {
                 "data.held_out leaves nothing to train on, or nothing to test",
             ),
             (self.train.batch == 0, "train.batch is 0"),
-            (!(self.train.learning_rate > 0.0), "train.learning_rate is not positive"),
-            (!(self.train.clip > 0.0), "train.clip is not positive"),
+            (!positive(self.train.learning_rate), "train.learning_rate is not positive"),
+            (!positive(self.train.clip), "train.clip is not positive"),
             (self.train.weight_decay < 0.0, "train.weight_decay is negative"),
         ];
         match wrong.into_iter().find(|(wrong, _)| *wrong) {

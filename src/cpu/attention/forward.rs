@@ -179,7 +179,7 @@ impl<T: Float> Task<'_, T> {
         for ((out, lse), &sum) in out.chunks_exact_mut(padded).zip(lse).zip(&sums) {
             let inverse = T::ONE / sum;
             for out in out {
-                *out = *out * inverse;
+                *out *= inverse;
             }
             *lse += sum.ln();
         }
