@@ -283,7 +283,7 @@ impl<'a> ViewMut<'a> {
 }
 
 fn split_cols(cols: usize, parts: usize) -> Result<usize> {
-    if !cols.is_multiple_of(parts) {
+    if parts == 0 || !cols.is_multiple_of(parts) {
         return Err(Error::shape("split of rows", format!("{cols} columns in {parts} parts"), "equal parts"));
     }
     Ok(cols / parts)
