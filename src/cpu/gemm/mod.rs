@@ -248,10 +248,11 @@ where
     A: Storage<V> + Storage<V::Block>,
     B: Storage<V> + Storage<V::Block>,
 {
+    // Without vectors the special kernels for few rows would only be a second slow path (with the same bits).
     let unit = problem.b.lane_stride == 1 || problem.b.k_stride == 1;
     // SAFETY: passed on to the caller.
     unsafe {
-        if problem.rows <= skinny::ROWS && unit {
+        if V::HARDWARE && problem.rows <= skinny::ROWS && unit {
             skinny::run::<V, A, B>(problem, a);
         } else {
             packed::run::<V, A, B, M, N>(problem, a);
