@@ -180,15 +180,28 @@ fn subnormal_sums_are_flushed() {
 
 #[test]
 #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
-fn the_hardware_is_its_model() {
+fn the_hardware_agrees_with_its_model() {
     use crate::cpu::gemm::amx::{Amx, available};
     if !available() {
         println!("skipped: no AMX on this CPU");
         return;
     }
+    let mut equal = 0;
+    let mut entries = 0;
     for case in cases() {
-        assert_eq!(case.run::<Amx>(), case.run::<Model>(), "{case:?}");
+        let (found, model) = (case.run::<Amx>(), case.run::<Model>());
+        // Two orders of one sum of k products below 1, in blocks of 32: each may be off by the roundings on the
+        // longest path of additions. The model's order is what the manual says; the bits of a real machine are
+        // counted, not promised.
+        let depth = case.size.1 as f32;
+        let bound = 2.0 * (18.0 + depth / 32.0) * f32::EPSILON / 2.0 * (depth + 2.0);
+        for (found, model) in found.iter().zip(&model) {
+            assert!((found - model).abs() <= bound, "{case:?}: {found} {model}");
+            equal += usize::from(found == model);
+            entries += 1;
+        }
     }
+    println!("{equal} of {entries} entries have the model's bits");
 }
 
 /// The public entry takes the unit for every number of rows, or for none.
