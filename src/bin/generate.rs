@@ -192,7 +192,11 @@ fn prompts(arguments: &Arguments, source: &Source, tokenizer: Option<&Tokenizer>
     for list in &arguments.prompt_ids {
         let ids = list.split(',').map(|id| {
             id.trim().parse::<u32>().map_err(|_| {
-                Error::input("--prompt-ids", format!("`{}` is no token id", id.trim()), "write ids separated by commas: 1,2,3")
+                Error::input(
+                    "--prompt-ids",
+                    format!("`{}` is no token id", id.trim()),
+                    "write ids separated by commas: 1,2,3",
+                )
             })
         });
         prompts.push(ids.collect::<Result<Vec<u32>>>()?);
@@ -211,7 +215,11 @@ fn prompts(arguments: &Arguments, source: &Source, tokenizer: Option<&Tokenizer>
     let template = match arguments.chat {
         false => None,
         true => Some(source.chat_template()?.ok_or_else(|| {
-            Error::input("--chat", "the model has no chat template", "leave --chat out, or add chat_template.jinja to the model's folder")
+            Error::input(
+                "--chat",
+                "the model has no chat template",
+                "leave --chat out, or add chat_template.jinja to the model's folder",
+            )
         })?),
     };
     for text in texts {
@@ -224,7 +232,11 @@ fn prompts(arguments: &Arguments, source: &Source, tokenizer: Option<&Tokenizer>
             }
         };
         if ids.is_empty() {
-            return Err(Error::input("prompt", "is empty", "give at least one character of text, or --prompt-ids"));
+            return Err(Error::input(
+                "prompt",
+                "is empty",
+                "give at least one character of text, or --prompt-ids",
+            ));
         }
         prompts.push(ids);
     }
