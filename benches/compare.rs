@@ -198,7 +198,7 @@ fn product(shape: &str, dtype: Dtype) -> Result<Run, Failure> {
         let w: Vec<bf16> = w.into_iter().map(bf16::from_f32).collect();
         return Ok(Box::new(move || {
             let start = Instant::now();
-            let a = Bf16Operand::Rounded(Matrix::row_major(&x, m, k));
+            let a = Matrix::row_major(&x, m, k);
             let b = Bf16Operand::Stored(Matrix::row_major(&w, n, k).transposed());
             gemm_bf16(a, b, MatrixMut::row_major(&mut y, m, n), Accumulate::Assign, None);
             start.elapsed()
