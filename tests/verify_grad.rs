@@ -137,7 +137,7 @@ fn every_family_has_a_layer_and_two_models() {
 
 #[test]
 fn layers_and_models_agree_with_differences() {
-    for report in reports(quick("layer")).into_iter().chain(reports(quick("model"))) {
+    for report in reports(quick("layer ")).into_iter().chain(reports(quick("model"))) {
         assert!(report.passed(), "{}: {:?}", report.name, report.outcomes);
         assert!(report.kind != Kind::Operation && report.outcomes.len() > 10);
     }
