@@ -114,7 +114,6 @@ fn generate_refuses_what_cannot_be_done() {
         &["cuda", "--device cpu"],
     );
     refuses(&generate(&["--model", model]), 2, &["--prompt"]);
-    refuses(&generate(&["--model", model, "--prompt-file", "/nonexistent"]), 1, &["cannot read prompts"]);
 }
 
 #[test]

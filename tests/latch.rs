@@ -10,3 +10,4 @@ mod parity;
 mod philox;
 mod real_model;
 mod sequences;
+mod verify_grad;

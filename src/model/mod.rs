@@ -6,7 +6,7 @@
 //! architecture          where each operation finds its weights
 //! rows, segment         sequences, shared prefixes, and what stands at a position
 //! block                 one layer, forward and backward
-//! tape, sequences       running segments; backward: walking them in reverse
+//! tape, sequences       what is kept; forward: running segments; backward: walking them in reverse
 //! scores                log-probabilities of given tokens, where every loss enters
 //! ```
 
@@ -17,6 +17,7 @@ mod checkpoint;
 pub mod config;
 pub mod families;
 pub mod folder;
+mod forward;
 pub mod gguf;
 pub mod gguf_model;
 pub mod mapped;

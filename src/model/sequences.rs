@@ -1,19 +1,14 @@
-//! Sequences in flight: rows, their KV cache, the states to feed back, and the tape. Running a segment appends
-//! to all of them; nothing is recomputed, nothing is padded.
+//! Sequences in flight: rows, their KV cache, the states to feed back, and the tape. Room for all of them is
+//! reserved when they are planned; forward.rs runs segments, backward.rs walks them in reverse.
 
 use super::Model;
-use super::block::{Block, Masks, Positions};
-use super::norm;
 use super::rows::{self, Row, RowPlan};
-use super::segment::{Input, Segment};
-use super::tape::{Entry, Feed, Record, Tape};
-use crate::base::{Dtype, Error, Result};
-use crate::ops::embedding::{self, Soft};
+use super::tape::{Feed, Record, Tape};
+use crate::base::{Error, Result};
+use crate::ops::embedding::Soft;
 use crate::ops::kv_cache::{CacheLayout, KvCache};
-use crate::ops::mask::{self, MaskSet, SiteKind};
 use crate::ops::rope::RopeTable;
-use crate::ops::{Tensor, View, ViewMut, index, latent};
-use std::collections::HashMap;
+use crate::ops::{Tensor, View, ViewMut};
 use std::ops::Range;
 
 /// Room for some sequences.
@@ -30,8 +25,8 @@ pub struct SequencesPlan {
 /// The soft inputs of one segment: `[positions, terms]` token ids and weights.
 #[derive(Debug)]
 pub(super) struct Mixture {
-    ids: Tensor,
-    weights: Tensor,
+    pub ids: Tensor,
+    pub weights: Tensor,
 }
 
 impl Mixture {
@@ -49,7 +44,7 @@ pub struct Sequences {
     pub(super) cache_layout: CacheLayout,
     pub(super) rope: Option<RopeTable>,
     /// Final hidden state of each row's latest position `[rows, width]`.
-    feedback: Tensor,
+    pub(super) feedback: Tensor,
     pub(super) tape: Tape,
     pub(super) softs: Vec<Mixture>,
     /// Gradient of the final hidden states, by position on the tape; filled by scores and latents.
@@ -164,344 +159,9 @@ pub(super) fn not_recording() -> Error {
     )
 }
 
-/// Host-side index of one segment, checked.
-struct Placed {
-    rows: Vec<u32>,
-    positions: Vec<u32>,
-    ids: Vec<i32>,
-    feedback_rows: Vec<u32>,
-    last: Vec<u32>,
-    soft: Option<(Vec<u32>, Vec<f64>, usize)>,
-    feeds: Vec<Feed>,
-}
-
-impl Model {
-    /// Runs a segment: appends its positions to their rows and returns where they stand on the tape.
-    ///
-    /// # Errors
-    /// A token outside the vocabulary, a row that is full or unknown, a latent with nothing to feed back.
-    pub fn forward(
-        &self,
-        sequences: &mut Sequences,
-        segment: &Segment,
-        masks: Option<&MaskSet>,
-    ) -> Result<Range<usize>> {
-        let at = sequences.tape.next(segment.len())?;
-        if segment.is_empty() {
-            return Ok(at);
-        }
-        let placed = self.place(sequences, segment, at.start)?;
-        let index = &mut sequences.tape.index;
-        index.rows.upload_at(at.start, &placed.rows)?;
-        index.positions.upload_at(at.start, &placed.positions)?;
-        index.ids.upload_at(at.start, &placed.ids)?;
-        index.feedback_rows.upload_at(at.start, &placed.feedback_rows)?;
-        index.last.upload_at(at.start, &placed.last)?;
-        let masked = masks.is_some() && segment.instances.iter().any(|&instance| instance >= 0);
-        match masked {
-            true => index.instances.upload_at(at.start, &segment.instances)?,
-            false if masks.is_some() => index.instances.upload_at(at.start, &vec![-1_i32; segment.len()])?,
-            false => {}
-        }
-        let soft = match placed.soft {
-            None => None,
-            Some((ids, weights, terms)) => {
-                let shape = [ids.len() / terms, terms];
-                sequences.softs.push(Mixture {
-                    ids: Tensor::from_host(self.device(), shape, &ids)?,
-                    weights: match self.dtype() {
-                        Dtype::F64 => Tensor::from_host(self.device(), shape, &weights)?,
-                        _ => {
-                            let weights: Vec<f32> = weights.iter().map(|&w| w as f32).collect();
-                            Tensor::from_host(self.device(), shape, &weights)?
-                        }
-                    },
-                });
-                Some(sequences.softs.len() - 1)
-            }
-        };
-        sequences.advance(&placed.rows, &placed.feeds, at.start);
-        let entry =
-            Entry { at: at.clone(), latent: !placed.feeds.is_empty(), masked, soft, feeds: placed.feeds };
-        self.run(sequences, entry, masks)?;
-        Ok(at)
-    }
-
-    /// Appends one sampled token to each row of the segment at `previous` (one position a row), on the device:
-    /// `tokens[n, 1]` are the sampler's output, and nothing is uploaded. `masks` brings the number that mask
-    /// instances grow by from the previous position (0: the same mask).
-    pub fn forward_sampled(
-        &self,
-        sequences: &mut Sequences,
-        previous: Range<usize>,
-        rows: &[u32],
-        tokens: View,
-        masks: Option<(&MaskSet, i32)>,
-    ) -> Result<Range<usize>> {
-        let at = sequences.tape.next(rows.len())?;
-        if previous.len() != rows.len() {
-            return Err(Error::shape(
-                "sampled tokens",
-                previous.len(),
-                format!("one position for each of {} rows", rows.len()),
-            ));
-        }
-        for &row in rows {
-            check_room(&sequences.rows, row, 1)?;
-        }
-        let tape_index = &mut sequences.tape.index;
-        for tensor in [&mut tape_index.rows, &mut tape_index.feedback_rows, &mut tape_index.last] {
-            index::repeat(tensor, previous.clone(), at.start, 0)?;
-        }
-        index::repeat(&mut tape_index.positions, previous.clone(), at.start, 1)?;
-        let masked = match masks {
-            None => false,
-            Some((_, stride)) => {
-                index::repeat(&mut tape_index.instances, previous, at.start, stride)?;
-                true
-            }
-        };
-        index::set_ids(tokens, tape_index.ids.rows_mut(at.clone())?)?;
-        sequences.advance(rows, &[], at.start);
-        let entry = Entry { at: at.clone(), latent: false, masked, soft: None, feeds: Vec::new() };
-        self.run(sequences, entry, masks.map(|(set, _)| set))?;
-        Ok(at)
-    }
-
-    /// Checks a segment against the rows and lays out its index.
-    fn place(&self, sequences: &Sequences, segment: &Segment, at: usize) -> Result<Placed> {
-        let count = segment.len();
-        if segment.inputs.len() != count
-            || !(segment.instances.is_empty() || segment.instances.len() == count)
-        {
-            return Err(Error::shape(
-                "segment",
-                segment.inputs.len(),
-                format!("{count} inputs and as many mask instances or none"),
-            ));
-        }
-        let mut placed = Placed {
-            rows: segment.rows.clone(),
-            positions: Vec::with_capacity(count),
-            ids: Vec::with_capacity(count),
-            feedback_rows: segment.rows.clone(),
-            last: vec![0; count],
-            soft: None,
-            feeds: Vec::new(),
-        };
-        // Positions of each row in this segment so far, and the latest of them.
-        let mut seen: HashMap<u32, (usize, usize)> = HashMap::new();
-        for (n, (&row, input)) in segment.rows.iter().zip(&segment.inputs).enumerate() {
-            let (before, _) = seen.get(&row).copied().unwrap_or((0, 0));
-            check_room(&sequences.rows, row, before + 1)?;
-            let state = &sequences.rows[row as usize];
-            placed.positions.push((state.length + before) as u32);
-            placed.ids.push(match input {
-                Input::Token(token) if (*token as usize) < self.config().vocab => *token as i32,
-                Input::Token(token) => {
-                    return Err(Error::input(
-                        "token",
-                        format!("id {token} at position {} of row {row}; the vocabulary has {}", state.length + before, self.config().vocab),
-                        "check that the tokenizer belongs to the model",
-                    ));
-                }
-                Input::Latent if before > 0 => {
-                    return Err(Error::input(
-                        "segment",
-                        format!("position {n} of row {row} is a latent, but an earlier position of the row stands in the same segment"),
-                        "begin a new segment at each latent: its input is the final hidden state of the position before",
-                    ));
-                }
-                Input::Latent => {
-                    let (feedback_row, source) = sequences.source_of(row)?;
-                    placed.feedback_rows[n] = feedback_row;
-                    placed.feeds.push(Feed { at: at + n, source, ordinal: state.latents, row });
-                    -1
-                }
-                Input::Soft(terms) => {
-                    let soft = placed.soft.get_or_insert_with(|| (Vec::new(), Vec::new(), terms.len()));
-                    if terms.is_empty() || terms.len() != soft.2 {
-                        return Err(Error::input(
-                            "soft input",
-                            format!("{} terms at position {n}, {} before", terms.len(), soft.2),
-                            "give every soft position of a segment the same number of terms, at least one (weight 0 pads)",
-                        ));
-                    }
-                    if let Some((id, _)) = terms.iter().find(|(id, _)| *id as usize >= self.config().vocab) {
-                        return Err(Error::input(
-                            "soft input",
-                            format!("token id {id}; the vocabulary has {}", self.config().vocab),
-                            "use ids of the vocabulary",
-                        ));
-                    }
-                    let row = (soft.0.len() / soft.2) as i32;
-                    soft.0.extend(terms.iter().map(|(id, _)| *id));
-                    soft.1.extend(terms.iter().map(|(_, weight)| *weight));
-                    -2 - row
-                }
-            });
-            seen.insert(row, (before + 1, n));
-        }
-        for (_, n) in seen.into_values() {
-            placed.last[n] = 1;
-        }
-        Ok(placed)
-    }
-
-    /// Runs the layers over the positions of `entry`, whose index is on the device, and appends it to the tape.
-    fn run(&self, sequences: &mut Sequences, entry: Entry, masks: Option<&MaskSet>) -> Result<()> {
-        let at = entry.at.clone();
-        self.embed(sequences, &entry, masks)?;
-        for layer in 0..self.architecture.layers.len() {
-            self.run_layer(sequences, layer, at.clone(), masks.filter(|_| entry.masked), false)?;
-        }
-        let tape = &mut sequences.tape;
-        let (stream, hidden, saved) = tape.finish();
-        norm::forward(
-            &self.architecture.final_norm,
-            &self.parameters,
-            stream.rows(at.clone())?,
-            hidden.rows_mut(at.clone())?,
-            saved,
-            at.clone(),
-        )?;
-        latent::store(
-            tape.hidden.rows(at.clone())?,
-            tape.index.rows.rows(at.clone())?,
-            tape.index.last.rows(at.clone())?,
-            sequences.feedback.view_mut(),
-        )?;
-        if tape.record != Record::Nothing {
-            tape.filled = at.end;
-            tape.entries.push(entry);
-        } else {
-            sequences.softs.clear();
-        }
-        Ok(())
-    }
-
-    /// Writes the inputs of the first layer.
-    fn embed(&self, sequences: &mut Sequences, entry: &Entry, masks: Option<&MaskSet>) -> Result<()> {
-        let at = entry.at.clone();
-        let masks = masks.filter(|_| entry.masked);
-        let tape = &mut sequences.tape;
-        let index = &tape.index;
-        let site = |kind| -> Result<_> {
-            Ok(match masks {
-                None => None,
-                Some(set) => set.at(kind, 0, index.instances.rows(at.clone())?),
-            })
-        };
-        let (latent_mask, embedding_mask) = (site(SiteKind::Latent)?, site(SiteKind::Emb)?);
-        let (ids, positions) = (index.ids.rows(at.clone())?, index.positions.rows(at.clone())?);
-        let feedback_rows = index.feedback_rows.rows(at.clone())?;
-        let stream = &mut tape.inputs[0];
-        if entry.latent {
-            latent::forward(
-                sequences.feedback.view(),
-                feedback_rows,
-                ids,
-                latent_mask,
-                stream.rows_mut(at.clone())?,
-            )?;
-        }
-        let inputs =
-            embedding::Inputs { ids, positions, soft: entry.soft.map(|soft| sequences.softs[soft].view()) };
-        let positions = self.architecture.position_embedding.map(|index| &self.parameters[index]);
-        let table = &self.parameters[self.architecture.token_embedding];
-        embedding::forward(&inputs, table, positions, stream.rows_mut(at.clone())?)?;
-        match embedding_mask {
-            Some(mask) => mask::apply(stream.rows_mut(at)?, mask),
-            None => Ok(()),
-        }
-    }
-
-    /// Runs one layer over positions `at`. In recompute the output stream is left alone.
-    pub(super) fn run_layer(
-        &self,
-        sequences: &mut Sequences,
-        layer: usize,
-        at: Range<usize>,
-        masks: Option<&MaskSet>,
-        again: bool,
-    ) -> Result<()> {
-        let block = self.block(layer, &sequences.cache_layout, sequences.rope.as_ref());
-        let parts = sequences.tape.layer(layer);
-        let index = parts.index;
-        let on = Positions {
-            rows: index.rows.rows(at.clone())?,
-            positions: index.positions.rows(at.clone())?,
-            masks: match masks {
-                None => None,
-                Some(set) => Some(Masks { set, instances: index.instances.rows(at.clone())? }),
-            },
-        };
-        let y = if again { None } else { Some(parts.output.rows_mut(at.clone())?) };
-        block.forward(
-            on,
-            (parts.input.rows(at.clone())?, y),
-            &mut sequences.cache[layer],
-            parts.kept,
-            at,
-            parts.work,
-        )
-    }
-
-    /// One layer's fixed parts.
-    pub(super) fn block<'a>(
-        &'a self,
-        layer: usize,
-        cache_layout: &'a CacheLayout,
-        rope: Option<&'a RopeTable>,
-    ) -> Block<'a> {
-        Block {
-            layer,
-            plan: &self.architecture.layers[layer],
-            parameters: &self.parameters,
-            geometry: &self.geometry,
-            rope,
-            cache_layout,
-        }
-    }
-}
-
-/// Fails unless `more` positions fit into the row.
-fn check_room(rows: &[Row], row: u32, more: usize) -> Result<()> {
-    let Some(state) = rows.get(row as usize) else {
-        return Err(Error::input(
-            "segment",
-            format!("row {row}; {} rows are planned", rows.len()),
-            "plan the row first",
-        ));
-    };
-    if let Some((of, length)) = state.prefix
-        && rows[of as usize].length < length
-    {
-        return Err(Error::input(
-            "segment",
-            format!(
-                "row {row} shares {length} positions of row {of}, which holds {}",
-                rows[of as usize].length
-            ),
-            "run the shared prefix first",
-        ));
-    }
-    if state.length + more > state.capacity {
-        return Err(Error::input(
-            "segment",
-            format!(
-                "row {row} holds {} positions of {}; {more} more do not fit",
-                state.length, state.capacity
-            ),
-            "plan the row with a larger capacity",
-        ));
-    }
-    Ok(())
-}
-
 impl Sequences {
     /// Which row's feedback state, and which position of the tape, a latent of `row` reads now.
-    fn source_of(&self, row: u32) -> Result<(u32, usize)> {
+    pub(super) fn source_of(&self, row: u32) -> Result<(u32, usize)> {
         let state = &self.rows[row as usize];
         let nothing = || {
             Error::input(
@@ -532,7 +192,7 @@ impl Sequences {
     }
 
     /// Moves the rows forward by the positions of a segment that stands at `at` on the tape.
-    fn advance(&mut self, rows: &[u32], feeds: &[Feed], at: usize) {
+    pub(super) fn advance(&mut self, rows: &[u32], feeds: &[Feed], at: usize) {
         for (n, &row) in rows.iter().enumerate() {
             let state = &mut self.rows[row as usize];
             state.length += 1;
