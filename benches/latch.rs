@@ -57,8 +57,13 @@ fn main() {
             .configure_from_args();
         models::benches(&mut criterion);
         measure::criterion(&mut criterion, "machine", vec![measure::triad()]);
+        // Cases are prepared and checked before criterion sees their names: spare those that a filter cannot mean.
+        let filters = arguments.iter().skip(1).filter(|a| !a.starts_with('-') && a.parse::<f64>().is_err());
+        let all = filters.clone().next().is_none();
         for (name, cases) in BOUND_BY_MEMORY {
-            measure::criterion(&mut criterion, name, cases());
+            if all || filters.clone().any(|filter| filter.contains(name)) {
+                measure::criterion(&mut criterion, name, cases());
+            }
         }
         ops::attention::benches(&mut criterion);
         ops::log_probability::benches(&mut criterion);
