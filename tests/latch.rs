@@ -5,3 +5,4 @@ mod layering;
 mod parity;
 mod philox;
 mod sequences;
+mod verify_grad;

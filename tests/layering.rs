@@ -14,7 +14,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("text", &["base"]),
     ("rollout", &["model", "text", "ops", "device", "base"]),
     ("learn", &["rollout", "model", "text", "ops", "device", "base"]),
-    ("verify", &["learn", "rollout", "model", "text", "ops", "device", "base"]),
+    ("verify", &["learn", "rollout", "model", "text", "ops", "device", "cpu::parallel", "base"]),
     (
         "run",
         &[

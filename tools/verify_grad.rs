@@ -1,1 +1,148 @@
-fn main() {}
+//! `verify_grad`: every gradient against central differences in f64, as a table.
+
+#[path = "verify_grad/table.rs"]
+mod table;
+
+use clap::Parser;
+use latch::base::{Error, Result};
+use latch::cpu::parallel;
+use latch::device::Device;
+use latch::model::Truncation;
+use latch::ops::mask::SiteKind;
+use latch::verify::gradient::RANDOM_PROBES;
+use latch::verify::suite::{self, Options};
+use std::path::PathBuf;
+use std::process::ExitCode;
+use table::Table;
+
+const EXAMPLES: &str = "\
+Examples:
+  verify_grad                                     everything, on small random models
+  verify_grad --only attention --tensors          one operation, a line a tensor
+  verify_grad --only 'model qwen3' --steps 6      one family through six latent steps
+  verify_grad --model ./my-model --probes 2       a trained model (folder or .gguf), two entries a tensor
+  verify_grad --plant linear/w                    self-test: a wrong dW must be found (exit code 1)
+  verify_grad --plant recurrence --only model     self-test: a backward pass that forgets the latents
+
+Error of an entry: |g - d| / max(|g|, |d|, 1e-3 max|g| of its tensor), d by Richardson extrapolation of central
+differences in f64; at most 1e-6. f32 gradients: against the f64 gradient at the same entries, at most 2e-3 with
+a floor of 1e-2 max|g|. Exit code 0: all agree; 1: a gradient is wrong; 2: something could not run.";
+
+/// Checks every operation, every family's layer, and every family's whole model through latent steps, with masks
+/// on all sites and a shared prompt, against central differences in f64.
+#[derive(Parser)]
+#[command(version, after_help = EXAMPLES)]
+struct Arguments {
+    /// Check this model (Hugging Face folder or .gguf) instead of operations, layers and small random models
+    #[arg(long)]
+    model: Option<PathBuf>,
+    /// Latent steps
+    #[arg(long, default_value_t = 3)]
+    steps: usize,
+    /// Masked sites: `all`, `none`, or some of emb,attn_out,mlp_out,mlp_hid,latent
+    #[arg(long, default_value = "all")]
+    sites: String,
+    /// Prompt tokens of whole models; the default reaches over the first block of 64 keys
+    #[arg(long, default_value_t = 66)]
+    prompt: usize,
+    /// Device of the f32 gradients of layers and models: auto, cpu, cuda or cuda:N. Differences and f64 gradients
+    /// are always computed on the CPU, and so are single operations
+    #[arg(long, default_value = "cpu")]
+    device: String,
+    /// Random entries probed per tensor, besides the 8 largest (or fewer, where this is less than 8)
+    #[arg(long, default_value_t = RANDOM_PROBES)]
+    probes: usize,
+    /// Only checks whose name contains this text
+    #[arg(long, value_name = "NAME")]
+    only: Option<String>,
+    /// Chooses weights of the small models, tokens, masks, probed entries and directions
+    #[arg(long, default_value_t = 0)]
+    seed: u64,
+    /// Worker threads (0 = one per core)
+    #[arg(long, default_value_t = 0)]
+    threads: usize,
+    /// Self-test: spoil a gradient, OPERATION/VARIABLE or CHECK/PARAMETER, with :swap (default), :drop, :scale or
+    /// :f32; or `recurrence` or `cache`, which whole models' backward pass then forgets
+    #[arg(long, value_name = "WHAT")]
+    plant: Option<String>,
+    /// Print the names of all checks and of the operations' gradients, and stop
+    #[arg(long)]
+    list: bool,
+    /// A line for every tensor
+    #[arg(long, conflicts_with = "json")]
+    tensors: bool,
+    /// One JSON object a tensor and a summary, on stdout
+    #[arg(long)]
+    json: bool,
+    /// Only failures and the last line
+    #[arg(long, short)]
+    quiet: bool,
+}
+
+fn main() -> ExitCode {
+    match run(&Arguments::parse()) {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::from(1),
+        Err(error) => {
+            eprintln!("error: {error}");
+            ExitCode::from(2)
+        }
+    }
+}
+
+/// Whether every gradient agrees.
+fn run(arguments: &Arguments) -> Result<bool> {
+    let options = options(arguments)?;
+    if arguments.list {
+        print!("{}", table::list(&suite::names(&options), &suite::gradient_outputs()));
+        return Ok(true);
+    }
+    let mut table = Table::new(arguments.json, arguments.quiet, arguments.tensors);
+    print!("{}", table.head());
+    suite::run(&options, &mut |report| print!("{}", table.add(&report)))?;
+    print!("{}", table.close());
+    Ok(table.passed())
+}
+
+fn options(arguments: &Arguments) -> Result<Options> {
+    let mut options = Options {
+        model: arguments.model.clone(),
+        device: Device::open(&arguments.device)?,
+        steps: arguments.steps,
+        sites: sites(&arguments.sites)?,
+        prompt: arguments.prompt,
+        probes: arguments.probes,
+        only: arguments.only.clone(),
+        seed: arguments.seed,
+        threads: parallel::with_threads(arguments.threads, parallel::threads),
+        fault: None,
+        truncation: Truncation::default(),
+    };
+    match arguments.plant.as_deref() {
+        None => {}
+        Some("recurrence") => options.truncation.detach_latent = true,
+        Some("cache") => options.truncation.detach_kv = true,
+        Some(fault) => options.fault = Some(fault.parse()?),
+    }
+    Ok(options)
+}
+
+fn sites(text: &str) -> Result<Vec<SiteKind>> {
+    match text {
+        "all" => Ok(SiteKind::ALL.to_vec()),
+        "none" => Ok(Vec::new()),
+        _ => text
+            .split(',')
+            .map(|name| {
+                SiteKind::from_name(name.trim()).ok_or_else(|| {
+                    let known = SiteKind::ALL.map(SiteKind::name).join(", ");
+                    Error::input(
+                        "--sites",
+                        format!("unknown site `{name}`"),
+                        format!("known: all, none, {known}"),
+                    )
+                })
+            })
+            .collect(),
+    }
+}

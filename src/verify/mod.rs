@@ -1,6 +1,21 @@
 //! Gradients against central differences in f64: the first oracle of everything that has a backward.
 //!
-//! `tools/verify_grad` prints the tables made here; `tests/parity` runs the same checks on ragged shapes.
+//! ```text
+//! difference   slopes: steps, extrapolation, kinks
+//! gradient     one check: which entries, which error, which verdict
+//! fault        planted mistakes that a check must see
+//! operations   one file an operation, with its stem
+//! script       what a model runs, and the loss
+//! models       a layer of each family; a model through latent steps with masks and a shared prompt
+//! suite        all of them
+//! ```
+//!
+//! `tools/verify_grad` prints the table made here; `tests/parity` runs the checks of single operations.
 
+pub mod difference;
+pub mod fault;
 pub mod gradient;
+pub mod models;
 pub mod operations;
+pub mod script;
+pub mod suite;
