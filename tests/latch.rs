@@ -1,8 +1,12 @@
 //! The one integration test binary.
 
+mod allocation;
+mod files;
+mod generate;
 mod golden;
 mod layering;
 mod parity;
 mod philox;
+mod real_model;
 mod sequences;
 mod verify_grad;

@@ -30,7 +30,7 @@ fn configs() -> Vec<Config> {
             "max_position_embeddings":160,"rms_norm_eps":1e-6,"hidden_act":"silu","tie_word_embeddings":false,
             "rope_theta":1000.0}"#,
     ]
-    .map(|json| Config::from_json(std::path::Path::new("config.json"), json).unwrap())
+    .map(|json| Config::from_json(serde_json::from_str(json).unwrap(), std::path::Path::new("config.json")).unwrap())
     .to_vec()
 }
 
@@ -159,7 +159,7 @@ impl Group {
         let positions = shared + self.rollouts * length;
         let mut sequences = Sequences::new(model, &plan(rows, positions, self.record)).unwrap();
         let prompt = tokens(0, self.prompt);
-        let mut push =
+        let push =
             |segment: &mut Segment, k: usize, input: Input, part: Part, position: usize| match mask_plan
                 .instance(k, part, position)
             {

@@ -51,12 +51,15 @@ impl<T: Float> Step<T> {
 /// Steps `p` with moments `m` and `v`.
 pub fn step<T: Float>(step: Step<T>, gradient: &[T], p: &mut [T], m: &mut [T], v: &mut [T]) {
     parallel::elements((p, (m, v)), 16, |first, (p, (m, v))| {
-        isa::run(|| {
-            let moments = m.iter_mut().zip(v);
-            for ((p, g), (m, v)) in p.iter_mut().zip(&gradient[first..]).zip(moments) {
-                (*p, *m, *v) = step.element(*p, *g, *m, *v);
-            }
-        });
+        isa::run(
+            #[inline(always)]
+            || {
+                let moments = m.iter_mut().zip(v);
+                for ((p, g), (m, v)) in p.iter_mut().zip(&gradient[first..]).zip(moments) {
+                    (*p, *m, *v) = step.element(*p, *g, *m, *v);
+                }
+            },
+        );
     });
 }
 
@@ -69,14 +72,17 @@ pub fn step_bf16(
     v: &mut [f32],
 ) {
     parallel::elements(((p, master), (m, v)), 16, |first, ((p, master), (m, v))| {
-        isa::run(|| {
-            let parameters = p.iter_mut().zip(master.iter_mut());
-            let moments = m.iter_mut().zip(v);
-            for (((p, master), g), (m, v)) in parameters.zip(&gradient[first..]).zip(moments) {
-                (*master, *m, *v) = step.element(*master, *g, *m, *v);
-                *p = round(*master);
-            }
-        });
+        isa::run(
+            #[inline(always)]
+            || {
+                let parameters = p.iter_mut().zip(master.iter_mut());
+                let moments = m.iter_mut().zip(v);
+                for (((p, master), g), (m, v)) in parameters.zip(&gradient[first..]).zip(moments) {
+                    (*master, *m, *v) = step.element(*master, *g, *m, *v);
+                    *p = round(*master);
+                }
+            },
+        );
     });
 }
 
@@ -92,11 +98,14 @@ fn round(value: f32) -> bf16 {
 /// The f32 master of a bf16 parameter, exactly.
 pub fn widen(p: &[bf16], master: &mut [f32]) {
     parallel::rows(master, 1, 1, |first, master| {
-        isa::run(|| {
-            for (master, p) in master.iter_mut().zip(&p[first..]) {
-                *master = p.widen();
-            }
-        });
+        isa::run(
+            #[inline(always)]
+            || {
+                for (master, p) in master.iter_mut().zip(&p[first..]) {
+                    *master = p.widen();
+                }
+            },
+        );
     });
 }
 

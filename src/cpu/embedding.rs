@@ -59,36 +59,42 @@ impl<'a, T> Inputs<'a, T> {
 /// Writes the token and soft rows of `x[N, cols]`.
 pub fn forward<W: Stored<T>, T: Float>(inputs: Inputs<T>, table: &[W], cols: usize, x: &mut [T]) {
     parallel::rows(x, cols, 2 * cols * inputs.kept.max(1), |first, x| {
-        isa::run(|| {
-            for (x, &id) in x.chunks_exact_mut(cols).zip(&inputs.ids[first..]) {
-                if id >= 0 {
-                    for (x, w) in x.iter_mut().zip(row(table, id as usize, cols)) {
-                        *x = w.widen();
-                    }
-                } else if id < -1 {
-                    let (ids, weights) = inputs.soft(id);
-                    x.fill(T::ZERO);
-                    for (&id, &weight) in ids.iter().zip(weights) {
+        isa::run(
+            #[inline(always)]
+            || {
+                for (x, &id) in x.chunks_exact_mut(cols).zip(&inputs.ids[first..]) {
+                    if id >= 0 {
                         for (x, w) in x.iter_mut().zip(row(table, id as usize, cols)) {
-                            *x = w.widen().mul_add(weight, *x);
+                            *x = w.widen();
+                        }
+                    } else if id < -1 {
+                        let (ids, weights) = inputs.soft(id);
+                        x.fill(T::ZERO);
+                        for (&id, &weight) in ids.iter().zip(weights) {
+                            for (x, w) in x.iter_mut().zip(row(table, id as usize, cols)) {
+                                *x = w.widen().mul_add(weight, *x);
+                            }
                         }
                     }
                 }
-            }
-        });
+            },
+        );
     });
 }
 
 /// x[n] += table[position[n]].
 pub fn add_positions<W: Stored<T>, T: Float>(positions: &[u32], table: &[W], cols: usize, x: &mut [T]) {
     parallel::rows(x, cols, cols, |first, x| {
-        isa::run(|| {
-            for (x, &position) in x.chunks_exact_mut(cols).zip(&positions[first..]) {
-                for (x, w) in x.iter_mut().zip(row(table, position as usize, cols)) {
-                    *x += w.widen();
+        isa::run(
+            #[inline(always)]
+            || {
+                for (x, &position) in x.chunks_exact_mut(cols).zip(&positions[first..]) {
+                    for (x, w) in x.iter_mut().zip(row(table, position as usize, cols)) {
+                        *x += w.widen();
+                    }
                 }
-            }
-        });
+            },
+        );
     });
 }
 
@@ -97,23 +103,26 @@ pub fn add_positions<W: Stored<T>, T: Float>(positions: &[u32], table: &[W], col
 pub fn backward_table<T: Float>(dx: &[T], inputs: Inputs<T>, cols: usize, dtable: &mut [T]) {
     let cost = share(inputs.ids.len() * inputs.kept.max(1), cols, dtable.len());
     parallel::rows(dtable, cols, cost, |first, dtable| {
-        isa::run(|| {
-            let owned = first..first + dtable.len() / cols;
-            for (dx, &id) in dx.chunks_exact(cols).zip(inputs.ids) {
-                if id >= 0 && owned.contains(&(id as usize)) {
-                    add(row_mut(dtable, id as usize - first, cols), dx);
-                } else if id < -1 {
-                    let (ids, weights) = inputs.soft(id);
-                    for (&id, &weight) in
-                        ids.iter().zip(weights).filter(|(id, _)| owned.contains(&(**id as usize)))
-                    {
-                        for (sum, dx) in row_mut(dtable, id as usize - first, cols).iter_mut().zip(dx) {
-                            *sum = dx.mul_add(weight, *sum);
+        isa::run(
+            #[inline(always)]
+            || {
+                let owned = first..first + dtable.len() / cols;
+                for (dx, &id) in dx.chunks_exact(cols).zip(inputs.ids) {
+                    if id >= 0 && owned.contains(&(id as usize)) {
+                        add(row_mut(dtable, id as usize - first, cols), dx);
+                    } else if id < -1 {
+                        let (ids, weights) = inputs.soft(id);
+                        for (&id, &weight) in
+                            ids.iter().zip(weights).filter(|(id, _)| owned.contains(&(**id as usize)))
+                        {
+                            for (sum, dx) in row_mut(dtable, id as usize - first, cols).iter_mut().zip(dx) {
+                                *sum = dx.mul_add(weight, *sum);
+                            }
                         }
                     }
                 }
-            }
-        });
+            },
+        );
     });
 }
 
@@ -121,14 +130,17 @@ pub fn backward_table<T: Float>(dx: &[T], inputs: Inputs<T>, cols: usize, dtable
 pub fn backward_positions<T: Float>(dx: &[T], positions: &[u32], cols: usize, dtable: &mut [T]) {
     let cost = share(positions.len(), cols, dtable.len());
     parallel::rows(dtable, cols, cost, |first, dtable| {
-        isa::run(|| {
-            let owned = first..first + dtable.len() / cols;
-            for (dx, &position) in dx.chunks_exact(cols).zip(positions) {
-                if owned.contains(&(position as usize)) {
-                    add(row_mut(dtable, position as usize - first, cols), dx);
+        isa::run(
+            #[inline(always)]
+            || {
+                let owned = first..first + dtable.len() / cols;
+                for (dx, &position) in dx.chunks_exact(cols).zip(positions) {
+                    if owned.contains(&(position as usize)) {
+                        add(row_mut(dtable, position as usize - first, cols), dx);
+                    }
                 }
-            }
-        });
+            },
+        );
     });
 }
 
@@ -142,20 +154,24 @@ pub fn backward_weights<W: Stored<T>, T: Float>(
 ) {
     let kept = inputs.kept;
     parallel::rows(dweights, kept, 2 * kept * cols, |first, dweights| {
-        isa::run(|| {
-            for (s, dweights) in dweights.chunks_exact_mut(kept).enumerate() {
-                dweights.fill(T::ZERO);
-                let id = -2 - (first + s) as i32;
-                let (ids, _) = inputs.soft(id);
-                for (dx, _) in dx.chunks_exact(cols.max(1)).zip(inputs.ids).filter(|(_, found)| **found == id)
-                {
-                    for (sum, &id) in dweights.iter_mut().zip(ids) {
-                        let row = row(table, id as usize, cols);
-                        *sum += sum_over(cols, |c| dx[c] * row[c].widen());
+        isa::run(
+            #[inline(always)]
+            || {
+                for (s, dweights) in dweights.chunks_exact_mut(kept).enumerate() {
+                    dweights.fill(T::ZERO);
+                    let id = -2 - (first + s) as i32;
+                    let (ids, _) = inputs.soft(id);
+                    for (dx, _) in
+                        dx.chunks_exact(cols.max(1)).zip(inputs.ids).filter(|(_, found)| **found == id)
+                    {
+                        for (sum, &id) in dweights.iter_mut().zip(ids) {
+                            let row = row(table, id as usize, cols);
+                            *sum += sum_over(cols, |c| dx[c] * row[c].widen());
+                        }
                     }
                 }
-            }
-        });
+            },
+        );
     });
 }
 

@@ -11,12 +11,15 @@ use super::{embedding, isa, parallel};
 /// y = x[index] over rows of `cols`.
 pub fn forward<T: Float>(x: &[T], index: &[u32], cols: usize, y: &mut [T]) {
     parallel::rows(y, cols, cols, |first, y| {
-        isa::run(|| {
-            for (y, &index) in y.chunks_exact_mut(cols).zip(&index[first..]) {
-                let from = index as usize * cols;
-                y.copy_from_slice(&x[from..from + cols]);
-            }
-        });
+        isa::run(
+            #[inline(always)]
+            || {
+                for (y, &index) in y.chunks_exact_mut(cols).zip(&index[first..]) {
+                    let from = index as usize * cols;
+                    y.copy_from_slice(&x[from..from + cols]);
+                }
+            },
+        );
     });
 }
 

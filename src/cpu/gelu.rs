@@ -34,36 +34,42 @@ fn gradient<T: Float>(dy: T, x: T) -> T {
 /// y = gelu(x).
 pub fn forward<T: Float>(x: &[T], y: &mut [T]) {
     parallel::rows(y, 1, 30, |first, y| {
-        isa::run(|| {
-            let (x, x_tail) = x[first..first + y.len()].as_chunks::<LANES>();
-            let (y, y_tail) = y.as_chunks_mut::<LANES>();
-            for (y, x) in y.iter_mut().zip(x) {
-                for lane in 0..LANES {
-                    y[lane] = value(x[lane]);
+        isa::run(
+            #[inline(always)]
+            || {
+                let (x, x_tail) = x[first..first + y.len()].as_chunks::<LANES>();
+                let (y, y_tail) = y.as_chunks_mut::<LANES>();
+                for (y, x) in y.iter_mut().zip(x) {
+                    for lane in 0..LANES {
+                        y[lane] = value(x[lane]);
+                    }
                 }
-            }
-            for (y, x) in y_tail.iter_mut().zip(x_tail) {
-                *y = value(*x);
-            }
-        });
+                for (y, x) in y_tail.iter_mut().zip(x_tail) {
+                    *y = value(*x);
+                }
+            },
+        );
     });
 }
 
 /// dx = dy * gelu'(x).
 pub fn backward<T: Float>(dy: &[T], x: &[T], dx: &mut [T]) {
     parallel::rows(dx, 1, 40, |first, dx| {
-        isa::run(|| {
-            let (x, x_tail) = x[first..first + dx.len()].as_chunks::<LANES>();
-            let (dy, dy_tail) = dy[first..first + dx.len()].as_chunks::<LANES>();
-            let (dx, dx_tail) = dx.as_chunks_mut::<LANES>();
-            for ((dx, dy), x) in dx.iter_mut().zip(dy).zip(x) {
-                for lane in 0..LANES {
-                    dx[lane] = gradient(dy[lane], x[lane]);
+        isa::run(
+            #[inline(always)]
+            || {
+                let (x, x_tail) = x[first..first + dx.len()].as_chunks::<LANES>();
+                let (dy, dy_tail) = dy[first..first + dx.len()].as_chunks::<LANES>();
+                let (dx, dx_tail) = dx.as_chunks_mut::<LANES>();
+                for ((dx, dy), x) in dx.iter_mut().zip(dy).zip(x) {
+                    for lane in 0..LANES {
+                        dx[lane] = gradient(dy[lane], x[lane]);
+                    }
                 }
-            }
-            for ((dx, dy), x) in dx_tail.iter_mut().zip(dy_tail).zip(x_tail) {
-                *dx = gradient(*dy, *x);
-            }
-        });
+                for ((dx, dy), x) in dx_tail.iter_mut().zip(dy_tail).zip(x_tail) {
+                    *dx = gradient(*dy, *x);
+                }
+            },
+        );
     });
 }

@@ -15,21 +15,24 @@ pub const CHUNK: usize = 4096;
 /// The chunk sums of one tensor's squares; `sums` has one number for each started chunk.
 pub fn chunk_sums<T: Float>(x: &[T], sums: &mut [f64]) {
     parallel::rows(sums, 1, CHUNK, |first, sums| {
-        isa::run(|| {
-            for (sum, x) in sums.iter_mut().zip(x[first * CHUNK..].chunks(CHUNK)) {
-                let mut lanes = [T::ZERO; LANES];
-                let (x, tail) = x.as_chunks::<LANES>();
-                for x in x {
-                    for lane in 0..LANES {
-                        lanes[lane] = x[lane].mul_add(x[lane], lanes[lane]);
+        isa::run(
+            #[inline(always)]
+            || {
+                for (sum, x) in sums.iter_mut().zip(x[first * CHUNK..].chunks(CHUNK)) {
+                    let mut lanes = [T::ZERO; LANES];
+                    let (x, tail) = x.as_chunks::<LANES>();
+                    for x in x {
+                        for lane in 0..LANES {
+                            lanes[lane] = x[lane].mul_add(x[lane], lanes[lane]);
+                        }
                     }
+                    for (lane, x) in lanes.iter_mut().zip(tail) {
+                        *lane = x.mul_add(*x, *lane);
+                    }
+                    *sum = sum_lanes(lanes).to_f64();
                 }
-                for (lane, x) in lanes.iter_mut().zip(tail) {
-                    *lane = x.mul_add(*x, *lane);
-                }
-                *sum = sum_lanes(lanes).to_f64();
-            }
-        });
+            },
+        );
     });
 }
 

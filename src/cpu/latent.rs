@@ -24,16 +24,19 @@ pub fn forward<T: Float>(
 ) {
     let scale = T::from_f64(mask.map_or(1.0, |mask| mask.scale));
     parallel::rows(x, cols, 2 * cols, |first, x| {
-        isa::run(|| {
-            for (n, x) in x.chunks_exact_mut(cols).enumerate() {
-                let n = first + n;
-                if ids[n] == LATENT {
-                    let from = rows[n] as usize * cols;
-                    let words = mask.and_then(|mask| mask.row(n));
-                    assign_row(words, scale, &hidden[from..from + cols], x);
+        isa::run(
+            #[inline(always)]
+            || {
+                for (n, x) in x.chunks_exact_mut(cols).enumerate() {
+                    let n = first + n;
+                    if ids[n] == LATENT {
+                        let from = rows[n] as usize * cols;
+                        let words = mask.and_then(|mask| mask.row(n));
+                        assign_row(words, scale, &hidden[from..from + cols], x);
+                    }
                 }
-            }
-        });
+            },
+        );
     });
 }
 
@@ -49,16 +52,19 @@ pub fn backward<T: Float>(
     let scale = T::from_f64(mask.map_or(1.0, |mask| mask.scale));
     let cost = (2 * ids.len() * cols * cols).div_ceil(dhidden.len().max(1));
     parallel::rows(dhidden, cols, cost, |first, dhidden| {
-        isa::run(|| {
-            let owned = first..first + dhidden.len() / cols;
-            for (n, dx) in dx.chunks_exact(cols).enumerate() {
-                let row = source[n] as usize;
-                if ids[n] == LATENT && source[n] >= 0 && owned.contains(&row) {
-                    let to = (row - first) * cols;
-                    add_row(mask.and_then(|mask| mask.row(n)), scale, dx, &mut dhidden[to..to + cols]);
+        isa::run(
+            #[inline(always)]
+            || {
+                let owned = first..first + dhidden.len() / cols;
+                for (n, dx) in dx.chunks_exact(cols).enumerate() {
+                    let row = source[n] as usize;
+                    if ids[n] == LATENT && source[n] >= 0 && owned.contains(&row) {
+                        let to = (row - first) * cols;
+                        add_row(mask.and_then(|mask| mask.row(n)), scale, dx, &mut dhidden[to..to + cols]);
+                    }
                 }
-            }
-        });
+            },
+        );
     });
 }
 

@@ -8,7 +8,7 @@
 //!           db[c]  += sum_r dy[r,c]
 //! ```
 
-use super::float::{Float, sum_over};
+use super::float::{Float, sum_slices};
 use super::{isa, parallel};
 
 /// y = layernorm(x); writes `statistics[rows, 2]`: mean and rstd.
@@ -17,19 +17,21 @@ pub fn forward<T: Float>(x: &[T], w: &[T], b: &[T], eps: f64, y: &mut [T], stati
     let eps = T::from_f64(eps);
     let count = T::from_f64(cols as f64);
     parallel::rows2((y, cols), (statistics, 2), 6 * cols, |first, y, statistics| {
-        isa::run(|| {
-            let (w, b) = (&w[..cols], &b[..cols]);
-            let rows = y.chunks_exact_mut(cols).zip(x[first * cols..].chunks_exact(cols));
-            for ((y, x), statistics) in rows.zip(statistics.chunks_exact_mut(2)) {
-                let mean = sum_over(cols, |c| x[c]) / count;
-                let variance = sum_over(cols, |c| (x[c] - mean) * (x[c] - mean)) / count;
-                let rstd = T::ONE / (variance + eps).sqrt();
-                statistics.copy_from_slice(&[mean, rstd]);
-                for c in 0..cols {
-                    y[c] = ((x[c] - mean) * rstd).mul_add(w[c], b[c]);
+        isa::run(
+            #[inline(always)]
+            || {
+                let rows = y.chunks_exact_mut(cols).zip(x[first * cols..].chunks_exact(cols));
+                for ((y, x), statistics) in rows.zip(statistics.chunks_exact_mut(2)) {
+                    let mean = sum_slices([x], |[x]| x) / count;
+                    let variance = sum_slices([x], |[x]| (x - mean) * (x - mean)) / count;
+                    let rstd = T::ONE / (variance + eps).sqrt();
+                    statistics.copy_from_slice(&[mean, rstd]);
+                    for (((y, x), w), b) in y.iter_mut().zip(x).zip(w).zip(b) {
+                        *y = ((*x - mean) * rstd).mul_add(*w, *b);
+                    }
                 }
-            }
-        });
+            },
+        );
     });
 }
 
@@ -38,20 +40,22 @@ pub fn backward_dx<T: Float>(dy: &[T], x: &[T], w: &[T], statistics: &[T], dx: &
     let cols = w.len();
     let count = T::from_f64(cols as f64);
     parallel::rows(dx, cols, 10 * cols, |first, dx| {
-        isa::run(|| {
-            let w = &w[..cols];
-            let rows = dx.chunks_exact_mut(cols).zip(dy[first * cols..].chunks_exact(cols));
-            let saved = x[first * cols..].chunks_exact(cols).zip(statistics[2 * first..].chunks_exact(2));
-            for ((dx, dy), (x, statistics)) in rows.zip(saved) {
-                let (mean, rstd) = (statistics[0], statistics[1]);
-                let level = sum_over(cols, |c| dy[c] * w[c]) / count;
-                let slope = sum_over(cols, |c| dy[c] * w[c] * ((x[c] - mean) * rstd)) / count;
-                for c in 0..cols {
-                    let h = (x[c] - mean) * rstd;
-                    dx[c] = rstd * (dy[c] * w[c] - level - h * slope);
+        isa::run(
+            #[inline(always)]
+            || {
+                let rows = dx.chunks_exact_mut(cols).zip(dy[first * cols..].chunks_exact(cols));
+                let saved = x[first * cols..].chunks_exact(cols).zip(statistics[2 * first..].chunks_exact(2));
+                for ((dx, dy), (x, statistics)) in rows.zip(saved) {
+                    let (mean, rstd) = (statistics[0], statistics[1]);
+                    let level = sum_slices([dy, w], |[dy, w]| dy * w) / count;
+                    let slope = sum_slices([dy, w, x], |[dy, w, x]| dy * w * ((x - mean) * rstd)) / count;
+                    for (((dx, dy), x), w) in dx.iter_mut().zip(dy).zip(x).zip(w) {
+                        let h = (*x - mean) * rstd;
+                        *dx = rstd * (*dy * *w - level - h * slope);
+                    }
                 }
-            }
-        });
+            },
+        );
     });
 }
 
@@ -59,18 +63,20 @@ pub fn backward_dx<T: Float>(dy: &[T], x: &[T], w: &[T], statistics: &[T], dx: &
 pub fn backward_parameters<T: Float>(dy: &[T], x: &[T], statistics: &[T], dw: &mut [T], db: &mut [T]) {
     let cols = dw.len();
     parallel::rows2((dw, 1), (db, 1), 2 * statistics.len(), |first, dw, db| {
-        isa::run(|| {
-            let width = dw.len();
-            let db = &mut db[..width];
-            let rows = dy.chunks_exact(cols).zip(x.chunks_exact(cols)).zip(statistics.chunks_exact(2));
-            for ((dy, x), statistics) in rows {
-                let (dy, x) = (&dy[first..first + width], &x[first..first + width]);
-                let (mean, rstd) = (statistics[0], statistics[1]);
-                for c in 0..width {
-                    dw[c] = dy[c].mul_add((x[c] - mean) * rstd, dw[c]);
-                    db[c] += dy[c];
+        isa::run(
+            #[inline(always)]
+            || {
+                let width = dw.len();
+                let rows = dy.chunks_exact(cols).zip(x.chunks_exact(cols)).zip(statistics.chunks_exact(2));
+                for ((dy, x), statistics) in rows {
+                    let (dy, x) = (&dy[first..first + width], &x[first..first + width]);
+                    let (mean, rstd) = (statistics[0], statistics[1]);
+                    for (((dw, db), dy), x) in dw.iter_mut().zip(&mut *db).zip(dy).zip(x) {
+                        *dw = dy.mul_add((*x - mean) * rstd, *dw);
+                        *db += *dy;
+                    }
                 }
-            }
-        });
+            },
+        );
     });
 }

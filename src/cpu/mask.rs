@@ -7,7 +7,7 @@
 //!
 //! A set bit means kept. A dropped element becomes exactly 0 by selection, whatever it was: 0 * NaN would not.
 
-use super::float::{Float, LANES};
+use super::float::Float;
 use super::{isa, parallel};
 use crate::base::rng::StreamKey;
 
@@ -48,61 +48,59 @@ impl<'a> Mask<'a> {
 pub fn fill(keys: &[u32], sites: &[u32], threshold: u32, stride: usize, bits: &mut [u32]) {
     // Ten rounds of about ten operations a block, eight blocks a word.
     parallel::rows(bits, stride, 800 * stride, |first, bits| {
-        isa::run(|| {
-            let keys = keys[first * KEY_WORDS..].chunks_exact(KEY_WORDS);
-            for (bits, key) in bits.chunks_exact_mut(stride).zip(keys) {
-                let (stream, step, attempt) = (StreamKey([key[0], key[1]]), key[2], key[3]);
-                for site in sites.chunks_exact(SITE_WORDS) {
-                    let (number, width, offset) = (site[0], site[1] as usize, site[2] as usize);
-                    let words = width.div_ceil(32);
-                    for (index, word) in bits[offset..offset + words].iter_mut().enumerate() {
-                        let drawn = draw(stream, number, step, index as u32, attempt, threshold);
-                        let used = width - 32 * index;
-                        *word = if used >= 32 { drawn } else { drawn & ((1 << used) - 1) };
+        isa::run(
+            #[inline(always)]
+            || {
+                let keys = keys[first * KEY_WORDS..].chunks_exact(KEY_WORDS);
+                for (bits, key) in bits.chunks_exact_mut(stride).zip(keys) {
+                    let (stream, step, attempt) = (StreamKey([key[0], key[1]]), key[2], key[3]);
+                    for site in sites.chunks_exact(SITE_WORDS) {
+                        let (number, width, offset) = (site[0], site[1] as usize, site[2] as usize);
+                        let bits = &mut bits[offset..offset + width.div_ceil(32)];
+                        draw(stream, (number, step, attempt), threshold, bits);
+                        if let (Some(last), used @ 1..) = (bits.last_mut(), width % 32) {
+                            *last &= (1 << used) - 1;
+                        }
                     }
                 }
-            }
-        });
+            },
+        );
     });
 }
 
-/// Word `index` of a bitmap: 32 elements from eight Philox blocks.
+/// Blocks drawn in one go; eight make a word.
+const BATCH: usize = 64;
+
+/// The words of a site. The length of `nibbles` is not known to the compiler, which makes it
+/// run one block in each vector lane instead of unrolling them one by one.
 #[inline(always)]
-fn draw(stream: StreamKey, site: u32, step: u32, index: u32, attempt: u32, threshold: u32) -> u32 {
-    let mut nibbles = [0_u32; 8];
-    for (lane, nibble) in nibbles.iter_mut().enumerate() {
-        let block = stream.block(site, step, 8 * index + lane as u32, attempt);
-        *nibble = u32::from(block[0] >= threshold)
-            | u32::from(block[1] >= threshold) << 1
-            | u32::from(block[2] >= threshold) << 2
-            | u32::from(block[3] >= threshold) << 3;
+fn draw(stream: StreamKey, (site, step, attempt): (u32, u32, u32), threshold: u32, out: &mut [u32]) {
+    let mut buffer = [0_u32; BATCH];
+    for (chunk, out) in out.chunks_mut(BATCH / 8).enumerate() {
+        let nibbles = &mut buffer[..8 * out.len()];
+        let first = (BATCH * chunk) as u32;
+        for (index, nibble) in nibbles.iter_mut().enumerate() {
+            let block = stream.block(site, step, first + index as u32, attempt);
+            *nibble = u32::from(block[0] >= threshold)
+                | u32::from(block[1] >= threshold) << 1
+                | u32::from(block[2] >= threshold) << 2
+                | u32::from(block[3] >= threshold) << 3;
+        }
+        for (word, nibbles) in out.iter_mut().zip(nibbles.chunks_exact(8)) {
+            *word = nibbles.iter().rev().fold(0, |word, nibble| word << 4 | nibble);
+        }
     }
-    nibbles.iter().enumerate().fold(0, |word, (lane, nibble)| word | nibble << (4 * lane))
 }
 
-/// `to[i] = f(to[i], from[i], kept)` over one row; the bits are expanded sixteen at a time.
+/// `to[i] = f(to[i], from[i], kept)` over one row, a word of bits at a time. The last chunk may be short: with a
+/// length known only at run time the loop becomes vector shifts and selections.
 #[inline(always)]
 pub fn zip_row<T: Float>(words: &[u32], from: &[T], to: &mut [T], f: impl Fn(T, T, bool) -> T) {
-    let (from, from_tail) = from.as_chunks::<LANES>();
-    let (to, to_tail) = to.as_chunks_mut::<LANES>();
-    for (chunk, (to, from)) in to.iter_mut().zip(from).enumerate() {
-        let bits = sixteen(words, chunk);
-        for lane in 0..LANES {
-            to[lane] = f(to[lane], from[lane], bits & (1 << lane) != 0);
+    for ((to, from), word) in to.chunks_mut(32).zip(from.chunks(32)).zip(words) {
+        for (i, (to, from)) in to.iter_mut().zip(from).enumerate() {
+            *to = f(*to, *from, word >> (i as u32 & 31) & 1 != 0);
         }
     }
-    if !to_tail.is_empty() {
-        let bits = sixteen(words, to.len());
-        for (lane, (to, from)) in to_tail.iter_mut().zip(from_tail).enumerate() {
-            *to = f(*to, *from, bits & (1 << lane) != 0);
-        }
-    }
-}
-
-/// Bits `16 * chunk` and on, in the low half of the result.
-#[inline(always)]
-fn sixteen(words: &[u32], chunk: usize) -> u32 {
-    words[chunk / 2] >> (16 * (chunk % 2))
 }
 
 /// `to = m * from` over one row; without a bitmap a copy.
@@ -133,23 +131,20 @@ pub fn add_row<T: Float>(words: Option<&[u32]>, scale: T, from: &[T], to: &mut [
 pub fn apply<T: Float>(x: &mut [T], mask: Mask) {
     let scale = T::from_f64(mask.scale);
     parallel::rows(x, mask.width, 2 * mask.width, |first, x| {
-        isa::run(|| {
-            for (n, x) in x.chunks_exact_mut(mask.width).enumerate() {
-                let Some(words) = mask.row(first + n) else { continue };
-                let (chunks, tail) = x.as_chunks_mut::<LANES>();
-                let whole = chunks.len();
-                for (chunk, x) in chunks.iter_mut().enumerate() {
-                    let bits = sixteen(words, chunk);
-                    for (lane, x) in x.iter_mut().enumerate() {
-                        *x = if bits & (1 << lane) != 0 { *x * scale } else { T::ZERO };
+        isa::run(
+            #[inline(always)]
+            || {
+                for (n, x) in x.chunks_exact_mut(mask.width).enumerate() {
+                    let Some(words) = mask.row(first + n) else { continue };
+                    for (x, word) in x.chunks_mut(32).zip(words) {
+                        for (i, x) in x.iter_mut().enumerate() {
+                            let kept = *x * scale;
+                            *x = if word >> (i as u32 & 31) & 1 != 0 { kept } else { T::ZERO };
+                        }
                     }
                 }
-                for (lane, x) in tail.iter_mut().enumerate() {
-                    let keep = sixteen(words, whole) & (1 << lane) != 0;
-                    *x = if keep { *x * scale } else { T::ZERO };
-                }
-            }
-        });
+            },
+        );
     });
 }
 

@@ -7,7 +7,7 @@ use crate::base::rng::StreamKey;
 /// step 0, two pairs by Box and Muller (`sqrt(-2 ln u1)` times cosine and sine of `2 pi u2`, u = (word + 1/2) / 2^32).
 pub fn normal<T: Float>(key: StreamKey, deviation: f64, out: &mut [T]) {
     parallel::rows(out, 4, 200, |first, out| {
-        isa::run(|| {
+        isa::run(#[inline(always)] || {
             for (block, four) in out.chunks_mut(4).enumerate() {
                 let words = key.block(0, 0, (first + block) as u32, 0);
                 let uniform = |i: usize| (f64::from(words[i]) + 0.5) / 4_294_967_296.0;

@@ -25,7 +25,7 @@ pub fn rotate<T: Float, const INVERSE: bool>(x: &mut [T], heads: usize, position
     let half = table.half;
     let width = heads * 2 * half;
     parallel::rows(x, width, 2 * width, |first, x| {
-        isa::run(|| {
+        isa::run(#[inline(always)] || {
             for (row, &position) in x.chunks_exact_mut(width).zip(&positions[first..]) {
                 let cos = &table.cos[position as usize * half..][..half];
                 let sin = &table.sin[position as usize * half..][..half];

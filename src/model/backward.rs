@@ -122,7 +122,7 @@ impl Model {
         let inputs = embedding::Inputs {
             ids,
             positions: index.positions.rows(at.clone())?,
-            soft: soft.map(|soft| &sequences.softs[soft]),
+            soft: soft.map(|soft| sequences.softs[soft].view()),
         };
         let table = &self.parameters[self.architecture.token_embedding];
         let stream = back.stream.rows(run)?;
@@ -137,7 +137,7 @@ impl Model {
             }
         }
         if sources[at.clone()].iter().any(|&source| source >= 0) {
-            let sources = back.sources.rows(at)?;
+            let sources = back.sources.rows(at.clone())?;
             latent::backward(stream, ids, sources, site(SiteKind::Latent)?, hidden_gradient.view_mut())?;
         }
         Ok(())

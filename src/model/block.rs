@@ -200,16 +200,14 @@ impl<'a> Block<'a> {
         gradients: &mut Gradients,
     ) -> Result<()> {
         let weight = &self.parameters[plan.weight];
-        match plan.bias {
+        let (dw, dbias) = match plan.bias {
             Some(bias) => {
-                let [dw, db] = gradients.pair(plan.weight, bias);
-                linear::backward(dy, x, &plan.projection, weight, Some(dx), Some(dw), Some(db))
+                let [dw, dbias] = gradients.pair(plan.weight, bias);
+                (dw, Some(dbias))
             }
-            None => {
-                let dw = gradients.at(plan.weight);
-                linear::backward(dy, x, &plan.projection, weight, Some(dx), Some(dw), None)
-            }
-        }
+            None => (gradients.at(plan.weight), None),
+        };
+        linear::backward(dy, x, &plan.projection, weight, linear::Gradients { dx: Some(dx), dw: Some(dw), dbias })
     }
 
     /// Runs the layer: reads `x`, writes `y`, appends keys and values to `cache`, keeps `kept` at rows `at`.

@@ -13,15 +13,24 @@
 mod architecture;
 mod backward;
 mod block;
+mod checkpoint;
 pub mod config;
 pub mod families;
+pub mod folder;
+pub mod gguf;
+pub mod gguf_model;
+pub mod mapped;
 mod norm;
 mod parameters;
 mod rows;
+pub mod safetensors_file;
+pub mod save;
 mod scores;
 mod segment;
 mod sequences;
+pub mod stored;
 mod tape;
+pub mod weights;
 
 pub use backward::Truncation;
 pub use config::Config;
@@ -176,7 +185,7 @@ impl Model {
     /// Rotary tables for positions `0..positions`; none where positions are learned.
     fn rope_table(&self, positions: usize) -> Result<Option<RopeTable>> {
         let Some(rope) = &self.config.rope else { return Ok(None) };
-        let frequencies = rope::inverse_frequencies(self.config.head_dim, rope.theta, &rope.scaling)?;
+        let frequencies = rope::inverse_frequencies(self.config.head_dim, rope.theta, rope.scaling)?;
         RopeTable::new(&self.device, &frequencies, positions.max(1), self.dtype).map(Some)
     }
 }

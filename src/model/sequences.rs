@@ -8,7 +8,6 @@ use super::rows::{self, Row, RowPlan};
 use super::segment::{Input, Segment};
 use super::tape::{Entry, Feed, Record, Tape};
 use crate::base::{Dtype, Error, Result};
-use crate::device::Device;
 use crate::ops::embedding::{self, Soft};
 use crate::ops::kv_cache::{CacheLayout, KvCache};
 use crate::ops::mask::{self, MaskSet, SiteKind};
@@ -28,6 +27,19 @@ pub struct SequencesPlan {
     pub tape_positions: usize,
 }
 
+/// The soft inputs of one segment: `[positions, terms]` token ids and weights.
+#[derive(Debug)]
+pub(super) struct Mixture {
+    ids: Tensor,
+    weights: Tensor,
+}
+
+impl Mixture {
+    pub fn view(&self) -> Soft<'_> {
+        Soft { ids: self.ids.view(), weights: self.weights.view() }
+    }
+}
+
 /// Some sequences of one model.
 #[derive(Debug)]
 pub struct Sequences {
@@ -39,7 +51,7 @@ pub struct Sequences {
     /// Final hidden state of each row's latest position `[rows, width]`.
     feedback: Tensor,
     pub(super) tape: Tape,
-    pub(super) softs: Vec<Soft>,
+    pub(super) softs: Vec<Mixture>,
     /// Gradient of the final hidden states, by position on the tape; filled by scores and latents.
     pub(super) hidden_gradient: Option<Tensor>,
     pub(super) cache_gradient: Vec<KvCache>,
@@ -188,7 +200,7 @@ impl Model {
             None => None,
             Some((ids, weights, terms)) => {
                 let shape = [ids.len() / terms, terms];
-                sequences.softs.push(Soft {
+                sequences.softs.push(Mixture {
                     ids: Tensor::from_host(self.device(), shape, &ids)?,
                     weights: match self.dtype() {
                         Dtype::F64 => Tensor::from_host(self.device(), shape, &weights)?,
@@ -369,7 +381,7 @@ impl Model {
         if entry.latent {
             latent::forward(sequences.feedback.view(), feedback_rows, ids, latent_mask, stream.rows_mut(at.clone())?)?;
         }
-        let inputs = embedding::Inputs { ids, positions, soft: entry.soft.map(|soft| &sequences.softs[soft]) };
+        let inputs = embedding::Inputs { ids, positions, soft: entry.soft.map(|soft| sequences.softs[soft].view()) };
         let positions = self.architecture.position_embedding.map(|index| &self.parameters[index]);
         let table = &self.parameters[self.architecture.token_embedding];
         embedding::forward(&inputs, table, positions, stream.rows_mut(at.clone())?)?;

@@ -50,7 +50,7 @@ pub fn forward(gradients: &[&Tensor], max_norm: f64, state: &mut GradientNorm) -
     for gradient in gradients {
         gradient.expect_dtype("gradient_norm gradient", dtype)?;
     }
-    if !(max_norm > 0.0) {
+    if max_norm.is_nan() || max_norm <= 0.0 {
         let advice = "use a positive number, or infinity for no clipping";
         return Err(Error::input("max_norm", format!("found {max_norm}"), advice));
     }

@@ -1,1 +1,227 @@
-//! Filled in next.
+//! Linear maps, whole or a window of a fused weight. CPU: cpu/gemm. Parity: tests/parity/linear.rs. Bench:
+//! benches/ops/gemm.rs.
+//!
+//! ```text
+//! forward   y[n,o]  = sum_i x[n,i] w[o,i] + bias[o]          (w stored [out, in] or [in, out])
+//! backward  dx[n,i] = sum_o dy[n,o] w[o,i]
+//!           dw[o,i] += sum_n dy[n,o] x[n,i]                  dbias[o] += sum_n dy[n,o]
+//! ```
+//! Every sum is one chain of fused multiply-adds in rising order (cpu/gemm states the contract), so a row's output
+//! depends on that row alone.
+//!
+//! With a bf16 weight and f32 activations, the operands of all three products are bf16 numbers (activations and
+//! their gradients are rounded to the nearest, ties to even, as they are read), and products accumulate in f32.
+//! The same rule holds for every number of rows. The bias and its gradient stay f32.
+
+use super::{Tensor, View, ViewMut, float_dispatch};
+use crate::base::{Dtype, Error, Result};
+use crate::cpu::gemm::{self, Bf16Operand, Matrix, MatrixMut, gemm, gemm_bf16};
+use crate::device::{Device, Element};
+use half::bf16;
+use std::ops::Range;
+
+pub use crate::cpu::gemm::Accumulate;
+
+/// How a weight lies in memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Layout {
+    /// `[out, in]`, as Hugging Face's `Linear` stores it.
+    OutIn,
+    /// `[in, out]`, as GPT-2's `Conv1D` stores it.
+    InOut,
+}
+
+/// Which part of a weight a linear map uses.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Projection {
+    /// How the weight lies in memory.
+    pub layout: Layout,
+    /// Width of the input.
+    pub inputs: usize,
+    /// The window of the weight's outputs, e.g. q, k or v of GPT-2's fused `c_attn`.
+    pub outputs: Range<usize>,
+}
+
+impl Projection {
+    /// All outputs of a weight.
+    pub fn whole(layout: Layout, inputs: usize, outputs: usize) -> Projection {
+        Projection { layout, inputs, outputs: 0..outputs }
+    }
+
+    /// The weight's total number of outputs, if its shape and the window fit.
+    fn total(&self, what: &str, w: &Tensor) -> Result<usize> {
+        let shape = w.shape();
+        let (total, inputs) = match (shape.dims(), self.layout) {
+            (&[out, inputs], Layout::OutIn) | (&[inputs, out], Layout::InOut) => (out, inputs),
+            _ => return Err(Error::shape(what, shape, "a matrix")),
+        };
+        if inputs != self.inputs {
+            let expected = match self.layout {
+                Layout::OutIn => format!("[out, {}]", self.inputs),
+                Layout::InOut => format!("[{}, out]", self.inputs),
+            };
+            return Err(Error::shape(what, shape, expected));
+        }
+        if self.outputs.start > self.outputs.end || self.outputs.end > total {
+            return Err(Error::shape(
+                format!("{what} window"),
+                format!("{:?}", self.outputs),
+                format!("inside 0..{total} outputs of {shape}"),
+            ));
+        }
+        Ok(total)
+    }
+
+    /// The two factors of the weight's gradient, and its window.
+    fn weight_gradient<'a, 'b, T>(
+        &self,
+        dy: &'a [T],
+        x: &'a [T],
+        rows: usize,
+        dw: &'b mut [T],
+        total: usize,
+    ) -> (Matrix<'a, T>, Matrix<'a, T>, MatrixMut<'b, T>) {
+        let (inputs, outputs, start) = (self.inputs, self.outputs.len(), self.outputs.start);
+        let (dy, x) = (Matrix::row_major(dy, rows, outputs), Matrix::row_major(x, rows, inputs));
+        match self.layout {
+            Layout::OutIn => {
+                let window = MatrixMut::row_major(&mut dw[start * inputs..], outputs, inputs);
+                (dy.transposed(), x, window)
+            }
+            Layout::InOut => {
+                let start = start.min(dw.len());
+                (x.transposed(), dy, MatrixMut::new(&mut dw[start..], (inputs, outputs), total))
+            }
+        }
+    }
+
+    /// The window of a weight as `[in, out]`.
+    fn matrix<'a, T>(&self, w: &'a [T], total: usize) -> Matrix<'a, T> {
+        match self.layout {
+            Layout::OutIn => Matrix::row_major(w, total, self.inputs).transposed(),
+            Layout::InOut => Matrix::row_major(w, self.inputs, total),
+        }
+        .window_cols(self.outputs.clone())
+    }
+}
+
+/// What [`backward`] computes: each gradient that is wanted.
+#[derive(Debug, Default)]
+pub struct Gradients<'a, 'b> {
+    /// `dx[rows, in]`, assigned or added as said.
+    pub dx: Option<(ViewMut<'a>, Accumulate)>,
+    /// `dw`, the shape of the weight; added to in the projection's window. f32 when the weight is bf16.
+    pub dw: Option<&'b mut Tensor>,
+    /// `dbias`, one number for each output of the whole weight; added to in the projection's window.
+    pub dbias: Option<&'b mut Tensor>,
+}
+
+/// y = x w + bias: `x[rows, in]`, `y[rows, out]` where `out` is the window's width; `w` and `bias` are whole.
+///
+/// # Errors
+/// Shapes or dtypes that do not fit.
+pub fn forward(x: View, p: &Projection, w: &Tensor, bias: Option<&Tensor>, mut y: ViewMut) -> Result<()> {
+    let (rows, dtype) = (x.count(), x.dtype());
+    let total = p.total("linear weight", w)?;
+    let mixed = expect_weight(dtype, w)?;
+    x.expect("linear input", rows, p.inputs, dtype)?;
+    y.expect("linear output", rows, p.outputs.len(), dtype)?;
+    if let Some(bias) = bias {
+        bias.expect_shape("linear bias", [total])?;
+        bias.expect_dtype("linear bias", dtype)?;
+    }
+    match x.device() {
+        Device::Cpu(_) if mixed => {
+            let a = Bf16Operand::Rounded(Matrix::row_major(x.slice()?, rows, p.inputs));
+            let b = Bf16Operand::Stored(p.matrix(w.view().slice::<bf16>()?, total));
+            let bias = window::<f32>(bias, &p.outputs)?;
+            let c = MatrixMut::row_major(y.slice()?, rows, p.outputs.len());
+            gemm_bf16(a, b, c, Accumulate::Assign, bias);
+        }
+        Device::Cpu(_) => float_dispatch!("linear", dtype, T => {
+            let a = Matrix::<T>::row_major(x.slice()?, rows, p.inputs);
+            let b = p.matrix(w.view().slice()?, total);
+            let bias = window(bias, &p.outputs)?;
+            gemm(a, b, MatrixMut::row_major(y.slice()?, rows, p.outputs.len()), Accumulate::Assign, bias);
+        }),
+        gpu @ Device::Gpu(_) => return Err(gpu.no_kernel("linear")),
+    }
+    Ok(())
+}
+
+/// Gradients of [`forward`]; `x`, `p` and `w` are those of the forward call, `dy[rows, out]`.
+///
+/// # Errors
+/// Shapes or dtypes that do not fit.
+pub fn backward(dy: View, x: View, p: &Projection, w: &Tensor, gradients: Gradients) -> Result<()> {
+    let (rows, dtype) = (x.count(), x.dtype());
+    let total = p.total("linear weight", w)?;
+    let mixed = expect_weight(dtype, w)?;
+    x.expect("linear input", rows, p.inputs, dtype)?;
+    dy.expect("linear dy", rows, p.outputs.len(), dtype)?;
+    let Gradients { mut dx, dw, dbias } = gradients;
+    if let Some((dx, _)) = &dx {
+        dx.expect("linear dx", rows, p.inputs, dtype)?;
+    }
+    if let Some(dw) = &dw {
+        dw.expect_shape("linear dw", w.shape())?;
+        dw.expect_dtype("linear dw", dtype)?;
+    }
+    if let Some(dbias) = &dbias {
+        dbias.expect_shape("linear dbias", [total])?;
+        dbias.expect_dtype("linear dbias", dtype)?;
+    }
+    match x.device() {
+        Device::Cpu(_) if mixed => {
+            let (dy, x) = (dy.slice::<f32>()?, x.slice::<f32>()?);
+            if let Some((dx, accumulate)) = &mut dx {
+                let w = p.matrix(w.view().slice::<bf16>()?, total).transposed();
+                let dy = Matrix::row_major(dy, rows, p.outputs.len());
+                let dx = MatrixMut::row_major(dx.slice()?, rows, p.inputs);
+                gemm_bf16(Bf16Operand::Rounded(dy), Bf16Operand::Stored(w), dx, *accumulate, None);
+            }
+            if let Some(dw) = dw {
+                let mut dw = dw.view_mut();
+                let (a, b, dw) = p.weight_gradient(dy, x, rows, dw.slice()?, total);
+                gemm_bf16(Bf16Operand::Rounded(a), Bf16Operand::Rounded(b), dw, Accumulate::Add, None);
+            }
+            if let Some(dbias) = dbias {
+                gemm::add_column_sums(dy, &mut dbias.view_mut().slice()?[p.outputs.clone()]);
+            }
+        }
+        Device::Cpu(_) => float_dispatch!("linear", dtype, T => {
+            let (dy, x) = (dy.slice::<T>()?, x.slice::<T>()?);
+            if let Some((dx, accumulate)) = &mut dx {
+                let w = p.matrix(w.view().slice()?, total).transposed();
+                let dy = Matrix::row_major(dy, rows, p.outputs.len());
+                gemm(dy, w, MatrixMut::row_major(dx.slice()?, rows, p.inputs), *accumulate, None);
+            }
+            if let Some(dw) = dw {
+                let mut dw = dw.view_mut();
+                let (a, b, dw) = p.weight_gradient(dy, x, rows, dw.slice()?, total);
+                gemm(a, b, dw, Accumulate::Add, None);
+            }
+            if let Some(dbias) = dbias {
+                gemm::add_column_sums(dy, &mut dbias.view_mut().slice()?[p.outputs.clone()]);
+            }
+        }),
+        gpu @ Device::Gpu(_) => return Err(gpu.no_kernel("linear")),
+    }
+    Ok(())
+}
+
+/// Whether the weight is bf16 beside f32 activations; fails unless it is that or of the activations' own type.
+fn expect_weight(activations: Dtype, w: &Tensor) -> Result<bool> {
+    match (activations, w.dtype()) {
+        (Dtype::F32, Dtype::Bf16) => Ok(true),
+        (Dtype::F32 | Dtype::F64, found) if found == activations => Ok(false),
+        (Dtype::F32, found) => Err(Error::dtype("linear weight", found, "f32 or bf16")),
+        (Dtype::F64, found) => Err(Error::dtype("linear weight", found, "f64")),
+        (found, _) => Err(Error::dtype("linear input", found, "f32 or f64")),
+    }
+}
+
+/// The window of a bias.
+fn window<'a, T: Element>(bias: Option<&'a Tensor>, outputs: &Range<usize>) -> Result<Option<&'a [T]>> {
+    bias.map(|bias| Ok(&bias.view().slice()?[outputs.clone()])).transpose()
+}

@@ -74,8 +74,8 @@ pub fn backward<T: Float>(
             scratch::with(lengths, |[q, dout, statistics, weights, ds, merged, vt, k, dk, dv]| {
                 let (lse, delta) = statistics.split_at_mut(rows);
                 let memory = Memory { q, dout, lse, delta, weights, ds, merged, vt, k, dk, dv };
-                let mut task = Task { sizes, plan, inputs, head, grad_keys, grad_values, dq, memory };
-                isa::run(|| task.run());
+                let task = Task { sizes, plan, inputs, head, grad_keys, grad_values, dq, memory };
+                isa::run_kernel(task);
             });
         });
         collect(sizes, plan, dq, (grad_keys, grad_values), gradients);
@@ -156,9 +156,10 @@ struct Task<'a, T> {
     memory: Memory<'a, T>,
 }
 
-impl<T: Float> Task<'_, T> {
+impl<T: Float> isa::Kernel for Task<'_, T> {
+    type Output = ();
     #[inline(always)]
-    fn run(&mut self) {
+    fn run(mut self) {
         self.gather();
         self.dq.fill(T::ZERO);
         let entries = &self.plan.entries;
@@ -180,7 +181,9 @@ impl<T: Float> Task<'_, T> {
             first = end;
         }
     }
+}
 
+impl<T: Float> Task<'_, T> {
     /// Queries, gradients and statistics of this head in the plan's order.
     #[inline(always)]
     fn gather(&mut self) {

@@ -44,7 +44,9 @@ pub fn forward<T: Float>(
         parallel::rows2((results, group * padded), (sums, group), cost, |first, results, sums| {
             let task = Task { sizes, plan, q: inputs.q, keys, values };
             let sizes = [QUERIES * sizes.head_dim, TILE * BLOCK, TILE * BLOCK, TILE * padded];
-            scratch::with(sizes, |memory| isa::run(|| task.run(first * group, results, sums, memory)));
+            scratch::with(sizes, |memory| {
+                isa::run_kernel(Rows { task, first: first * group, results, sums, memory });
+            });
         });
         let (width, head_dim) = (sizes.heads * sizes.head_dim, sizes.head_dim);
         parallel::rows2((out, width), (lse, sizes.heads), width, |first, out, lse| {
@@ -90,6 +92,23 @@ struct Task<'a, T> {
     q: &'a [T],
     keys: &'a [T],
     values: &'a [T],
+}
+
+/// A task's share of the query rows.
+struct Rows<'a, 'b, T> {
+    task: Task<'a, T>,
+    first: usize,
+    results: &'b mut [T],
+    sums: &'b mut [T],
+    memory: Memory<'b, T>,
+}
+
+impl<T: Float> isa::Kernel for Rows<'_, '_, T> {
+    type Output = ();
+    #[inline(always)]
+    fn run(self) {
+        self.task.run(self.first, self.results, self.sums, self.memory);
+    }
 }
 
 /// Working memory of a task: queries `[QUERIES, head_dim]`, scores twice `[TILE, BLOCK]`, output `[TILE, padded]`.
@@ -249,28 +268,31 @@ impl<T: Float> Task<'_, T> {
         scores: &mut [T],
         other: &mut [T],
     ) {
-        let against = |span: Span, scores: &mut [T]| {
-            let size = self.sizes.key_block();
-            let keys = &self.keys[(head * self.sizes.blocks + span.block) * size..][..size];
-            let first = span.from / LANES * LANES;
-            let lanes = span.to.next_multiple_of(LANES) - first;
-            multiply::<T, ASSIGN>(
-                [rows, self.sizes.head_dim, lanes],
-                queries,
-                Matrix { data: &keys[first..], stride: BLOCK },
-                MatrixMut { data: &mut scores[first..], stride: BLOCK },
-            );
-        };
         if prefix.to == 0 {
-            return against(own, scores);
+            return self.scores_of(head, own, rows, queries, scores);
         }
-        against(prefix, scores);
+        self.scores_of(head, prefix, rows, queries, scores);
         if own.from < own.to {
-            against(own, other);
+            self.scores_of(head, own, rows, queries, other);
             for (scores, other) in scores.chunks_exact_mut(BLOCK).zip(other.chunks_exact(BLOCK)).take(rows) {
                 scores[own.from..own.to].copy_from_slice(&other[own.from..own.to]);
             }
         }
+    }
+
+    /// Unscaled scores of a tile against the keys of one span, whole vectors of lanes.
+    #[inline(always)]
+    fn scores_of(&self, head: usize, span: Span, rows: usize, queries: Matrix<T>, scores: &mut [T]) {
+        let size = self.sizes.key_block();
+        let keys = &self.keys[(head * self.sizes.blocks + span.block) * size..][..size];
+        let first = span.from / LANES * LANES;
+        let lanes = span.to.next_multiple_of(LANES) - first;
+        multiply::<T, ASSIGN>(
+            [rows, self.sizes.head_dim, lanes],
+            queries,
+            Matrix { data: &keys[first..], stride: BLOCK },
+            MatrixMut { data: &mut scores[first..], stride: BLOCK },
+        );
     }
 }
 
@@ -293,7 +315,10 @@ fn weights<T: Float>(scores: &mut [T], visible: usize, scale: T) -> (T, T) {
             largest[lane] = largest[lane].larger(scores[lane]);
         }
     }
-    let maximum = largest.into_iter().fold(T::NEG_INFINITY, T::larger);
+    let mut maximum = T::NEG_INFINITY;
+    for largest in largest {
+        maximum = maximum.larger(largest);
+    }
     let mut sums = [T::ZERO; LANES];
     for (part, scores) in scores.chunks_exact_mut(LANES).enumerate() {
         if part * LANES >= visible {

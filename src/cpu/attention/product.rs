@@ -22,6 +22,9 @@ pub struct MatrixMut<'a, T> {
     pub stride: usize,
 }
 
+/// Summed indices of one step of a tile's loop.
+const STEP: usize = 8;
+
 /// What happens to the old contents of a result.
 pub const ASSIGN: bool = false;
 /// The product is added to the old contents.
@@ -85,14 +88,31 @@ fn tile<T: Float, const R: usize, const L: usize, const KEEP: bool>(
             sums.copy_from_slice(&c[i * c_stride..][..L]);
         }
     }
+    // Steps of eight: one length check a row and step instead of one a factor.
     let inner = a[0].len();
-    let a = a.map(|row| &row[..inner]);
-    for (k, b) in (0..inner).zip(b.chunks(b_stride)) {
-        let b = &b[..L];
+    let whole = inner - inner % STEP;
+    let mut at = 0;
+    while at < whole {
+        let factors: [&[T]; R] = a.map(
+            #[inline(always)]
+            |row| &row[at..at + STEP],
+        );
+        let b = &b[at * b_stride..];
+        for k in 0..STEP {
+            let b = &b[k * b_stride..][..L];
+            for (sums, factors) in sums.iter_mut().zip(factors) {
+                for (sum, &b) in sums.iter_mut().zip(b) {
+                    *sum = factors[k].mul_add(b, *sum);
+                }
+            }
+        }
+        at += STEP;
+    }
+    for k in whole..inner {
+        let b = &b[k * b_stride..][..L];
         for (sums, a) in sums.iter_mut().zip(a) {
-            let factor = a[k];
             for (sum, &b) in sums.iter_mut().zip(b) {
-                *sum = factor.mul_add(b, *sum);
+                *sum = a[k].mul_add(b, *sum);
             }
         }
     }

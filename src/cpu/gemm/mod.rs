@@ -1,1 +1,289 @@
-//! Filled in next.
+//! The matrix product C = A B (+ bias), or C += A B, with strides on every operand.
+//!
+//! # The order contract
+//! Every element of C is one chain of fused multiply-adds over ascending k,
+//! ```text
+//! c = 0, or what C held when accumulating
+//! for k in 0..K   c = fma(a[m,k], b[k,n], c)
+//! c = c + bias[n]                                  once, at the end
+//! ```
+//! whatever M, N, the strides, the tile, the number of threads and the vector level are. So one row alone (decode)
+//! and the same row among thousands (prefill) have the same bits, AVX-512, AVX2 and the portable level have the
+//! same bits, and a product may be computed in pieces of rows or columns, or in pieces of k by accumulating.
+//! Blocking over k keeps the order: partial chains are stored and reloaded exactly.
+//! (Which NaN comes out of several is not promised.)
+//!
+//! [`gemm`] works in f32 or f64. [`gemm_bf16`] multiplies bfloat16 numbers and accumulates in f32.
+//!
+//! Files: `matrix` (operands), `packed` (many rows), `skinny` (few rows), `tile` (the kernel), `pack`, `simd` and
+//! `x86` (vectors), `workspace` (scratch and tasks), `column_sums` (gradients of biases).
+#![allow(unsafe_code)]
+
+mod column_sums;
+mod matrix;
+mod pack;
+mod packed;
+mod simd;
+mod skinny;
+mod tile;
+mod workspace;
+#[cfg(target_arch = "x86_64")]
+mod x86;
+
+pub use column_sums::add_column_sums;
+pub use matrix::{Matrix, MatrixMut};
+
+use super::Float;
+use super::isa::{self, Level};
+use half::bf16;
+use pack::Strip;
+use simd::{Lanes, Rounded, Storage, Vector};
+use std::any::TypeId;
+use tile::Problem;
+
+/// Whether a product replaces C or is added to it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Accumulate {
+    /// C = A B
+    Assign,
+    /// C += A B
+    Add,
+}
+
+/// C = A B + bias or C += A B + bias: `a[M,K]`, `b[K,N]`, `c[M,N]`, `bias[N]`.
+///
+/// # Panics
+/// When the shapes do not fit: the `ops` floor has checked them.
+pub fn gemm<T: Float>(
+    a: Matrix<T>,
+    b: Matrix<T>,
+    c: MatrixMut<T>,
+    accumulate: Accumulate,
+    bias: Option<&[T]>,
+) {
+    gemm_at(isa::level(), a, b, c, accumulate, bias);
+}
+
+/// An operand of [`gemm_bf16`]: stored in bfloat16, or in f32 and rounded to bfloat16 (nearest even) when read.
+#[derive(Clone, Copy, Debug)]
+pub enum Bf16Operand<'a> {
+    /// Stored numbers.
+    Stored(Matrix<'a, bf16>),
+    /// Numbers that are rounded on the way in.
+    Rounded(Matrix<'a, f32>),
+}
+
+/// [`gemm`] of bfloat16 numbers; products are exact and accumulate in f32.
+///
+/// # Panics
+/// When the shapes do not fit: the `ops` floor has checked them.
+pub fn gemm_bf16(
+    a: Bf16Operand,
+    b: Bf16Operand,
+    c: MatrixMut<f32>,
+    accumulate: Accumulate,
+    bias: Option<&[f32]>,
+) {
+    gemm_bf16_at(isa::level(), a, b, c, accumulate, bias);
+}
+
+fn gemm_at<T: Float>(
+    level: Level,
+    a: Matrix<T>,
+    b: Matrix<T>,
+    c: MatrixMut<T>,
+    accumulate: Accumulate,
+    bias: Option<&[T]>,
+) {
+    let Some(problem) = checked(
+        (lanes(a), a.rows(), a.cols()),
+        (lanes(b.transposed()), b.rows(), b.cols()),
+        c,
+        accumulate,
+        bias,
+    ) else {
+        return;
+    };
+    if TypeId::of::<T>() == TypeId::of::<f32>() {
+        // SAFETY: T is f32, so this changes no type; pointers and sizes were checked just now.
+        unsafe { run_f32(level, &*(&raw const problem).cast::<Problem<f32, f32, f32>>()) }
+    } else {
+        assert!(TypeId::of::<T>() == TypeId::of::<f64>(), "matrix products exist for f32 and f64");
+        // SAFETY: T is f64, so this changes no type; pointers and sizes were checked just now.
+        unsafe { run_f64(level, &*(&raw const problem).cast::<Problem<f64, f64, f64>>()) }
+    }
+}
+
+fn gemm_bf16_at(
+    level: Level,
+    a: Bf16Operand,
+    b: Bf16Operand,
+    c: MatrixMut<f32>,
+    accumulate: Accumulate,
+    bias: Option<&[f32]>,
+) {
+    fn go<A, B>(
+        level: Level,
+        a: (Strip<A>, usize, usize),
+        b: (Strip<B>, usize, usize),
+        c: MatrixMut<f32>,
+        accumulate: Accumulate,
+        bias: Option<&[f32]>,
+    ) where
+        A: StorageF32,
+        B: StorageF32,
+    {
+        if let Some(problem) = checked(a, b, c, accumulate, bias) {
+            // SAFETY: pointers and sizes were checked just now.
+            unsafe { run_f32(level, &problem) }
+        }
+    }
+    let rounded = |m: Matrix<f32>| {
+        let strip = lanes(m);
+        // Rounded is a transparent f32.
+        Strip {
+            start: strip.start.cast::<Rounded>(),
+            lanes: strip.lanes,
+            lane_stride: strip.lane_stride,
+            k_stride: strip.k_stride,
+        }
+    };
+    use Bf16Operand::{Rounded as R, Stored as S};
+    match (a, b) {
+        (S(a), S(b)) => go(
+            level,
+            (lanes(a), a.rows(), a.cols()),
+            (lanes(b.transposed()), b.rows(), b.cols()),
+            c,
+            accumulate,
+            bias,
+        ),
+        (S(a), R(b)) => go(
+            level,
+            (lanes(a), a.rows(), a.cols()),
+            (rounded(b.transposed()), b.rows(), b.cols()),
+            c,
+            accumulate,
+            bias,
+        ),
+        (R(a), S(b)) => go(
+            level,
+            (rounded(a), a.rows(), a.cols()),
+            (lanes(b.transposed()), b.rows(), b.cols()),
+            c,
+            accumulate,
+            bias,
+        ),
+        (R(a), R(b)) => go(
+            level,
+            (rounded(a), a.rows(), a.cols()),
+            (rounded(b.transposed()), b.rows(), b.cols()),
+            c,
+            accumulate,
+            bias,
+        ),
+    }
+}
+
+/// The rows of a matrix as lanes.
+fn lanes<T>(m: Matrix<T>) -> Strip<T> {
+    let (start, lane_stride, k_stride) = m.parts();
+    Strip { start, lanes: m.rows(), lane_stride, k_stride }
+}
+
+/// Checks that the shapes fit and does what needs no product; `None` when nothing is left to do.
+fn checked<T: Float, A, B>(
+    (a, rows, depth): (Strip<A>, usize, usize),
+    (b, b_depth, cols): (Strip<B>, usize, usize),
+    mut c: MatrixMut<T>,
+    accumulate: Accumulate,
+    bias: Option<&[T]>,
+) -> Option<Problem<T, A, B>> {
+    assert!(
+        depth == b_depth
+            && (c.rows(), c.cols()) == (rows, cols)
+            && bias.is_none_or(|bias| bias.len() == cols),
+        "[{rows}, {depth}] x [{b_depth}, {cols}] with bias {:?} into [{}, {}]",
+        bias.map(<[T]>::len),
+        c.rows(),
+        c.cols()
+    );
+    if rows == 0 || cols == 0 {
+        return None;
+    }
+    if depth == 0 {
+        c.each_row(|row| {
+            if accumulate == Accumulate::Assign {
+                row.fill(T::ZERO);
+            }
+            for (c, &bias) in row.iter_mut().zip(bias.unwrap_or_default()) {
+                *c += bias;
+            }
+        });
+        return None;
+    }
+    let (c, c_stride) = c.parts();
+    let bias = bias.map_or(std::ptr::null(), <[T]>::as_ptr);
+    Some(Problem { rows, cols, depth, a, b, c, c_stride, add: accumulate == Accumulate::Add, bias })
+}
+
+/// What vectors of f32 can read at every level.
+#[cfg(target_arch = "x86_64")]
+trait StorageF32: Storage<Lanes<f32>> + Storage<x86::F32x8> + Storage<x86::F32x16> {}
+#[cfg(target_arch = "x86_64")]
+impl<S: Storage<Lanes<f32>> + Storage<x86::F32x8> + Storage<x86::F32x16>> StorageF32 for S {}
+#[cfg(not(target_arch = "x86_64"))]
+trait StorageF32: Storage<Lanes<f32>> {}
+#[cfg(not(target_arch = "x86_64"))]
+impl<S: Storage<Lanes<f32>>> StorageF32 for S {}
+
+/// # Safety
+/// The problem's pointers are valid for its sizes; `level` is one that this CPU has.
+unsafe fn run_f32<A: StorageF32, B: StorageF32>(level: Level, problem: &Problem<f32, A, B>) {
+    // SAFETY: passed on to the caller.
+    unsafe {
+        match level {
+            #[cfg(target_arch = "x86_64")]
+            Level::Avx512 => run::<x86::F32x16, A, B, 12, 2>(problem),
+            #[cfg(target_arch = "x86_64")]
+            Level::Avx2 => run::<x86::F32x8, A, B, 6, 2>(problem),
+            _ => run::<Lanes<f32>, A, B, 6, 1>(problem),
+        }
+    }
+}
+
+/// # Safety
+/// As [`run_f32`].
+unsafe fn run_f64(level: Level, problem: &Problem<f64, f64, f64>) {
+    // SAFETY: passed on to the caller.
+    unsafe {
+        match level {
+            #[cfg(target_arch = "x86_64")]
+            Level::Avx512 => run::<x86::F64x8, f64, f64, 12, 2>(problem),
+            #[cfg(target_arch = "x86_64")]
+            Level::Avx2 => run::<x86::F64x4, f64, f64, 6, 2>(problem),
+            _ => run::<Lanes<f64>, f64, f64, 6, 1>(problem),
+        }
+    }
+}
+
+/// Few rows or many; both keep the order contract.
+unsafe fn run<V, A, B, const M: usize, const N: usize>(problem: &Problem<V::Element, A, B>)
+where
+    V: Vector,
+    A: Storage<V> + Storage<V::Block>,
+    B: Storage<V> + Storage<V::Block>,
+{
+    let unit = problem.b.lane_stride == 1 || problem.b.k_stride == 1;
+    // SAFETY: passed on to the caller.
+    unsafe {
+        if problem.rows <= skinny::ROWS && unit {
+            skinny::run::<V, A, B>(problem);
+        } else {
+            packed::run::<V, A, B, M, N>(problem);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,140 @@
+//! The tile kernel: `M x N` vectors of C stay in registers while k runs.
+#![allow(unsafe_code)]
+
+use super::simd::Vector;
+
+/// What one product is: pointers and strides that the entry points have checked against their slices.
+pub(super) struct Problem<T, A, B> {
+    pub rows: usize,
+    pub cols: usize,
+    pub depth: usize,
+    /// Lanes are rows.
+    pub a: super::pack::Strip<A>,
+    /// Lanes are columns.
+    pub b: super::pack::Strip<B>,
+    pub c: *mut T,
+    pub c_stride: usize,
+    /// Chains start from C instead of 0.
+    pub add: bool,
+    /// One number a column, or null.
+    pub bias: *const T,
+}
+
+// SAFETY: tasks read A, B and bias and write disjoint tiles of C; the borrows outlive the product.
+unsafe impl<T: Sync, A: Sync, B: Sync> Sync for Problem<T, A, B> {}
+
+/// Where a tile starts from and what it ends with.
+#[derive(Clone, Copy)]
+pub(super) struct Ends<T> {
+    /// Chains start from what C holds.
+    pub load: bool,
+    /// Added after the last k; null for none. Points at the tile's first column.
+    pub bias: *const T,
+}
+
+// SAFETY: the bias is only read, and its borrow outlives the product.
+unsafe impl<T: Sync> Sync for Ends<T> {}
+
+/// c = chain over k of a * b for a tile of `M` rows and `N` vectors. `a` is packed `[k][M]`, `b` is `[k][b_step]`.
+///
+/// # Safety
+/// `a`, `b` readable for `depth`, `c` (and bias) valid for the whole tile; the CPU has `V`'s instructions.
+#[inline(always)]
+pub(super) unsafe fn tile<V: Vector, const M: usize, const N: usize>(
+    depth: usize,
+    mut a: *const V::Element,
+    mut b: *const V::Element,
+    c: *mut V::Element,
+    c_stride: usize,
+    ends: Ends<V::Element>,
+) {
+    // SAFETY: by the caller's promises; index arithmetic stays inside the tile.
+    unsafe {
+        let mut sums = [[V::splat(V::Element::default()); N]; M];
+        if ends.load {
+            for i in 0..M {
+                for j in 0..N {
+                    sums[i][j] = V::load(c.add(i * c_stride + j * V::LANES));
+                }
+            }
+        }
+        for _ in 0..depth {
+            let mut columns = [V::splat(V::Element::default()); N];
+            for j in 0..N {
+                columns[j] = V::load(b.add(j * V::LANES));
+            }
+            for i in 0..M {
+                let row = V::splat(*a.add(i));
+                for j in 0..N {
+                    sums[i][j] = row.mul_add(columns[j], sums[i][j]);
+                }
+            }
+            a = a.add(M);
+            b = b.add(N * V::LANES);
+        }
+        if !ends.bias.is_null() {
+            for j in 0..N {
+                let bias = V::load(ends.bias.add(j * V::LANES));
+                for row in &mut sums {
+                    row[j] = row[j].add(bias);
+                }
+            }
+        }
+        for i in 0..M {
+            for j in 0..N {
+                sums[i][j].store(c.add(i * c_stride + j * V::LANES));
+            }
+        }
+    }
+}
+
+/// Elements of the largest tile's square buffer (12 x 32 f32).
+pub(super) const TILE_ELEMENTS: usize = 512;
+
+/// [`tile`], for a tile of which only `rows x cols` exist: the rest is computed beside C and dropped.
+///
+/// # Safety
+/// As [`tile`], with `c` and `bias` valid for `rows x cols` only.
+#[inline(always)]
+pub(super) unsafe fn tile_clipped<V: Vector, const M: usize, const N: usize>(
+    (rows, cols): (usize, usize),
+    depth: usize,
+    a: *const V::Element,
+    b: *const V::Element,
+    (c, c_stride): (*mut V::Element, usize),
+    ends: Ends<V::Element>,
+) {
+    let width = N * V::LANES;
+    // SAFETY: whole tiles by the caller's promise; clipped ones work on local buffers of a whole tile
+    // (const-asserted by the buffer's size: M * width <= TILE_ELEMENTS) and copy only what exists.
+    unsafe {
+        let whole = rows == M && cols == width;
+        let mut local = [V::Element::default(); TILE_ELEMENTS];
+        let mut bias = [V::Element::default(); 64];
+        let mut target = (c, c_stride);
+        let mut ends = ends;
+        if !whole {
+            debug_assert!(M * width <= TILE_ELEMENTS && width <= 64);
+            if ends.load {
+                for i in 0..rows {
+                    std::ptr::copy_nonoverlapping(
+                        c.add(i * c_stride),
+                        local.as_mut_ptr().add(i * width),
+                        cols,
+                    );
+                }
+            }
+            if !ends.bias.is_null() {
+                std::ptr::copy_nonoverlapping(ends.bias, bias.as_mut_ptr(), cols);
+                ends.bias = bias.as_ptr();
+            }
+            target = (local.as_mut_ptr(), width);
+        }
+        tile::<V, M, N>(depth, a, b, target.0, target.1, ends);
+        if !whole {
+            for i in 0..rows {
+                std::ptr::copy_nonoverlapping(local.as_ptr().add(i * width), c.add(i * c_stride), cols);
+            }
+        }
+    }
+}

@@ -1,0 +1,556 @@
+//! What a model is: one description for GPT-2, Llama, Qwen2 and Qwen3, read from Hugging Face's config.json.
+//!
+//! Both forms are read that are found in the wild: transformers 4 (`rope_theta` + `rope_scaling`, `torch_dtype`) and
+//! transformers 5 (`rope_parameters`, `dtype`). A setting that latch does not compute is an error, never ignored.
+//! The raw JSON is kept, so that writing a config back loses no key.
+//! Left out: the list of parameters (families.rs) and GGUF (gguf_model.rs makes the same JSON from its metadata).
+
+use super::stored::Stored;
+use crate::base::{Error, Result};
+pub use crate::ops::rope::Scaling as RopeScaling;
+use serde_json::{Map, Value, json};
+use std::path::Path;
+
+/// Largest config.json that is read; real ones have a few KiB.
+const LARGEST_FILE: u64 = 16 << 20;
+
+/// A family of models: how a layer is built and what its tensors are called.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Family {
+    /// Learned positions, LayerNorm, GELU, biases everywhere (`gpt2`).
+    Gpt2,
+    /// Rotary positions, RMS norm, SwiGLU (`llama`: Llama 2 and 3, SmolLM2).
+    Llama,
+    /// Llama with biases on query, key and value (`qwen2`: Qwen2 and 2.5).
+    Qwen2,
+    /// Llama with RMS norms on query and key (`qwen3`).
+    Qwen3,
+}
+
+impl Family {
+    /// All families: `model_type` and architecture of config.json.
+    pub const ALL: [(Family, &'static str, &'static str); 4] = [
+        (Family::Gpt2, "gpt2", "GPT2LMHeadModel"),
+        (Family::Llama, "llama", "LlamaForCausalLM"),
+        (Family::Qwen2, "qwen2", "Qwen2ForCausalLM"),
+        (Family::Qwen3, "qwen3", "Qwen3ForCausalLM"),
+    ];
+
+    /// The `model_type` of config.json.
+    pub fn model_type(self) -> &'static str {
+        Family::ALL[self as usize].1
+    }
+}
+
+/// The nonlinearity of the MLP.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Activation {
+    /// GELU in its tanh form, not gated: `down(gelu(up(x)))`.
+    GeluTanh,
+    /// Gated SiLU: `down(silu(gate(x)) * up(x))`.
+    Silu,
+}
+
+/// Rotary position embedding.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Rope {
+    /// Base of the frequencies.
+    pub theta: f64,
+    /// Stretching for long contexts.
+    pub scaling: RopeScaling,
+}
+
+/// Everything that determines a model's parameters and its forward pass.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Config {
+    /// Family.
+    pub family: Family,
+    /// Rows of the token embedding.
+    pub vocab: usize,
+    /// Width of the residual stream.
+    pub width: usize,
+    /// Layers.
+    pub layers: usize,
+    /// Query heads.
+    pub heads: usize,
+    /// Key and value heads; divides `heads`.
+    pub kv_heads: usize,
+    /// Width of a head; need not be `width / heads`.
+    pub head_dim: usize,
+    /// Hidden width of the MLP.
+    pub mlp_hidden: usize,
+    /// Positions: rows of the position table (GPT-2), or the trained context.
+    pub max_positions: usize,
+    /// Epsilon of the norms.
+    pub norm_eps: f64,
+    /// Nonlinearity of the MLP.
+    pub activation: Activation,
+    /// Rotary positions; `None` for GPT-2's learned ones.
+    pub rope: Option<Rope>,
+    /// Biases on query, key and value.
+    pub qkv_bias: bool,
+    /// Bias on the attention output.
+    pub output_bias: bool,
+    /// Biases in the MLP.
+    pub mlp_bias: bool,
+    /// RMS norms over each head of query and key.
+    pub qk_norm: bool,
+    /// The output head is the token embedding.
+    pub tied: bool,
+    /// Beginning-of-text token.
+    pub bos: Option<u32>,
+    /// End-of-text tokens; may be empty or several.
+    pub eos: Vec<u32>,
+    /// Padding token.
+    pub pad: Option<u32>,
+    /// How the weights were stored, where the file says.
+    pub stored: Option<Stored>,
+    raw: Map<String, Value>,
+}
+
+impl Config {
+    /// Reads `folder/config.json`.
+    ///
+    /// # Errors
+    /// The file is missing, not JSON, contradicts itself, or asks for something latch does not compute.
+    pub fn from_folder(folder: &Path) -> Result<Config> {
+        let path = folder.join("config.json");
+        Config::from_json(read_json(&path)?, &path)
+    }
+
+    /// Reads the contents of a config.json; `path` names the source in errors.
+    ///
+    /// # Errors
+    /// As [`Config::from_folder`].
+    pub fn from_json(json: Value, path: &Path) -> Result<Config> {
+        let Value::Object(raw) = json else {
+            return Err(Error::file(path, "is not a JSON object", "expected Hugging Face's config.json"));
+        };
+        let keys = Keys { map: &raw, path };
+        let family = keys.family()?;
+        keys.refuse_unknown_arithmetic(family)?;
+        let mut config = match family {
+            Family::Gpt2 => keys.gpt2()?,
+            _ => keys.llama_like(family)?,
+        };
+        config.check(&keys)?;
+        config.raw = raw;
+        Ok(config)
+    }
+
+    /// The config as config.json holds it: every key that was read, with vocabulary, tying and `dtype` as they are
+    /// now.
+    pub fn to_json(&self, stored: Stored) -> Value {
+        let mut raw = self.raw.clone();
+        let (_, model_type, architecture) = Family::ALL[self.family as usize];
+        raw.insert("model_type".into(), json!(model_type));
+        raw.insert("vocab_size".into(), json!(self.vocab));
+        raw.insert("tie_word_embeddings".into(), json!(self.tied));
+        raw.entry("architectures").or_insert_with(|| json!([architecture]));
+        let older = raw.contains_key("torch_dtype");
+        raw.insert(if older { "torch_dtype" } else { "dtype" }.into(), json!(stored.torch_name()));
+        if older && raw.contains_key("dtype") {
+            raw.insert("dtype".into(), json!(stored.torch_name()));
+        }
+        Value::Object(raw)
+    }
+
+    /// The name config.json uses for the width: for messages.
+    pub fn width_key(&self) -> &'static str {
+        if self.family == Family::Gpt2 { "n_embd" } else { "hidden_size" }
+    }
+
+    /// Columns of the query projection: `heads * head_dim`.
+    pub fn query_width(&self) -> usize {
+        self.heads * self.head_dim
+    }
+
+    /// Columns of the key and of the value projection: `kv_heads * head_dim`.
+    pub fn kv_width(&self) -> usize {
+        self.kv_heads * self.head_dim
+    }
+
+    /// Contradictions and sizes that cannot be real.
+    fn check(&self, keys: &Keys) -> Result<()> {
+        let sizes = [
+            ("vocabulary", self.vocab, 1 << 24),
+            ("width", self.width, 1 << 20),
+            ("number of layers", self.layers, 1 << 12),
+            ("number of heads", self.heads, 1 << 14),
+            ("number of key/value heads", self.kv_heads, 1 << 14),
+            ("head width", self.head_dim, 1 << 14),
+            ("MLP width", self.mlp_hidden, 1 << 24),
+            ("number of positions", self.max_positions, 1 << 28),
+        ];
+        for (what, found, most) in sizes {
+            if found == 0 || found > most {
+                return Err(keys.wrong(format!("the {what} is {found}, expected 1 to {most}")));
+            }
+        }
+        if !self.heads.is_multiple_of(self.kv_heads) {
+            return Err(keys.wrong(format!(
+                "{} heads cannot share {} key/value heads: num_attention_heads must be a multiple of num_key_value_heads",
+                self.heads, self.kv_heads
+            )));
+        }
+        if let Some(rope) = &self.rope {
+            if !self.head_dim.is_multiple_of(2) {
+                return Err(
+                    keys.wrong(format!("rotary positions need an even head width, found {}", self.head_dim))
+                );
+            }
+            if !(rope.theta.is_finite() && rope.theta > 0.0) {
+                return Err(keys.wrong(format!("rope_theta = {}, expected a positive number", rope.theta)));
+            }
+        }
+        if !(self.norm_eps.is_finite() && self.norm_eps >= 0.0 && self.norm_eps < 1.0) {
+            return Err(keys.wrong(format!("the norms' epsilon is {}, expected 0 to 1", self.norm_eps)));
+        }
+        let special = [self.bos, self.pad].into_iter().flatten().chain(self.eos.iter().copied());
+        for id in special {
+            if id as usize >= self.vocab {
+                return Err(keys.wrong(format!("token id {id} is outside the vocabulary of {}", self.vocab)));
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Reads a small JSON file.
+pub(crate) fn read_json(path: &Path) -> Result<Value> {
+    let size = std::fs::metadata(path).map_err(Error::io(path, "cannot open"))?.len();
+    if size > LARGEST_FILE {
+        return Err(Error::file(path, format!("has {size} bytes"), "this is no configuration file"));
+    }
+    let text = std::fs::read(path).map_err(Error::io(path, "cannot read"))?;
+    serde_json::from_slice(&text).map_err(|error| {
+        Error::file(path, format!("is not valid JSON: {error}"), "the download looks incomplete or damaged")
+    })
+}
+
+/// The keys of one config.json, with its path for messages.
+struct Keys<'a> {
+    map: &'a Map<String, Value>,
+    path: &'a Path,
+}
+
+impl Keys<'_> {
+    fn wrong(&self, problem: impl Into<String>) -> Error {
+        Error::file(self.path, problem, "correct config.json, or fetch it again beside its weights")
+    }
+
+    fn unsupported(&self, problem: impl Into<String>) -> Error {
+        Error::file(self.path, problem, "latch does not compute this; use another model")
+    }
+
+    /// The value, with `null` counted as absent.
+    fn get(&self, key: &str) -> Option<&Value> {
+        self.map.get(key).filter(|value| !value.is_null())
+    }
+
+    fn size_or_none(&self, key: &str) -> Result<Option<usize>> {
+        let Some(value) = self.get(key) else { return Ok(None) };
+        let size = value.as_u64().and_then(|n| usize::try_from(n).ok());
+        size.map(Some).ok_or_else(|| self.wrong(format!("{key} = {value}, expected a whole number")))
+    }
+
+    fn size(&self, key: &str) -> Result<usize> {
+        self.size_or_none(key)?.ok_or_else(|| self.wrong(format!("{key} is missing")))
+    }
+
+    fn number(&self, key: &str, absent: f64) -> Result<f64> {
+        match self.get(key) {
+            None => Ok(absent),
+            Some(value) => {
+                value.as_f64().ok_or_else(|| self.wrong(format!("{key} = {value}, expected a number")))
+            }
+        }
+    }
+
+    fn flag(&self, key: &str, absent: bool) -> Result<bool> {
+        match self.get(key) {
+            None => Ok(absent),
+            Some(value) => {
+                value.as_bool().ok_or_else(|| self.wrong(format!("{key} = {value}, expected true or false")))
+            }
+        }
+    }
+
+    fn text(&self, key: &str) -> Result<Option<&str>> {
+        match self.get(key) {
+            None => Ok(None),
+            Some(value) => {
+                value.as_str().map(Some).ok_or_else(|| self.wrong(format!("{key} = {value}, expected text")))
+            }
+        }
+    }
+
+    /// A token id, a list of them, or nothing.
+    fn ids(&self, key: &str) -> Result<Vec<u32>> {
+        let wrong = |value: &Value| self.wrong(format!("{key} holds {value}, expected a token id"));
+        let id =
+            |value: &Value| value.as_u64().and_then(|n| u32::try_from(n).ok()).ok_or_else(|| wrong(value));
+        match self.get(key) {
+            None => Ok(Vec::new()),
+            Some(Value::Array(list)) => list.iter().map(id).collect(),
+            Some(value) => Ok(vec![id(value)?]),
+        }
+    }
+
+    fn id(&self, key: &str) -> Result<Option<u32>> {
+        // -1 stands for "none" in some older files.
+        if self.get(key).and_then(Value::as_i64) == Some(-1) {
+            return Ok(None);
+        }
+        Ok(self.ids(key)?.first().copied())
+    }
+
+    fn family(&self) -> Result<Family> {
+        let known = || Family::ALL.map(|(_, model_type, _)| model_type).join(", ");
+        if let Some(name) = self.text("model_type")? {
+            let found = Family::ALL.iter().find(|(_, model_type, _)| *model_type == name);
+            return found.map(|(family, ..)| *family).ok_or_else(|| {
+                let problem = format!("unknown architecture: model_type = \"{name}\"");
+                Error::file(self.path, problem, format!("known: {}", known()))
+            });
+        }
+        let name = self.get("architectures").and_then(|list| list.get(0)).and_then(Value::as_str);
+        let Some(name) = name else {
+            return Err(self.wrong("model_type is missing"));
+        };
+        let found = Family::ALL.iter().find(|(_, _, architecture)| *architecture == name);
+        found.map(|(family, ..)| *family).ok_or_else(|| {
+            let problem = format!("unknown architecture: \"{name}\"");
+            Error::file(self.path, problem, format!("known: {}", known()))
+        })
+    }
+
+    /// Settings that change the arithmetic in ways latch does not follow.
+    fn refuse_unknown_arithmetic(&self, family: Family) -> Result<()> {
+        for key in ["quantization_config", "attn_logit_softcapping", "final_logit_softcapping", "clip_qkv"] {
+            if let Some(value) = self.get(key) {
+                return Err(self.unsupported(format!("{key} = {value} is not supported")));
+            }
+        }
+        let factors = [
+            "attention_multiplier",
+            "embedding_multiplier",
+            "residual_multiplier",
+            "logits_scaling",
+            "partial_rotary_factor",
+        ];
+        for key in factors {
+            if self.number(key, 1.0)? != 1.0 {
+                return Err(self.unsupported(format!("{key} = {} is not supported, only 1", self.map[key])));
+            }
+        }
+        for key in ["rope_interleaved", "add_cross_attention", "scale_attn_by_inverse_layer_idx", "use_mrope"]
+        {
+            if self.flag(key, false)? {
+                return Err(self.unsupported(format!("{key} = true is not supported")));
+            }
+        }
+        if family == Family::Gpt2 && !self.flag("scale_attn_weights", true)? {
+            return Err(self.unsupported("scale_attn_weights = false is not supported"));
+        }
+        for key in ["num_experts", "num_local_experts"] {
+            if self.size_or_none(key)?.unwrap_or(0) > 1 {
+                return Err(self.unsupported(format!(
+                    "{key} = {}: mixtures of experts are not supported",
+                    self.map[key]
+                )));
+            }
+        }
+        Ok(())
+    }
+
+    /// Sliding windows shorter than the context, where the family would use them.
+    fn refuse_sliding_window(&self, family: Family, layers: usize, positions: usize) -> Result<()> {
+        if let Some(Value::Array(types)) = self.get("layer_types")
+            && let Some(other) = types.iter().find(|t| t.as_str() != Some("full_attention"))
+        {
+            return Err(
+                self.unsupported(format!("layer_types holds {other}, only \"full_attention\" is supported"))
+            );
+        }
+        let Some(window) = self.size_or_none("sliding_window")? else { return Ok(()) };
+        let used = match family {
+            Family::Qwen2 | Family::Qwen3 => {
+                let first = self.size_or_none("max_window_layers")?.unwrap_or(0);
+                self.flag("use_sliding_window", false)? && first < layers
+            }
+            _ => true,
+        };
+        if used && window < positions {
+            return Err(self.unsupported(format!(
+                "sliding_window = {window} of {positions} positions is not supported, only full attention"
+            )));
+        }
+        Ok(())
+    }
+
+    fn activation(
+        &self,
+        key: &str,
+        absent: &str,
+        known: &[&str],
+        activation: Activation,
+    ) -> Result<Activation> {
+        let name = self.text(key)?.unwrap_or(absent);
+        if known.contains(&name) {
+            return Ok(activation);
+        }
+        Err(self.unsupported(format!("{key} = \"{name}\" is not supported, only {}", known.join(", "))))
+    }
+
+    fn stored(&self) -> Result<Option<Stored>> {
+        let Some(name) = self.text("dtype")?.or(self.text("torch_dtype")?) else { return Ok(None) };
+        match Stored::from_torch_name(name.trim_start_matches("torch.")) {
+            Some(stored) => Ok(Some(stored)),
+            None if name == "auto" => Ok(None),
+            None => Err(self
+                .wrong(format!("dtype = \"{name}\" is unknown; known: float32, float16, bfloat16, float64"))),
+        }
+    }
+
+    fn gpt2(&self) -> Result<Config> {
+        let width = self.size("n_embd")?;
+        let heads = self.size("n_head")?;
+        if heads == 0 || !width.is_multiple_of(heads) {
+            return Err(self.wrong(format!("n_embd = {width} is not a multiple of n_head = {heads}")));
+        }
+        let vocab = self.size("vocab_size")?;
+        let max_positions = match self.size_or_none("n_positions")? {
+            Some(positions) => positions,
+            None => self.size("n_ctx")?,
+        };
+        // transformers' defaults where an old file says nothing.
+        let absent = |key: &str| (!self.map.contains_key(key) && vocab > 50256).then_some(50256);
+        let eos = self.ids("eos_token_id")?;
+        Ok(Config {
+            family: Family::Gpt2,
+            vocab,
+            width,
+            layers: self.size("n_layer")?,
+            heads,
+            kv_heads: heads,
+            head_dim: width / heads,
+            mlp_hidden: self.size_or_none("n_inner")?.unwrap_or(width.saturating_mul(4)),
+            max_positions,
+            norm_eps: self.number("layer_norm_epsilon", 1e-5)?,
+            activation: self.activation(
+                "activation_function",
+                "gelu_new",
+                &["gelu_new", "gelu_pytorch_tanh", "gelu_fast"],
+                Activation::GeluTanh,
+            )?,
+            rope: None,
+            qkv_bias: true,
+            output_bias: true,
+            mlp_bias: true,
+            qk_norm: false,
+            tied: self.flag("tie_word_embeddings", true)?,
+            bos: self.id("bos_token_id")?.or(absent("bos_token_id")),
+            eos: if eos.is_empty() { absent("eos_token_id").into_iter().collect() } else { eos },
+            pad: self.id("pad_token_id")?,
+            stored: self.stored()?,
+            raw: Map::new(),
+        })
+    }
+
+    fn llama_like(&self, family: Family) -> Result<Config> {
+        let (width, heads) = (self.size("hidden_size")?, self.size("num_attention_heads")?);
+        let head_dim = match self.size_or_none("head_dim")? {
+            Some(head_dim) => head_dim,
+            None if heads > 0 && width.is_multiple_of(heads) => width / heads,
+            None => {
+                return Err(self.wrong(format!(
+                    "hidden_size = {width} is not a multiple of num_attention_heads = {heads}, and head_dim is not given"
+                )));
+            }
+        };
+        let layers = self.size("num_hidden_layers")?;
+        let max_positions = self.size("max_position_embeddings")?;
+        self.refuse_sliding_window(family, layers, max_positions)?;
+        let attention_bias = family != Family::Qwen2 && self.flag("attention_bias", false)?;
+        Ok(Config {
+            family,
+            vocab: self.size("vocab_size")?,
+            width,
+            layers,
+            heads,
+            kv_heads: self.size_or_none("num_key_value_heads")?.unwrap_or(heads),
+            head_dim,
+            mlp_hidden: self.size("intermediate_size")?,
+            max_positions,
+            norm_eps: self.number("rms_norm_eps", 1e-6)?,
+            activation: self.activation("hidden_act", "silu", &["silu", "swish"], Activation::Silu)?,
+            rope: Some(self.rope()?),
+            qkv_bias: attention_bias || family == Family::Qwen2,
+            output_bias: attention_bias,
+            mlp_bias: family == Family::Llama && self.flag("mlp_bias", false)?,
+            qk_norm: family == Family::Qwen3,
+            tied: self.flag("tie_word_embeddings", false)?,
+            bos: self.id("bos_token_id")?,
+            eos: self.ids("eos_token_id")?,
+            pad: self.id("pad_token_id")?,
+            stored: self.stored()?,
+            raw: Map::new(),
+        })
+    }
+
+    /// `rope_parameters` (transformers 5), or `rope_theta` with `rope_scaling` (transformers 4).
+    fn rope(&self) -> Result<Rope> {
+        let object = |key: &str| match self.get(key) {
+            None => Ok(None),
+            Some(Value::Object(map)) => Ok(Some(map)),
+            Some(other) => Err(self.wrong(format!("{key} = {other}, expected an object"))),
+        };
+        let top = self.number("rope_theta", 10_000.0)?;
+        let Some(map) = object("rope_parameters")?.or(object("rope_scaling")?) else {
+            return Ok(Rope { theta: top, scaling: RopeScaling::None });
+        };
+        let keys = Keys { map, path: self.path };
+        if let Some(key) = map.iter().find_map(|(key, value)| value.is_object().then_some(key)) {
+            return Err(
+                self.unsupported(format!("rope settings per kind of layer (\"{key}\") are not supported"))
+            );
+        }
+        if keys.number("partial_rotary_factor", 1.0)? != 1.0 {
+            return Err(self.unsupported("a partial_rotary_factor other than 1 is not supported"));
+        }
+        let kind = keys.text("rope_type")?.or(keys.text("type")?).unwrap_or("default");
+        let positive = |key: &str| -> Result<f64> {
+            let value = keys.number(key, f64::NAN)?;
+            if value.is_finite() && value > 0.0 {
+                return Ok(value);
+            }
+            let found = map.get(key).map_or("missing".to_string(), Value::to_string);
+            Err(self.wrong(format!("rope scaling \"{kind}\": {key} is {found}, expected a positive number")))
+        };
+        let scaling = match kind {
+            "default" => RopeScaling::None,
+            "linear" => RopeScaling::Linear { factor: positive("factor")? },
+            "llama3" => {
+                let (low, high) = (positive("low_freq_factor")?, positive("high_freq_factor")?);
+                if high <= low {
+                    return Err(self.wrong(format!(
+                        "rope scaling \"llama3\": high_freq_factor = {high} must exceed low_freq_factor = {low}"
+                    )));
+                }
+                RopeScaling::Llama3 {
+                    factor: positive("factor")?,
+                    low_freq_factor: low,
+                    high_freq_factor: high,
+                    original_max_position_embeddings: positive("original_max_position_embeddings")?,
+                }
+            }
+            other => {
+                return Err(self.unsupported(format!(
+                    "rope scaling \"{other}\" is not supported; known: default, linear, llama3"
+                )));
+            }
+        };
+        Ok(Rope { theta: keys.number("rope_theta", top)?, scaling })
+    }
+}
