@@ -132,10 +132,16 @@ pub fn read_once(data: &[f32]) {
         .par_chunks(data.len().div_ceil(pieces))
         .map(|chunk| {
             isa::run(|| {
+                // Four streams: one alone leaves the memory waiting.
+                let quarter = chunk.len() / 256 * 64;
+                let (first, rest) = chunk.split_at(quarter);
+                let (second, rest) = rest.split_at(quarter);
+                let (third, fourth) = rest.split_at(quarter);
                 let mut sums = [0.0_f32; 64];
-                for block in chunk.chunks_exact(64) {
-                    for (sum, value) in sums.iter_mut().zip(block) {
-                        *sum += value;
+                let blocks = first.chunks_exact(64).zip(second.chunks_exact(64));
+                for ((a, b), (c, d)) in blocks.zip(third.chunks_exact(64).zip(fourth.chunks_exact(64))) {
+                    for (i, sum) in sums.iter_mut().enumerate() {
+                        *sum += (a[i] + b[i]) + (c[i] + d[i]);
                     }
                 }
                 sums.iter().sum::<f32>()

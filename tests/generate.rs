@@ -56,13 +56,18 @@ fn sampled_log_probabilities_are_those_of_the_teacher_forced_answer_to_the_bit()
         let rows = run(&model, &prompts(), &options);
         for (row, prompt) in rows.iter().zip(prompts()) {
             let length = prompt.len() + options.latents + 1 + row.ids.len();
-            let plan = SequencesPlan { rows: vec![RowPlan::own(length)], record: Record::Everything, tape_positions: length };
+            let plan = SequencesPlan {
+                rows: vec![RowPlan::own(length)],
+                record: Record::Everything,
+                tape_positions: length,
+            };
             let mut sequences = Sequences::new(&model, &plan).unwrap();
             model.forward(&mut sequences, &Segment::of_tokens(0, &prompt), None).unwrap();
             for _ in 0..options.latents {
                 model.forward(&mut sequences, &Segment::latent_step([0]), None).unwrap();
             }
-            let answer: Vec<u32> = options.after_latents.iter().chain(&row.ids[..row.ids.len() - 1]).copied().collect();
+            let answer: Vec<u32> =
+                options.after_latents.iter().chain(&row.ids[..row.ids.len() - 1]).copied().collect();
             let at = model.forward(&mut sequences, &Segment::of_tokens(0, &answer), None).unwrap();
             let positions: Vec<u32> = at.map(|n| n as u32).collect();
             let mut scores = Scores::reserve(&model, positions.len()).unwrap();
@@ -105,7 +110,11 @@ fn generation_may_be_stopped_at_any_token() {
         if seen == 5 { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
     })
     .unwrap();
-    assert_eq!(rows.iter().map(|row| row.ids.len()).sum::<usize>(), 6, "the step of the fifth token is finished");
+    assert_eq!(
+        rows.iter().map(|row| row.ids.len()).sum::<usize>(),
+        6,
+        "the step of the fifth token is finished"
+    );
     assert!(rows.iter().all(|row| row.log_probabilities.len() == row.ids.len()));
 }
 

@@ -1,6 +1,7 @@
 //! The one integration test binary.
 
 mod allocation;
+mod binaries;
 mod files;
 mod generate;
 mod golden;

@@ -217,7 +217,8 @@ fn answer(model: &Path) -> Vec<u32> {
         stop: vec![],
         seed: 0,
     };
-    let (mut rows, _) = generate(&model, &[PROMPT_IDS.to_vec()], &options, |_, _| ControlFlow::Continue(())).unwrap();
+    let (mut rows, _) =
+        generate(&model, &[PROMPT_IDS.to_vec()], &options, |_, _| ControlFlow::Continue(())).unwrap();
     rows.remove(0).ids
 }
 

@@ -73,13 +73,8 @@ impl Bench {
             layout: &self.layout,
         };
         let q = self.x[0].view();
-        let inputs = BackwardInputs {
-            dout: q,
-            q,
-            out: self.out.view(),
-            cache: &self.cache,
-            detach_cached: false,
-        };
+        let inputs =
+            BackwardInputs { dout: q, q, out: self.out.view(), cache: &self.cache, detach_cached: false };
         let [dq, dk, dv] = &mut self.gradients;
         let gradients = Gradients { dq: dq.view_mut(), dk: dk.view_mut(), dv: dv.view_mut() };
         let at = 0..q.count();

@@ -20,7 +20,7 @@ const LARGE: [Shape; 6] = [
     (64, 768, 768, true),
 ];
 
-const SKINNY: [Shape; 9] = [
+const SKINNY: [Shape; 11] = [
     (1, 768, 3072, false),
     (1, 768, 3072, true),
     (1, 768, 50257, true),
@@ -30,6 +30,8 @@ const SKINNY: [Shape; 9] = [
     (8, 768, 3072, true),
     (12, 768, 3072, false),
     (12, 768, 3072, true),
+    (24, 768, 3072, false),
+    (24, 768, 3072, true),
 ];
 
 struct Operands {
@@ -70,7 +72,7 @@ impl Operands {
             Matrix::row_major(&self.b16, k, n)
         };
         let c = MatrixMut::row_major(&mut self.c, m, n);
-        let a = Bf16Operand::Rounded(Matrix::row_major(&self.a, m, k));
+        let a = Matrix::row_major(&self.a, m, k);
         gemm_bf16(a, Bf16Operand::Stored(b), c, Accumulate::Assign, None);
         black_box(&self.c);
     }

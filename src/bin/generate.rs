@@ -59,9 +59,9 @@ struct Arguments {
     /// Sample among tokens at least this fraction as probable as the best
     #[arg(long)]
     min_p: Option<f64>,
-    /// Most tokens to generate for each prompt
-    #[arg(long, short = 'n', default_value_t = 64)]
-    max_new_tokens: usize,
+    /// Most tokens to generate for each prompt (default: 64, or what the position table has room for)
+    #[arg(long, short = 'n')]
+    max_new_tokens: Option<usize>,
     /// Go on after end-of-text tokens
     #[arg(long)]
     ignore_eos: bool,
@@ -123,7 +123,9 @@ fn run(arguments: &Arguments) -> Result<ExitCode> {
         latents: arguments.latents,
         after_latents: arguments.after_latents.clone(),
         law,
-        max_new_tokens: arguments.max_new_tokens,
+        max_new_tokens: arguments
+            .max_new_tokens
+            .unwrap_or_else(|| default_length(arguments, &source, &prompts)),
         stop: if arguments.ignore_eos { vec![] } else { source.stop_tokens()? },
         seed: arguments.seed,
     };
@@ -171,6 +173,13 @@ fn run(arguments: &Arguments) -> Result<ExitCode> {
     Ok(ExitCode::from(if interrupted.load(Ordering::Relaxed) { 130 } else { 0 }))
 }
 
+/// 64 tokens, or fewer where the model has fewer positions; the last token needs none of its own.
+fn default_length(arguments: &Arguments, source: &Source, prompts: &[Vec<u32>]) -> usize {
+    let longest = prompts.iter().map(Vec::len).max().unwrap_or(0);
+    let used = longest + arguments.latents + arguments.after_latents.len();
+    (source.config().max_positions + 1).saturating_sub(used).clamp(1, 64)
+}
+
 fn law(arguments: &Arguments) -> Law {
     let sampling = arguments.temperature.is_some()
         || arguments.top_k.is_some()
@@ -192,7 +201,11 @@ fn prompts(arguments: &Arguments, source: &Source, tokenizer: Option<&Tokenizer>
     for list in &arguments.prompt_ids {
         let ids = list.split(',').map(|id| {
             id.trim().parse::<u32>().map_err(|_| {
-                Error::input("--prompt-ids", format!("`{}` is no token id", id.trim()), "write ids separated by commas: 1,2,3")
+                Error::input(
+                    "--prompt-ids",
+                    format!("`{}` is no token id", id.trim()),
+                    "write ids separated by commas: 1,2,3",
+                )
             })
         });
         prompts.push(ids.collect::<Result<Vec<u32>>>()?);
@@ -211,7 +224,11 @@ fn prompts(arguments: &Arguments, source: &Source, tokenizer: Option<&Tokenizer>
     let template = match arguments.chat {
         false => None,
         true => Some(source.chat_template()?.ok_or_else(|| {
-            Error::input("--chat", "the model has no chat template", "leave --chat out, or add chat_template.jinja to the model's folder")
+            Error::input(
+                "--chat",
+                "the model has no chat template",
+                "leave --chat out, or add chat_template.jinja to the model's folder",
+            )
         })?),
     };
     for text in texts {
@@ -224,7 +241,11 @@ fn prompts(arguments: &Arguments, source: &Source, tokenizer: Option<&Tokenizer>
             }
         };
         if ids.is_empty() {
-            return Err(Error::input("prompt", "is empty", "give at least one character of text, or --prompt-ids"));
+            return Err(Error::input(
+                "prompt",
+                "is empty",
+                "give at least one character of text, or --prompt-ids",
+            ));
         }
         prompts.push(ids);
     }

@@ -57,7 +57,11 @@ fn run(arguments: &Arguments) -> Result<()> {
     let answer = probe::probe(&model, &request)?;
     probe::write(&arguments.output, &model, &request, &answer)?;
     match answer.loss {
-        Some(loss) => eprintln!("loss {loss:.6}, {} gradients -> {}", answer.gradients.len(), arguments.output.display()),
+        Some(loss) => eprintln!(
+            "loss {loss:.6}, {} gradients -> {}",
+            answer.gradients.len(),
+            arguments.output.display()
+        ),
         None => eprintln!("logits only (no labels) -> {}", arguments.output.display()),
     }
     Ok(())

@@ -5,10 +5,13 @@ use super::{Float, isa, parallel};
 /// y += x.
 pub fn add<T: Float>(x: &[T], y: &mut [T]) {
     parallel::rows(y, 64, 64, |first, y| {
-        isa::run(#[inline(always)] || {
-            for (y, &x) in y.iter_mut().zip(&x[first * 64..]) {
-                *y += x;
-            }
-        });
+        isa::run(
+            #[inline(always)]
+            || {
+                for (y, &x) in y.iter_mut().zip(&x[first * 64..]) {
+                    *y += x;
+                }
+            },
+        );
     });
 }

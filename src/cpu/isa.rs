@@ -1,8 +1,9 @@
 //! Which vector instructions this process uses, chosen once, never by the size of the work.
 //!
-//! [`run`] compiles its closure for AVX2+FMA or AVX-512 besides the portable baseline. Kernels are written with
-//! explicit lanes and explicit fused multiply-adds, so all three give the same bits; only the speed differs.
-//! (Without FMA in hardware `mul_add` is a library call: right, and slow.)
+//! [`run`] compiles its closure for AVX2+FMA besides the portable baseline. Kernels are written with explicit lanes
+//! and explicit fused multiply-adds, so both give the same bits; only the speed differs. (Without FMA in hardware
+//! `mul_add` is a library call: right, and slow.) AVX-512 is used by the matrix product alone, where it pays; for
+//! the rest, which waits for memory, a third copy of every kernel would only cost build time.
 #![allow(unsafe_code)]
 
 use std::sync::OnceLock;
@@ -85,18 +86,10 @@ pub fn run_kernel<K: Kernel>(kernel: K) -> K::Output {
         fn avx2<K: Kernel>(kernel: K) -> K::Output {
             kernel.run()
         }
-        #[target_feature(
-            enable = "avx512f,avx512bw,avx512cd,avx512dq,avx512vl,avx2,fma,bmi1,bmi2,f16c,lzcnt,popcnt"
-        )]
-        fn avx512<K: Kernel>(kernel: K) -> K::Output {
-            kernel.run()
-        }
         match level() {
-            // SAFETY: `level` returned Avx512 only after every feature of the list was detected on this CPU.
-            Level::Avx512 => return unsafe { avx512(kernel) },
-            // SAFETY: `level` returned Avx2 only after AVX2, FMA, BMI2 and F16C were detected on this CPU;
-            // every CPU with these also has BMI1, LZCNT and POPCNT.
-            Level::Avx2 => return unsafe { avx2(kernel) },
+            // SAFETY: `level` returned Avx2 or Avx512 only after AVX2, FMA, BMI2 and F16C were detected on this
+            // CPU; every CPU with these also has BMI1, LZCNT and POPCNT.
+            Level::Avx2 | Level::Avx512 => return unsafe { avx2(kernel) },
             Level::Portable => {}
         }
     }

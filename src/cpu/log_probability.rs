@@ -15,8 +15,11 @@
 //! Wijmans et al. 2024).
 
 use super::float::{Float, LANES, sum_lanes};
+use super::gemm::{Accumulate, Bf16Operand, Matrix, MatrixMut, gemm, gemm_bf16};
 use super::{isa, parallel};
+use half::bf16;
 use std::cell::Cell;
+use std::fmt::Debug;
 
 /// Ids whose sums are taken together.
 pub const CHUNK: usize = 512;
@@ -70,22 +73,15 @@ impl<T: Float> Running<T> {
         let shift = if maximum == T::NEG_INFINITY { T::ZERO } else { maximum };
 
         let (mut sums, mut weighted) = ([T::ZERO; LANES], [T::ZERO; LANES]);
-        let mut add = |lane: usize, logit: T| {
-            let distance = logit * inverse_temperature - shift;
-            let weight = distance.exp();
-            sums[lane] += weight;
-            if ENTROPY {
-                let distance = if weight == T::ZERO { T::ZERO } else { distance };
-                weighted[lane] = weight.mul_add(distance, weighted[lane]);
-            }
-        };
         for block in body {
             for i in 0..LANES {
-                add(i, block[i]);
+                let distance = block[i] * inverse_temperature - shift;
+                add::<T, ENTROPY>(distance, &mut sums[i], &mut weighted[i]);
             }
         }
         for i in 0..tail.len() {
-            add(i, tail[i]);
+            let distance = tail[i] * inverse_temperature - shift;
+            add::<T, ENTROPY>(distance, &mut sums[i], &mut weighted[i]);
         }
         let weighted = if ENTROPY { sum_lanes(weighted) } else { T::ZERO };
         self.merge(Running { maximum, sum: sum_lanes(sums), weighted });
@@ -111,6 +107,17 @@ impl<T: Float> Running<T> {
     }
 }
 
+/// Adds the weight exp(distance), and its part of the weighted sum.
+#[inline(always)]
+fn add<T: Float, const ENTROPY: bool>(distance: T, sum: &mut T, weighted: &mut T) {
+    let weight = distance.exp();
+    *sum += weight;
+    if ENTROPY {
+        let distance = if weight == T::ZERO { T::ZERO } else { distance };
+        *weighted = weight.mul_add(distance, *weighted);
+    }
+}
+
 /// The same statistics relative to another maximum.
 #[inline(always)]
 fn rescale<T: Float>(from: Running<T>, maximum: T) -> Running<T> {
@@ -130,27 +137,36 @@ pub fn log_probability<T: Float>(scaled: T, maximum: T, log_sum: T) -> T {
     (scaled - maximum) - log_sum
 }
 
-/// An element of the output head, widened to the type that products are made in.
-pub trait Weight<T>: Copy + Send + Sync + 'static {
-    /// The same value.
-    fn widen(self) -> T;
+/// An element of the output head, and how products with it are made.
+pub trait Weight<T>: Copy + Debug + Send + Sync + 'static {
+    /// C = A B or C += A B with numbers of the head as B.
+    fn product(a: Matrix<T>, head: Matrix<Self>, c: MatrixMut<T>, accumulate: Accumulate);
+    /// C += A B for the head's gradient: neither factor is the head, both are rounded as it is.
+    fn add_product(a: Matrix<T>, b: Matrix<T>, c: MatrixMut<T>);
 }
-impl Weight<f32> for f32 {
-    #[inline(always)]
-    fn widen(self) -> f32 {
-        self
+
+macro_rules! weight {
+    ($type:ty) => {
+        impl Weight<$type> for $type {
+            fn product(a: Matrix<Self>, head: Matrix<Self>, c: MatrixMut<Self>, accumulate: Accumulate) {
+                gemm(a, head, c, accumulate, None);
+            }
+            fn add_product(a: Matrix<Self>, b: Matrix<Self>, c: MatrixMut<Self>) {
+                gemm(a, b, c, Accumulate::Add, None);
+            }
+        }
+    };
+}
+weight!(f32);
+weight!(f64);
+
+/// The other factor is rounded to bf16 too, as in ops/linear.rs; sums are f32.
+impl Weight<f32> for bf16 {
+    fn product(a: Matrix<f32>, head: Matrix<bf16>, c: MatrixMut<f32>, accumulate: Accumulate) {
+        gemm_bf16(a, Bf16Operand::Stored(head), c, accumulate, None);
     }
-}
-impl Weight<f64> for f64 {
-    #[inline(always)]
-    fn widen(self) -> f64 {
-        self
-    }
-}
-impl Weight<f32> for half::bf16 {
-    #[inline(always)]
-    fn widen(self) -> f32 {
-        self.to_f32()
+    fn add_product(a: Matrix<f32>, b: Matrix<f32>, c: MatrixMut<f32>) {
+        gemm_bf16(a, Bf16Operand::Rounded(b), c, Accumulate::Add, None);
     }
 }
 
@@ -179,40 +195,22 @@ impl<T: Float, W: Weight<T>> Operands<'_, T, W> {
         Operands { h, targets: &self.targets[first..first + rows], ..*self }
     }
 
+    /// The hidden states as a matrix `[rows, width]`.
+    fn states(&self) -> Matrix<'_, T> {
+        Matrix::row_major(self.h, self.targets.len(), self.width)
+    }
+
+    /// The head's rows `first .. first + ids`.
+    fn head(&self, first: usize, ids: usize) -> Matrix<'_, W> {
+        Matrix::row_major(self.w, self.vocabulary(), self.width).window_rows(first..first + ids)
+    }
+
     /// Logits (before the temperature) of all rows and of ids `first .. first + panel.len() / rows`.
     fn logits(&self, first: usize, panel: &mut [T]) {
-        let ids = panel.len() / self.targets.len();
-        let w = &self.w[first * self.width..(first + ids) * self.width];
-        product(
-            self.width,
-            |r, k| self.h[r * self.width + k],
-            |k, v| w[v * self.width + k].widen(),
-            (panel, ids),
-            false,
-        );
+        let (rows, ids) = (self.targets.len(), panel.len() / self.targets.len());
+        let head = self.head(first, ids).transposed();
+        W::product(self.states(), head, MatrixMut::row_major(panel, rows, ids), Accumulate::Assign);
     }
-}
-
-fn product<T: Float>(
-    inner: usize,
-    a: impl Fn(usize, usize) -> T + Sync,
-    b: impl Fn(usize, usize) -> T + Sync,
-    (c, cols): (&mut [T], usize),
-    add: bool,
-) {
-    parallel::rows(c, cols, cols * inner, |first, c| {
-        isa::run(|| {
-            for (r, c) in c.chunks_exact_mut(cols).enumerate() {
-                for (v, c) in c.iter_mut().enumerate() {
-                    let mut sum = if add { *c } else { T::ZERO };
-                    for k in 0..inner {
-                        sum = a(first + r, k).mul_add(b(k, v), sum);
-                    }
-                    *c = sum;
-                }
-            }
-        })
-    });
 }
 
 /// Where [`forward`] writes; each slice holds one number a row.
@@ -266,20 +264,36 @@ fn absorb_panel<T: Float, W: Weight<T>>(
 ) {
     let inverse_temperature = operands.inverse_temperature;
     parallel::rows2((panel, ids), (states, STATE), 16 * ids, |row, panel, states| {
-        isa::run(|| {
-            let rows = panel.chunks_exact(ids).zip(states.chunks_exact_mut(STATE));
-            for ((logits, state), &target) in rows.zip(&operands.targets[row..]) {
-                let mut running = Running { maximum: state[0], sum: state[1], weighted: state[2] };
-                for chunk in logits.chunks(CHUNK) {
-                    running.absorb::<true>(chunk, inverse_temperature);
-                }
-                state[..3].copy_from_slice(&[running.maximum, running.sum, running.weighted]);
-                if let Some(&logit) = (target as usize).checked_sub(first).and_then(|i| logits.get(i)) {
-                    state[3] = logit * inverse_temperature;
-                }
-            }
-        });
+        let targets = &operands.targets[row..];
+        isa::run_kernel(AbsorbPanel { first, panel, ids, states, targets, inverse_temperature });
     });
+}
+
+struct AbsorbPanel<'a, T> {
+    first: usize,
+    panel: &'a [T],
+    ids: usize,
+    states: &'a mut [T],
+    targets: &'a [u32],
+    inverse_temperature: T,
+}
+
+impl<T: Float> isa::Kernel for AbsorbPanel<'_, T> {
+    type Output = ();
+    #[inline(always)]
+    fn run(self) {
+        let rows = self.panel.chunks_exact(self.ids).zip(self.states.chunks_exact_mut(STATE));
+        for ((logits, state), &target) in rows.zip(self.targets) {
+            let mut running = Running { maximum: state[0], sum: state[1], weighted: state[2] };
+            for chunk in logits.chunks(CHUNK) {
+                running.absorb::<true>(chunk, self.inverse_temperature);
+            }
+            state[..3].copy_from_slice(&[running.maximum, running.sum, running.weighted]);
+            if let Some(&logit) = (target as usize).checked_sub(self.first).and_then(|i| logits.get(i)) {
+                state[3] = logit * self.inverse_temperature;
+            }
+        }
+    }
 }
 
 /// What [`backward`] reads besides the operands; one number a row each.
@@ -305,7 +319,6 @@ pub fn backward<T: Float, W: Weight<T>>(
     dw: &mut [T],
 ) {
     let (vocabulary, width) = (all.vocabulary(), all.width);
-    dh.fill(T::ZERO);
     for first_row in (0..all.targets.len()).step_by(ROW_BLOCK) {
         let rows = ROW_BLOCK.min(all.targets.len() - first_row);
         let operands = all.rows(first_row, rows);
@@ -316,11 +329,13 @@ pub fn backward<T: Float, W: Weight<T>>(
                 let panel = &mut panel[..rows * ids];
                 operands.logits(first, panel);
                 differentiate_panel(&operands, first, (panel, ids), first_row, upstream);
-                let w = &operands.w[first * width..(first + ids) * width];
-                let panel = &*panel;
-                product(ids, |r, v| panel[r * ids + v], |v, k| w[v * width + k].widen(), (dh, width), true);
-                let dw = &mut dw[first * width..(first + ids) * width];
-                product(rows, |v, r| panel[r * ids + v], |r, k| operands.h[r * width + k], (dw, width), true);
+                let d_logits = Matrix::row_major(panel, rows, ids);
+                // dh continues its chain over ascending ids; each panel adds its own rows of dw.
+                let dh = MatrixMut::row_major(dh, rows, width);
+                let accumulate = if first == 0 { Accumulate::Assign } else { Accumulate::Add };
+                W::product(d_logits, operands.head(first, ids), dh, accumulate);
+                let dw = MatrixMut::row_major(&mut dw[first * width..], ids, width);
+                W::add_product(d_logits.transposed(), operands.states(), dw);
             }
         });
     }
@@ -334,37 +349,59 @@ fn differentiate_panel<T: Float, W: Weight<T>>(
     first_row: usize,
     upstream: Upstream<T>,
 ) {
-    let inverse_temperature = operands.inverse_temperature;
     parallel::rows(panel, ids, 16 * ids, |row, panel| {
-        isa::run(|| {
-            for (local, logits) in (row..).zip(panel.chunks_exact_mut(ids)) {
-                let row = first_row + local;
-                let (maximum, log_sum) = (upstream.maximum[row], upstream.log_sum[row]);
-                let d_log_probability = upstream.d_log_probability[row];
-                match upstream.d_entropy {
-                    None => {
-                        let scale = -(inverse_temperature * d_log_probability);
-                        for logit in logits.iter_mut() {
-                            let log_p = log_probability(*logit * inverse_temperature, maximum, log_sum);
-                            *logit = log_p.exp() * scale;
-                        }
-                    }
-                    Some(d_entropy) => {
-                        let (d_entropy, entropy) = (d_entropy[row], upstream.entropy[row]);
-                        for logit in logits.iter_mut() {
-                            let log_p = log_probability(*logit * inverse_temperature, maximum, log_sum);
-                            let slope = d_entropy.mul_add(log_p + entropy, d_log_probability);
-                            *logit = log_p.exp() * -(inverse_temperature * slope);
-                        }
-                    }
-                }
-                let target = operands.targets[local] as usize;
-                if let Some(logit) = target.checked_sub(first).and_then(|i| logits.get_mut(i)) {
-                    *logit += inverse_temperature * d_log_probability;
+        for (local, logits) in (row..).zip(panel.chunks_exact_mut(ids)) {
+            let row = first_row + local;
+            isa::run_kernel(DifferentiateRow {
+                logits,
+                target: (operands.targets[local] as usize).checked_sub(first),
+                inverse_temperature: operands.inverse_temperature,
+                maximum: upstream.maximum[row],
+                log_sum: upstream.log_sum[row],
+                entropy: upstream.entropy[row],
+                d_log_probability: upstream.d_log_probability[row],
+                d_entropy: upstream.d_entropy.map(|d| d[row]),
+            });
+        }
+    });
+}
+
+struct DifferentiateRow<'a, T> {
+    logits: &'a mut [T],
+    /// The target's place in `logits`; it may be beyond.
+    target: Option<usize>,
+    inverse_temperature: T,
+    maximum: T,
+    log_sum: T,
+    entropy: T,
+    d_log_probability: T,
+    d_entropy: Option<T>,
+}
+
+impl<T: Float> isa::Kernel for DifferentiateRow<'_, T> {
+    type Output = ();
+    #[inline(always)]
+    fn run(self) {
+        let scale = self.inverse_temperature;
+        match self.d_entropy {
+            None => {
+                let factor = -(scale * self.d_log_probability);
+                for logit in self.logits.iter_mut() {
+                    *logit = log_probability(*logit * scale, self.maximum, self.log_sum).exp() * factor;
                 }
             }
-        });
-    });
+            Some(d_entropy) => {
+                for logit in self.logits.iter_mut() {
+                    let log_p = log_probability(*logit * scale, self.maximum, self.log_sum);
+                    let slope = d_entropy.mul_add(log_p + self.entropy, self.d_log_probability);
+                    *logit = log_p.exp() * -(scale * slope);
+                }
+            }
+        }
+        if let Some(logit) = self.target.and_then(|i| self.logits.get_mut(i)) {
+            *logit += scale * self.d_log_probability;
+        }
+    }
 }
 
 thread_local! {

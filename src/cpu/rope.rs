@@ -25,21 +25,24 @@ pub fn rotate<T: Float, const INVERSE: bool>(x: &mut [T], heads: usize, position
     let half = table.half;
     let width = heads * 2 * half;
     parallel::rows(x, width, 2 * width, |first, x| {
-        isa::run(#[inline(always)] || {
-            for (row, &position) in x.chunks_exact_mut(width).zip(&positions[first..]) {
-                let cos = &table.cos[position as usize * half..][..half];
-                let sin = &table.sin[position as usize * half..][..half];
-                for head in row.chunks_exact_mut(2 * half) {
-                    let (low, high) = head.split_at_mut(half);
-                    let pairs = low.iter_mut().zip(high).zip(cos.iter().zip(sin));
-                    for ((low, high), (&cos, &sin)) in pairs {
-                        let sin = if INVERSE { -sin } else { sin };
-                        let (a, b) = (*low, *high);
-                        *low = a.mul_add(cos, -(b * sin));
-                        *high = b.mul_add(cos, a * sin);
+        isa::run(
+            #[inline(always)]
+            || {
+                for (row, &position) in x.chunks_exact_mut(width).zip(&positions[first..]) {
+                    let cos = &table.cos[position as usize * half..][..half];
+                    let sin = &table.sin[position as usize * half..][..half];
+                    for head in row.chunks_exact_mut(2 * half) {
+                        let (low, high) = head.split_at_mut(half);
+                        let pairs = low.iter_mut().zip(high).zip(cos.iter().zip(sin));
+                        for ((low, high), (&cos, &sin)) in pairs {
+                            let sin = if INVERSE { -sin } else { sin };
+                            let (a, b) = (*low, *high);
+                            *low = a.mul_add(cos, -(b * sin));
+                            *high = b.mul_add(cos, a * sin);
+                        }
                     }
                 }
-            }
-        });
+            },
+        );
     });
 }

@@ -20,10 +20,10 @@ pub use support::{Stored, score, score_backward};
 
 use super::float::{Float, LANES};
 use super::gumbel::{self, BLOCKS, WORDS};
-use super::log_probability::{Running, log_probability, with_scratch};
+use super::log_probability::{CHUNK, Running, log_probability};
 use super::{isa, parallel};
 use crate::base::rng::StreamKey;
-use filter::with_kept;
+use filter::Kept;
 
 /// The law of a draw.
 #[derive(Clone, Copy, Debug)]
@@ -150,10 +150,24 @@ fn split<T: Float>(rows: &Rows<T>, first: usize, draws: Draws<T>, grain: usize) 
     let mut supports = ids.chunks_exact_mut(capacity.max(1)).zip(counts);
     for (i, (token, score)) in tokens.iter_mut().zip(log_probability).enumerate() {
         let support = supports.next();
-        let drawn = isa::run(|| sample_row(rows, first + i, support));
+        let drawn = isa::run_kernel(SampleRow { rows, row: first + i, support });
         (*token, *score) = drawn.map_err(|problem| Fault { row: first + i, problem })?;
     }
     Ok(())
+}
+
+struct SampleRow<'a, 'b, T> {
+    rows: &'a Rows<'b, T>,
+    row: usize,
+    support: Option<(&'a mut [u32], &'a mut u32)>,
+}
+
+impl<T: Float> isa::Kernel for SampleRow<'_, '_, T> {
+    type Output = Result<(u32, T), Problem>;
+    #[inline(always)]
+    fn run(self) -> Self::Output {
+        sample_row(self.rows, self.row, self.support)
+    }
 }
 
 #[inline(always)]
@@ -176,20 +190,11 @@ fn sample_row<T: Float>(
         Law::Categorical { filters, .. } => filters.effective(rows.vocabulary),
     };
     if filters != Filters::default() {
-        return with_kept(|kept| {
-            kept.select(logits, scale, running.maximum, filters);
-            if let Some((ids, count)) = support {
-                let room = ids.get_mut(..kept.ids.len()).ok_or(Problem::Full { kept: kept.ids.len() })?;
-                room.copy_from_slice(&kept.ids);
-                *count = kept.ids.len() as u32;
-            }
-            with_scratch(rows.vocabulary, |values| {
-                let values = gather(logits, &kept.ids, values);
-                let running = Running::of::<false>(values, scale);
-                let at = stream.draw_among(values, &kept.ids, scale);
-                Ok((kept.ids[at], log_probability(values[at] * scale, running.maximum, running.log_sum())))
-            })
-        });
+        let mut kept = Kept::take();
+        kept.select(logits, scale, running.maximum, filters);
+        let drawn = draw_kept(logits, scale, &kept.ids, stream, support);
+        kept.give_back();
+        return drawn;
     }
     if let Some((_, count)) = support {
         *count = 0;
@@ -199,6 +204,39 @@ fn sample_row<T: Float>(
         Law::Categorical { .. } => stream.draw(logits, scale, running.maximum),
     };
     Ok((token as u32, log_probability(logits[token] * scale, running.maximum, running.log_sum())))
+}
+
+/// Stores the kept ids and draws one of them.
+#[inline(always)]
+fn draw_kept<T: Float>(
+    logits: &[T],
+    scale: T,
+    kept: &[u32],
+    stream: Stream,
+    support: Option<(&mut [u32], &mut u32)>,
+) -> Result<(u32, T), Problem> {
+    if let Some((ids, count)) = support {
+        ids.get_mut(..kept.len()).ok_or(Problem::Full { kept: kept.len() })?.copy_from_slice(kept);
+        *count = kept.len() as u32;
+    }
+    let running = running_of_kept(logits, scale, kept);
+    let token = stream.draw_among(logits, kept, scale);
+    let score = log_probability(logits[token as usize] * scale, running.maximum, running.log_sum());
+    Ok((token, score))
+}
+
+/// Statistics of the kept logits, in ascending order of ids, as if they were a whole row.
+#[inline(always)]
+fn running_of_kept<T: Float>(logits: &[T], scale: T, kept: &[u32]) -> Running<T> {
+    let mut running = Running::EMPTY;
+    for ids in kept.chunks(CHUNK) {
+        let mut values = [T::ZERO; CHUNK];
+        for (value, &id) in values.iter_mut().zip(ids) {
+            *value = logits[id as usize];
+        }
+        running.absorb::<false>(&values[..ids.len()], scale);
+    }
+    running
 }
 
 /// A row that has a softmax: no NaN, no plus infinity, something above minus infinity.
@@ -266,8 +304,10 @@ impl Stream {
             if largest_of(&values) + reach < floor {
                 continue;
             }
-            let first = (i * BLOCKS) as u32;
-            let blocks = std::array::from_fn(|b| first + b as u32);
+            let mut blocks = [(i * BLOCKS) as u32; BLOCKS];
+            for (b, block) in blocks.iter_mut().enumerate() {
+                *block += b as u32;
+            }
             let noise = gumbel::noise_of_blocks(self.key, self.site, self.step, blocks);
             for (value, noise) in values.iter_mut().zip(noise) {
                 *value += T::from_f64(f64::from(noise));
@@ -281,30 +321,24 @@ impl Stream {
         winner
     }
 
-    /// argmax of s + eps over some ids, in ascending order of ids; the position among them.
+    /// argmax of s + eps over some ids, which ascend.
     #[inline(always)]
-    fn draw_among<T: Float>(self, values: &[T], ids: &[u32], scale: T) -> usize {
-        let (mut best, mut winner) = (T::NEG_INFINITY, 0);
-        for (i, (values, ids)) in values.chunks(BLOCKS).zip(ids.chunks(BLOCKS)).enumerate() {
-            let blocks = std::array::from_fn(|b| ids.get(b).map_or(0, |id| id / 4));
+    fn draw_among<T: Float>(self, logits: &[T], kept: &[u32], scale: T) -> u32 {
+        let (mut best, mut winner) = (T::NEG_INFINITY, kept.first().copied().unwrap_or(0));
+        for ids in kept.chunks(BLOCKS) {
+            let mut blocks = [0; BLOCKS];
+            for (block, id) in blocks.iter_mut().zip(ids) {
+                *block = id / 4;
+            }
             let noise = gumbel::noise_of_blocks(self.key, self.site, self.step, blocks);
-            for (b, (&value, id)) in values.iter().zip(ids).enumerate() {
-                let value = value * scale + T::from_f64(f64::from(noise[4 * b + (id % 4) as usize]));
+            for (b, &id) in ids.iter().enumerate() {
+                let noise = T::from_f64(f64::from(noise[4 * b + (id % 4) as usize]));
+                let value = logits[id as usize] * scale + noise;
                 if value > best {
-                    (best, winner) = (value, i * BLOCKS + b);
+                    (best, winner) = (value, id);
                 }
             }
         }
         winner
     }
-}
-
-/// Logits of `ids`, side by side.
-#[inline(always)]
-fn gather<'a, T: Float>(logits: &[T], ids: &[u32], values: &'a mut [T]) -> &'a [T] {
-    let values = &mut values[..ids.len()];
-    for (value, &id) in values.iter_mut().zip(ids) {
-        *value = logits[id as usize];
-    }
-    values
 }

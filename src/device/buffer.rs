@@ -73,7 +73,9 @@ impl Buffer {
             Storage::Bf16(data) => data.fill(bf16::ZERO),
             Storage::U32(data) => data.fill(0),
             Storage::I32(data) => data.fill(0),
-            Storage::Gpu(memory) => memory.launcher().clear(memory.address(), self.elements * self.dtype.size())?,
+            Storage::Gpu(memory) => {
+                memory.launcher().clear(memory.address(), self.elements * self.dtype.size())?
+            }
         }
         Ok(())
     }

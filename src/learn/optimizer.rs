@@ -71,7 +71,8 @@ impl Optimizer {
             return Err(Error::NotFinite {
                 what: "the gradient's norm".into(),
                 found: format!("{norm} at step {}", self.step + 1),
-                advice: "lower the learning rate, or look for overflow in the loss; nothing was updated".into(),
+                advice: "lower the learning rate, or look for overflow in the loss; nothing was updated"
+                    .into(),
             });
         }
         self.step += 1;

@@ -5,7 +5,9 @@
 
 use super::optimizer::Optimizer;
 use crate::base::{Error, Result};
-use crate::model::{Gradients, Input, Model, Record, RowPlan, Scores, Segment, Sequences, SequencesPlan, Truncation};
+use crate::model::{
+    Gradients, Input, Model, Record, RowPlan, Scores, Segment, Sequences, SequencesPlan, Truncation,
+};
 
 /// One training example.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -106,13 +108,21 @@ impl Trainer {
     fn check(&self, batch: &[Example]) -> Result<()> {
         let limits = self.limits;
         if batch.is_empty() || batch.len() > limits.rows {
-            return Err(Error::shape("batch", format!("{} examples", batch.len()), format!("1 to {}", limits.rows)));
+            return Err(Error::shape(
+                "batch",
+                format!("{} examples", batch.len()),
+                format!("1 to {}", limits.rows),
+            ));
         }
         for (index, example) in batch.iter().enumerate() {
             if example.prompt.is_empty() || example.answer.is_empty() {
                 return Err(Error::input(
                     "batch",
-                    format!("example {index} has {} prompt and {} answer tokens", example.prompt.len(), example.answer.len()),
+                    format!(
+                        "example {index} has {} prompt and {} answer tokens",
+                        example.prompt.len(),
+                        example.answer.len()
+                    ),
                     "give every example at least one of each",
                 ));
             }

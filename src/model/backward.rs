@@ -85,14 +85,18 @@ impl Model {
         let soft = entries_of[0].soft;
         let run = 0..at.len();
 
-        let (Some(hidden_gradient), Some(back)) = (&sequences.hidden_gradient, &mut sequences.backward) else {
+        let (Some(hidden_gradient), Some(back)) = (&sequences.hidden_gradient, &mut sequences.backward)
+        else {
             return Err(not_recording());
         };
         let tape = &mut sequences.tape;
         norm::backward(
             &self.architecture.final_norm,
             &self.parameters,
-            (hidden_gradient.rows(at.clone())?, tape.inputs[self.architecture.layers.len()].rows(at.clone())?),
+            (
+                hidden_gradient.rows(at.clone())?,
+                tape.inputs[self.architecture.layers.len()].rows(at.clone())?,
+            ),
             &tape.final_norm,
             at.clone(),
             back.stream.rows_mut(run.clone())?,
@@ -105,7 +109,8 @@ impl Model {
             self.backward_layer(sequences, layer, at.clone(), masks, truncation, gradients)?;
         }
 
-        let (Some(hidden_gradient), Some(back)) = (&mut sequences.hidden_gradient, &mut sequences.backward) else {
+        let (Some(hidden_gradient), Some(back)) = (&mut sequences.hidden_gradient, &mut sequences.backward)
+        else {
             return Err(not_recording());
         };
         let index = &sequences.tape.index;

@@ -207,7 +207,13 @@ impl<'a> Block<'a> {
             }
             None => (gradients.at(plan.weight), None),
         };
-        linear::backward(dy, x, &plan.projection, weight, linear::Gradients { dx: Some(dx), dw: Some(dw), dbias })
+        linear::backward(
+            dy,
+            x,
+            &plan.projection,
+            weight,
+            linear::Gradients { dx: Some(dx), dw: Some(dw), dbias },
+        )
     }
 
     /// Runs the layer: reads `x`, writes `y`, appends keys and values to `cache`, keeps `kept` at rows `at`.
@@ -223,7 +229,14 @@ impl<'a> Block<'a> {
     ) -> Result<()> {
         let (plan, geometry, run) = (self.plan, self.geometry, 0..at.len());
         let here = || at.clone();
-        norm::forward(&plan.norm1, self.parameters, x, kept.normed1.rows_mut(here())?, &mut kept.norm1, here())?;
+        norm::forward(
+            &plan.norm1,
+            self.parameters,
+            x,
+            kept.normed1.rows_mut(here())?,
+            &mut kept.norm1,
+            here(),
+        )?;
         let normed = kept.normed1.rows(here())?;
         self.linear(&plan.value, normed, kept.value.rows_mut(here())?)?;
         match &mut kept.raw {
@@ -254,7 +267,14 @@ impl<'a> Block<'a> {
         masked_residual::forward(x, work.branch.rows(run.clone())?, mask, kept.middle.rows_mut(here())?)?;
 
         let middle = kept.middle.rows(here())?;
-        norm::forward(&plan.norm2, self.parameters, middle, kept.normed2.rows_mut(here())?, &mut kept.norm2, here())?;
+        norm::forward(
+            &plan.norm2,
+            self.parameters,
+            middle,
+            kept.normed2.rows_mut(here())?,
+            &mut kept.norm2,
+            here(),
+        )?;
         let normed = kept.normed2.rows(here())?;
         self.linear(&plan.up, normed, kept.up.rows_mut(here())?)?;
         match (&plan.gate, &mut kept.gate) {
@@ -303,7 +323,9 @@ impl<'a> Block<'a> {
         gradients: &mut Gradients,
         detach_kv: bool,
     ) -> Result<()> {
-        let Some(back) = &mut work.backward else { unreachable!("a recording tape reserves backward buffers") };
+        let Some(back) = &mut work.backward else {
+            unreachable!("a recording tape reserves backward buffers")
+        };
         let (plan, geometry, run) = (self.plan, self.geometry, 0..at.len());
         let here = || at.clone();
         let branch = &mut work.branch;
@@ -317,7 +339,8 @@ impl<'a> Block<'a> {
         if let Some(mask) = on.mask(self.layer, SiteKind::MlpHid) {
             mask::apply(back.d_hidden.rows_mut(run.clone())?, mask)?;
         }
-        let (d_hidden, up, normed) = (back.d_hidden.rows(run.clone())?, kept.up.rows(here())?, kept.normed2.rows(here())?);
+        let (d_hidden, up, normed) =
+            (back.d_hidden.rows(run.clone())?, kept.up.rows(here())?, kept.normed2.rows(here())?);
         let d_up = back.d_up.rows_mut(run.clone())?;
         match (&plan.gate, &kept.gate, &mut back.d_gate) {
             (Some(plan_gate), Some(gate), Some(d_gate)) => {
@@ -367,7 +390,14 @@ impl<'a> Block<'a> {
             rope::backward(back.d_key.rows_mut(run.clone())?, geometry.kv_heads, on.positions, table)?;
         }
         if let (Some([raw_query, raw_key]), Some(scratch)) = (&kept.raw, &mut back.d_projected) {
-            self.head_norm_backward(&plan.query_norm, &mut back.d_query, raw_query, scratch, here(), gradients)?;
+            self.head_norm_backward(
+                &plan.query_norm,
+                &mut back.d_query,
+                raw_query,
+                scratch,
+                here(),
+                gradients,
+            )?;
             self.head_norm_backward(&plan.key_norm, &mut back.d_key, raw_key, scratch, here(), gradients)?;
         }
         let normed = kept.normed1.rows(here())?;
@@ -403,7 +433,15 @@ impl<'a> Block<'a> {
         let used = (at.len() * heads).div_ceil(parts);
         let pair = (gradient.rows(run.clone())?.split(heads)?, raw.projected.rows(at.clone())?.split(heads)?);
         let out = scratch.rows_mut(0..used)?.split(parts)?.rows(0..at.len() * heads)?;
-        norm::backward(norm, self.parameters, pair, &raw.norm, at.start * heads..at.end * heads, out, gradients)?;
+        norm::backward(
+            norm,
+            self.parameters,
+            pair,
+            &raw.norm,
+            at.start * heads..at.end * heads,
+            out,
+            gradients,
+        )?;
         let from = scratch.rows(0..used)?.split(parts)?.rows(0..at.len() * heads)?;
         elementwise::copy(from, gradient.rows_mut(run)?.split(heads)?)
     }

@@ -96,4 +96,5 @@ fn write<T: Element>(tensor: &Tensor, writer: &mut TensorWriter) -> Result<()> {
     Ok(())
 }
 
-const _: () = assert!(cfg!(target_endian = "little"), "weight files are written as the machine holds numbers");
+const _: () =
+    assert!(cfg!(target_endian = "little"), "weight files are written as the machine holds numbers");

@@ -252,8 +252,8 @@ fn llama3_scaling(keys: &Keys, index: usize, theta: f64, head_dim: u64) -> Resul
         let turns = original as f64 / wavelength;
         let smooth = ((turns - low) / (high - low)).clamp(0.0, 1.0);
         let expected = 1.0 / ((1.0 - smooth) / factor + smooth);
-        // Negated so that NaN fails too.
-        if !((found - expected).abs() <= 1e-3 * expected) {
+        let close = (found - expected).abs() <= 1e-3 * expected;
+        if !close {
             return Err(keys.unsupported(format!(
                 "tensor \"rope_freqs.weight\" divides frequency {j} by {found}; Llama 3's rule for factor {factor} and \
                  {original} positions gives {expected}"

@@ -132,7 +132,14 @@ impl Model {
             head_dim: config.head_dim,
             scale: 1.0 / (config.head_dim as f64).sqrt(),
         };
-        Ok(Model { config, architecture, geometry, parameters, device: device.clone(), dtype: precision.compute })
+        Ok(Model {
+            config,
+            architecture,
+            geometry,
+            parameters,
+            device: device.clone(),
+            dtype: precision.compute,
+        })
     }
 
     /// The configuration.
@@ -177,8 +184,11 @@ impl Model {
 
     /// Logits `[n, vocab]` of final hidden states `[n, width]`.
     pub fn logits(&self, hidden: View, out: ViewMut) -> Result<()> {
-        let projection =
-            linear::Projection { layout: linear::Layout::OutIn, inputs: self.config.width, outputs: 0..self.config.vocab };
+        let projection = linear::Projection {
+            layout: linear::Layout::OutIn,
+            inputs: self.config.width,
+            outputs: 0..self.config.vocab,
+        };
         linear::forward(hidden, &projection, self.head(), None, out)
     }
 

@@ -58,9 +58,7 @@ pub(super) fn backward(
             let [dw, db] = gradients.pair(plan.gain, bias);
             layernorm::backward(dy, x, gain, saved, at, dx, layernorm::Gradients { dw, db })
         }
-        (Saved::Rms(saved), _) => {
-            rmsnorm::backward(dy, x, gain, saved, at, dx, gradients.at(plan.gain))
-        }
+        (Saved::Rms(saved), _) => rmsnorm::backward(dy, x, gain, saved, at, dx, gradients.at(plan.gain)),
         (Saved::Layer(_), None) => unreachable!("Saved::reserve made a layer norm for a plan with a bias"),
     }
 }

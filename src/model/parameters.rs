@@ -14,7 +14,8 @@ pub struct Gradients {
 impl Gradients {
     /// Zeros shaped like `parameters`, in `dtype` (f32 for bf16 parameters: master precision).
     pub fn like(device: &Device, parameters: &[Tensor], dtype: Dtype) -> Result<Gradients> {
-        let tensors: Result<Vec<_>> = parameters.iter().map(|p| Tensor::zeros(device, p.shape(), dtype)).collect();
+        let tensors: Result<Vec<_>> =
+            parameters.iter().map(|p| Tensor::zeros(device, p.shape(), dtype)).collect();
         Ok(Gradients { tensors: tensors? })
     }
 

@@ -57,11 +57,14 @@ pub(super) fn plan(plans: &[RowPlan]) -> Result<(Vec<Row>, usize)> {
         let shared = match plan.prefix {
             None => 0,
             Some((of, length)) => {
-                let owner = rows.get(of as usize).filter(|row| row.prefix.is_none() && length <= row.capacity);
+                let owner =
+                    rows.get(of as usize).filter(|row| row.prefix.is_none() && length <= row.capacity);
                 if owner.is_none() {
                     return Err(Error::input(
                         "shared prefix",
-                        format!("row {index} shares {length} positions of row {of}, which is no earlier row that owns as many"),
+                        format!(
+                            "row {index} shares {length} positions of row {of}, which is no earlier row that owns as many"
+                        ),
                         "plan the prompt's row first, with room for the whole prefix",
                     ));
                 }

@@ -3,9 +3,9 @@
 //! This is the one way a loss enters: cross-entropy and every policy loss are coefficients on
 //! log-probabilities (and entropies), so the logits `[N, V]` never exist.
 
+use super::Model;
 use super::parameters::Gradients;
 use super::sequences::{Sequences, not_recording};
-use super::Model;
 use crate::base::{Dtype, Error, Result};
 use crate::ops::{Tensor, gather, log_probability};
 
@@ -127,8 +127,10 @@ impl Scores {
                 self.coefficient.upload_at(0, &coefficients)?;
             }
         }
-        let upstream =
-            log_probability::Upstream { d_log_probability: self.coefficient.rows(0..count)?, d_entropy: None };
+        let upstream = log_probability::Upstream {
+            d_log_probability: self.coefficient.rows(0..count)?,
+            d_entropy: None,
+        };
         let inputs = log_probability::Inputs {
             h: self.hidden.rows(0..count)?,
             w: model.head(),

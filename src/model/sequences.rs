@@ -70,7 +70,9 @@ impl Sequences {
         if longest > limit {
             return Err(Error::input(
                 "sequence length",
-                format!("{longest} positions (prompt, latents and answer together) exceed the model's {limit}"),
+                format!(
+                    "{longest} positions (prompt, latents and answer together) exceed the model's {limit}"
+                ),
                 "shorten the prompt, ask for fewer new tokens or latents, or use a model with a longer position table",
             ));
         }
@@ -178,7 +180,12 @@ impl Model {
     ///
     /// # Errors
     /// A token outside the vocabulary, a row that is full or unknown, a latent with nothing to feed back.
-    pub fn forward(&self, sequences: &mut Sequences, segment: &Segment, masks: Option<&MaskSet>) -> Result<Range<usize>> {
+    pub fn forward(
+        &self,
+        sequences: &mut Sequences,
+        segment: &Segment,
+        masks: Option<&MaskSet>,
+    ) -> Result<Range<usize>> {
         let at = sequences.tape.next(segment.len())?;
         if segment.is_empty() {
             return Ok(at);
@@ -214,7 +221,8 @@ impl Model {
             }
         };
         sequences.advance(&placed.rows, &placed.feeds, at.start);
-        let entry = Entry { at: at.clone(), latent: !placed.feeds.is_empty(), masked, soft, feeds: placed.feeds };
+        let entry =
+            Entry { at: at.clone(), latent: !placed.feeds.is_empty(), masked, soft, feeds: placed.feeds };
         self.run(sequences, entry, masks)?;
         Ok(at)
     }
@@ -232,7 +240,11 @@ impl Model {
     ) -> Result<Range<usize>> {
         let at = sequences.tape.next(rows.len())?;
         if previous.len() != rows.len() {
-            return Err(Error::shape("sampled tokens", previous.len(), format!("one position for each of {} rows", rows.len())));
+            return Err(Error::shape(
+                "sampled tokens",
+                previous.len(),
+                format!("one position for each of {} rows", rows.len()),
+            ));
         }
         for &row in rows {
             check_room(&sequences.rows, row, 1)?;
@@ -259,8 +271,14 @@ impl Model {
     /// Checks a segment against the rows and lays out its index.
     fn place(&self, sequences: &Sequences, segment: &Segment, at: usize) -> Result<Placed> {
         let count = segment.len();
-        if segment.inputs.len() != count || !(segment.instances.is_empty() || segment.instances.len() == count) {
-            return Err(Error::shape("segment", segment.inputs.len(), format!("{count} inputs and as many mask instances or none")));
+        if segment.inputs.len() != count
+            || !(segment.instances.is_empty() || segment.instances.len() == count)
+        {
+            return Err(Error::shape(
+                "segment",
+                segment.inputs.len(),
+                format!("{count} inputs and as many mask instances or none"),
+            ));
         }
         let mut placed = Placed {
             rows: segment.rows.clone(),
@@ -379,9 +397,16 @@ impl Model {
         let feedback_rows = index.feedback_rows.rows(at.clone())?;
         let stream = &mut tape.inputs[0];
         if entry.latent {
-            latent::forward(sequences.feedback.view(), feedback_rows, ids, latent_mask, stream.rows_mut(at.clone())?)?;
+            latent::forward(
+                sequences.feedback.view(),
+                feedback_rows,
+                ids,
+                latent_mask,
+                stream.rows_mut(at.clone())?,
+            )?;
         }
-        let inputs = embedding::Inputs { ids, positions, soft: entry.soft.map(|soft| sequences.softs[soft].view()) };
+        let inputs =
+            embedding::Inputs { ids, positions, soft: entry.soft.map(|soft| sequences.softs[soft].view()) };
         let positions = self.architecture.position_embedding.map(|index| &self.parameters[index]);
         let table = &self.parameters[self.architecture.token_embedding];
         embedding::forward(&inputs, table, positions, stream.rows_mut(at.clone())?)?;
@@ -412,11 +437,23 @@ impl Model {
             },
         };
         let y = if again { None } else { Some(parts.output.rows_mut(at.clone())?) };
-        block.forward(on, (parts.input.rows(at.clone())?, y), &mut sequences.cache[layer], parts.kept, at, parts.work)
+        block.forward(
+            on,
+            (parts.input.rows(at.clone())?, y),
+            &mut sequences.cache[layer],
+            parts.kept,
+            at,
+            parts.work,
+        )
     }
 
     /// One layer's fixed parts.
-    pub(super) fn block<'a>(&'a self, layer: usize, cache_layout: &'a CacheLayout, rope: Option<&'a RopeTable>) -> Block<'a> {
+    pub(super) fn block<'a>(
+        &'a self,
+        layer: usize,
+        cache_layout: &'a CacheLayout,
+        rope: Option<&'a RopeTable>,
+    ) -> Block<'a> {
         Block {
             layer,
             plan: &self.architecture.layers[layer],
@@ -431,21 +468,31 @@ impl Model {
 /// Fails unless `more` positions fit into the row.
 fn check_room(rows: &[Row], row: u32, more: usize) -> Result<()> {
     let Some(state) = rows.get(row as usize) else {
-        return Err(Error::input("segment", format!("row {row}; {} rows are planned", rows.len()), "plan the row first"));
+        return Err(Error::input(
+            "segment",
+            format!("row {row}; {} rows are planned", rows.len()),
+            "plan the row first",
+        ));
     };
     if let Some((of, length)) = state.prefix
         && rows[of as usize].length < length
     {
         return Err(Error::input(
             "segment",
-            format!("row {row} shares {length} positions of row {of}, which holds {}", rows[of as usize].length),
+            format!(
+                "row {row} shares {length} positions of row {of}, which holds {}",
+                rows[of as usize].length
+            ),
             "run the shared prefix first",
         ));
     }
     if state.length + more > state.capacity {
         return Err(Error::input(
             "segment",
-            format!("row {row} holds {} positions of {}; {more} more do not fit", state.length, state.capacity),
+            format!(
+                "row {row} holds {} positions of {}; {more} more do not fit",
+                state.length, state.capacity
+            ),
             "plan the row with a larger capacity",
         ));
     }
@@ -470,7 +517,10 @@ impl Sequences {
                 if owner.length != length {
                     return Err(Error::input(
                         "segment",
-                        format!("row {row} continues after position {length} of row {of}, which has gone on to {}", owner.length),
+                        format!(
+                            "row {row} continues after position {length} of row {of}, which has gone on to {}",
+                            owner.length
+                        ),
                         "fork at the end of the prefix when a latent follows it directly",
                     ));
                 }

@@ -118,7 +118,9 @@ impl Tape {
                 last: column(Dtype::U32)?,
                 instances: column(Dtype::I32)?,
             },
-            inputs: (0..streams).map(|_| Tensor::zeros(device, [capacity, width], dtype)).collect::<Result<_>>()?,
+            inputs: (0..streams)
+                .map(|_| Tensor::zeros(device, [capacity, width], dtype))
+                .collect::<Result<_>>()?,
             kept: (0..kept)
                 .map(|_| Activations::reserve(device, first, geometry, capacity, dtype))
                 .collect::<Result<_>>()?,
@@ -146,9 +148,13 @@ impl Tape {
         let kept = layer % self.kept.len();
         let streams = self.inputs.len();
         match self.inputs.get_disjoint_mut([layer % streams, (layer + 1) % streams]) {
-            Ok([input, output]) => {
-                LayerParts { input, output, kept: &mut self.kept[kept], work: &mut self.work, index: &self.index }
-            }
+            Ok([input, output]) => LayerParts {
+                input,
+                output,
+                kept: &mut self.kept[kept],
+                work: &mut self.work,
+                index: &self.index,
+            },
             Err(_) => unreachable!("there are at least two residual streams"),
         }
     }

@@ -14,7 +14,9 @@ use crate::device::Device;
 pub fn add(x: View, mut y: ViewMut) -> Result<()> {
     y.expect("add", x.count(), x.cols(), x.dtype())?;
     match x.device() {
-        Device::Cpu(_) => float_dispatch!("add", x.dtype(), T => cpu::elementwise::add::<T>(x.slice()?, y.slice()?)),
+        Device::Cpu(_) => {
+            float_dispatch!("add", x.dtype(), T => cpu::elementwise::add::<T>(x.slice()?, y.slice()?))
+        }
         gpu @ Device::Gpu(_) => return Err(gpu.no_kernel("add")),
     }
     Ok(())
@@ -27,7 +29,9 @@ pub fn add(x: View, mut y: ViewMut) -> Result<()> {
 pub fn copy(x: View, mut y: ViewMut) -> Result<()> {
     y.expect("copy", x.count(), x.cols(), x.dtype())?;
     match x.device() {
-        Device::Cpu(_) => float_dispatch!("copy", x.dtype(), T => y.slice::<T>()?.copy_from_slice(x.slice()?)),
+        Device::Cpu(_) => {
+            float_dispatch!("copy", x.dtype(), T => y.slice::<T>()?.copy_from_slice(x.slice()?))
+        }
         gpu @ Device::Gpu(_) => return Err(gpu.no_kernel("copy")),
     }
     Ok(())

@@ -30,7 +30,11 @@ pub fn repeat(tensor: &mut Tensor, from: Range<usize>, to: usize, add: i32) -> R
     tensor.rows(from.clone())?;
     let (device, dtype, mut view) = (tensor.device().clone(), tensor.dtype(), tensor.view_mut());
     if to + count > view.count() || view.cols() != 1 {
-        return Err(Error::shape("repeat", format!("{to}..{}", to + count), format!("inside {} entries", view.count())));
+        return Err(Error::shape(
+            "repeat",
+            format!("{to}..{}", to + count),
+            format!("inside {} entries", view.count()),
+        ));
     }
     match (device, dtype) {
         (Device::Cpu(_), Dtype::U32) => {

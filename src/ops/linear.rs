@@ -132,7 +132,7 @@ pub fn forward(x: View, p: &Projection, w: &Tensor, bias: Option<&Tensor>, mut y
     }
     match x.device() {
         Device::Cpu(_) if mixed => {
-            let a = Bf16Operand::Rounded(Matrix::row_major(x.slice()?, rows, p.inputs));
+            let a = Matrix::row_major(x.slice()?, rows, p.inputs);
             let b = Bf16Operand::Stored(p.matrix(w.view().slice::<bf16>()?, total));
             let bias = window::<f32>(bias, &p.outputs)?;
             let c = MatrixMut::row_major(y.slice()?, rows, p.outputs.len());
@@ -178,12 +178,12 @@ pub fn backward(dy: View, x: View, p: &Projection, w: &Tensor, gradients: Gradie
                 let w = p.matrix(w.view().slice::<bf16>()?, total).transposed();
                 let dy = Matrix::row_major(dy, rows, p.outputs.len());
                 let dx = MatrixMut::row_major(dx.slice()?, rows, p.inputs);
-                gemm_bf16(Bf16Operand::Rounded(dy), Bf16Operand::Stored(w), dx, *accumulate, None);
+                gemm_bf16(dy, Bf16Operand::Stored(w), dx, *accumulate, None);
             }
             if let Some(dw) = dw {
                 let mut dw = dw.view_mut();
                 let (a, b, dw) = p.weight_gradient(dy, x, rows, dw.slice()?, total);
-                gemm_bf16(Bf16Operand::Rounded(a), Bf16Operand::Rounded(b), dw, Accumulate::Add, None);
+                gemm_bf16(a, Bf16Operand::Rounded(b), dw, Accumulate::Add, None);
             }
             if let Some(dbias) = dbias {
                 gemm::add_column_sums(dy, &mut dbias.view_mut().slice()?[p.outputs.clone()]);

@@ -247,7 +247,11 @@ impl<'a> ViewMut<'a> {
     /// A run of rows inside this one; `range` counts from this window's first row.
     pub fn rows(self, range: Range<usize>) -> Result<ViewMut<'a>> {
         if range.start > range.end || range.end > self.rows {
-            return Err(Error::shape("window of rows", format!("{range:?}"), format!("inside 0..{}", self.rows)));
+            return Err(Error::shape(
+                "window of rows",
+                format!("{range:?}"),
+                format!("inside 0..{}", self.rows),
+            ));
         }
         Ok(ViewMut { offset: self.offset + range.start * self.cols, rows: range.len(), ..self })
     }
@@ -279,7 +283,7 @@ impl<'a> ViewMut<'a> {
 }
 
 fn split_cols(cols: usize, parts: usize) -> Result<usize> {
-    if parts == 0 || cols % parts != 0 {
+    if parts == 0 || !cols.is_multiple_of(parts) {
         return Err(Error::shape("split of rows", format!("{cols} columns in {parts} parts"), "equal parts"));
     }
     Ok(cols / parts)

@@ -67,7 +67,8 @@ pub fn generate(
             "give at least one token (for example the beginning-of-text token)",
         ));
     }
-    let mut generated = vec![Generated { ids: vec![], log_probabilities: vec![], stopped: false }; prompts.len()];
+    let mut generated =
+        vec![Generated { ids: vec![], log_probabilities: vec![], stopped: false }; prompts.len()];
     let mut timing = Timing::default();
     if prompts.is_empty() {
         return Ok((generated, timing));
@@ -79,7 +80,11 @@ pub fn generate(
         &SequencesPlan {
             rows: prompts.iter().map(|prompt| RowPlan::own(prompt.len() + extra)).collect(),
             record: Record::Nothing,
-            tape_positions: prompts.iter().map(Vec::len).sum::<usize>().max(prompts.len() * options.after_latents.len()),
+            tape_positions: prompts
+                .iter()
+                .map(Vec::len)
+                .sum::<usize>()
+                .max(prompts.len() * options.after_latents.len()),
         },
     )?;
     prefill(model, &mut sequences, prompts, options)?;

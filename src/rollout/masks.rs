@@ -173,8 +173,13 @@ impl MaskPlan {
             .rollouts
             .iter()
             .flat_map(|rollout| {
-                let stream = StreamKey::new(seed, rollout.update, rollout.prompt, rollout.rollout, Purpose::Mask);
-                (0..self.steps).map(move |step| MaskKey { stream, step: step as u32, attempt: rollout.attempt })
+                let stream =
+                    StreamKey::new(seed, rollout.update, rollout.prompt, rollout.rollout, Purpose::Mask);
+                (0..self.steps).map(move |step| MaskKey {
+                    stream,
+                    step: step as u32,
+                    attempt: rollout.attempt,
+                })
             })
             .collect();
         MaskSet::fill(model.device(), sites, p, &keys).map(Some)
@@ -192,7 +197,11 @@ mod tests {
 
     #[test]
     fn scopes_cover_what_they_name() {
-        for (scope, covered) in [(Scope::Latent, [false, true, true, false]), (Scope::PromptLatent, [true, true, true, false]), (Scope::All, [true; 4])] {
+        for (scope, covered) in [
+            (Scope::Latent, [false, true, true, false]),
+            (Scope::PromptLatent, [true, true, true, false]),
+            (Scope::All, [true; 4]),
+        ] {
             let parts = [Part::Prompt, Part::Start, Part::Latent(1), Part::Answer];
             assert_eq!(parts.map(|part| scope.covers(part)), covered, "{scope:?}");
         }
@@ -204,7 +213,8 @@ mod tests {
         assert_eq!(shared.instance(2, Part::Prompt, 0), shared.instance(2, Part::Answer, 19));
         assert_ne!(shared.instance(2, Part::Prompt, 0), shared.instance(1, Part::Prompt, 0));
         let per_step = plan(Scope::All, Mode::PerStep, 0.1);
-        let steps: std::collections::BTreeSet<_> = (1..=4).map(|step| per_step.instance(1, Part::Latent(step), 9)).collect();
+        let steps: std::collections::BTreeSet<_> =
+            (1..=4).map(|step| per_step.instance(1, Part::Latent(step), 9)).collect();
         assert_eq!(steps.len(), 4);
         let per_position = plan(Scope::All, Mode::PerPosition, 0.1);
         let [a, b] = [7, 8].map(|position| per_position.instance(1, Part::Answer, position).unwrap());

@@ -5,9 +5,7 @@
 //! begins a segment; a position's result does not depend on the cuts.
 
 use crate::base::{Dtype, Error, Result};
-use crate::model::{
-    Input, Model, Record, RowPlan, Scores, Segment, Sequences, SequencesPlan, Truncation,
-};
+use crate::model::{Input, Model, Record, RowPlan, Scores, Segment, Sequences, SequencesPlan, Truncation};
 use crate::ops::Tensor;
 use crate::ops::mask::{MaskSet, Site, SiteKind, Sites};
 use safetensors::SafeTensors;
@@ -134,11 +132,19 @@ fn check(request: &Request) -> Result<()> {
     }
     let soft = request.ids.contains(&SOFT);
     if soft && request.terms == 0 {
-        return Err(Error::input("soft_ids", "ids hold a soft position (-2), but there are no soft_ids", "add soft_ids and soft_weights"));
+        return Err(Error::input(
+            "soft_ids",
+            "ids hold a soft position (-2), but there are no soft_ids",
+            "add soft_ids and soft_weights",
+        ));
     }
     let expected = positions * request.terms;
     if request.soft_ids.len() != expected || request.soft_weights.len() != expected {
-        return wrong("soft_ids and soft_weights", request.soft_ids.len().min(request.soft_weights.len()), expected);
+        return wrong(
+            "soft_ids and soft_weights",
+            request.soft_ids.len().min(request.soft_weights.len()),
+            expected,
+        );
     }
     for (n, &id) in request.ids.iter().enumerate() {
         if id < SOFT || id > i64::from(i32::MAX) {
@@ -153,7 +159,8 @@ fn check(request: &Request) -> Result<()> {
 }
 
 fn token(id: i64, what: &str) -> Result<u32> {
-    u32::try_from(id).map_err(|_| Error::input(what, format!("{id} is no token id"), "token ids are 0 and up"))
+    u32::try_from(id)
+        .map_err(|_| Error::input(what, format!("{id} is no token id"), "token ids are 0 and up"))
 }
 
 /// Column ranges: a new one begins at every column where some row has a latent.
@@ -172,7 +179,9 @@ fn input(request: &Request, n: usize) -> Input {
             let weights = &request.soft_weights[terms.clone()];
             // An id below 0 becomes one outside any vocabulary, which the model names in its error.
             let id = |&id: &i64| u32::try_from(id).unwrap_or(u32::MAX);
-            Input::Soft(request.soft_ids[terms].iter().map(id).zip(weights.iter().map(|&w| f64::from(w))).collect())
+            Input::Soft(
+                request.soft_ids[terms].iter().map(id).zip(weights.iter().map(|&w| f64::from(w))).collect(),
+            )
         }
         id => Input::Token(id as u32),
     }
@@ -186,7 +195,9 @@ fn mask_set(model: &Model, request: &Request) -> Result<Option<MaskSet>> {
     let named = |kind: &SiteKind| request.masks.keys().any(|(_, found)| found == kind);
     let kinds: Vec<SiteKind> = SiteKind::ALL.into_iter().filter(named).collect();
     let sites = Sites::new(config.width, config.mlp_hidden, config.layers, &kinds);
-    if let Some((layer, kind)) = request.masks.keys().find(|(layer, kind)| sites.find(*kind, *layer).is_none()) {
+    if let Some((layer, kind)) =
+        request.masks.keys().find(|(layer, kind)| sites.find(*kind, *layer).is_none())
+    {
         return Err(Error::input(
             "masks",
             format!("mask.{layer}.{} names a layer that has no such site", kind.name()),
@@ -234,7 +245,8 @@ pub fn read(path: &Path) -> Result<Request> {
     let (_, metadata) = SafeTensors::read_metadata(&bytes).map_err(broken)?;
     let tensors = SafeTensors::deserialize(&bytes).map_err(broken)?;
     let file = |problem: String, advice: &str| Error::file(path, problem, advice);
-    let ids = tensors.tensor("ids").map_err(|_| file("tensor `ids` is missing".into(), "add ids i64 [rows, T]"))?;
+    let ids =
+        tensors.tensor("ids").map_err(|_| file("tensor `ids` is missing".into(), "add ids i64 [rows, T]"))?;
     let [rows, length] = *ids.shape() else {
         return Err(file(format!("ids has shape {:?}", ids.shape()), "ids is i64 [rows, T]"));
     };
@@ -243,7 +255,9 @@ pub fn read(path: &Path) -> Result<Request> {
     for (name, tensor) in tensors.tensors() {
         let expect = |shape: &[usize]| match tensor.shape() == shape {
             true => Ok(()),
-            false => Err(file(format!("{name} has shape {:?}", tensor.shape()), &format!("expected {shape:?}"))),
+            false => {
+                Err(file(format!("{name} has shape {:?}", tensor.shape()), &format!("expected {shape:?}")))
+            }
         };
         match name.as_str() {
             "ids" => {}
@@ -270,7 +284,10 @@ pub fn read(path: &Path) -> Result<Request> {
                 };
                 expect(&[rows, tensor.shape().last().copied().unwrap_or(0)])?;
                 if tensor.dtype() != Stored::U8 {
-                    return Err(file(format!("{name} is {:?}", tensor.dtype()), "write masks as U8, 1 = kept"));
+                    return Err(file(
+                        format!("{name} is {:?}", tensor.dtype()),
+                        "write masks as U8, 1 = kept",
+                    ));
                 }
                 request.masks.insert((layer, kind), tensor.data().to_vec());
             }
@@ -278,7 +295,9 @@ pub fn read(path: &Path) -> Result<Request> {
     }
     if !request.masks.is_empty() {
         let p = metadata.metadata().as_ref().and_then(|m| m.get("p")).and_then(|p| p.parse::<f64>().ok());
-        request.p = p.ok_or_else(|| file("masks without a number `p` in the metadata".into(), "add metadata {\"p\": \"0.25\"}"))?;
+        request.p = p.ok_or_else(|| {
+            file("masks without a number `p` in the metadata".into(), "add metadata {\"p\": \"0.25\"}")
+        })?;
     }
     Ok(request)
 }
@@ -301,11 +320,8 @@ fn integers(path: &Path, name: &str, tensor: &TensorView) -> Result<Vec<i64>> {
 /// # Errors
 /// The file cannot be written.
 pub fn write(path: &Path, model: &Model, request: &Request, answer: &Answer) -> Result<()> {
-    let mut list: Vec<(String, Vec<usize>, &[f64])> = vec![(
-        "logits".into(),
-        vec![request.rows, request.length, model.config().vocab],
-        &answer.logits,
-    )];
+    let mut list: Vec<(String, Vec<usize>, &[f64])> =
+        vec![("logits".into(), vec![request.rows, request.length, model.config().vocab], &answer.logits)];
     let loss = answer.loss.map(|loss| [loss]);
     if let Some(loss) = &loss {
         list.push(("loss".into(), vec![1], loss));
@@ -317,12 +333,14 @@ pub fn write(path: &Path, model: &Model, request: &Request, answer: &Answer) -> 
     let bytes: Vec<Vec<u8>> = list.iter().map(|(_, _, values)| encode(values, stored)).collect();
     let mut views = Vec::with_capacity(list.len());
     for ((name, shape, _), bytes) in list.iter().zip(&bytes) {
-        let view = TensorView::new(stored, shape.clone(), bytes)
-            .map_err(|error| Error::file(path, format!("{name}: {error}"), "report this: a shape of ours is wrong"))?;
+        let view = TensorView::new(stored, shape.clone(), bytes).map_err(|error| {
+            Error::file(path, format!("{name}: {error}"), "report this: a shape of ours is wrong")
+        })?;
         views.push((name.as_str(), view));
     }
-    serialize_to_file(views, None, path)
-        .map_err(|error| Error::file(path, format!("cannot write: {error}"), "check the folder and the free space"))
+    serialize_to_file(views, None, path).map_err(|error| {
+        Error::file(path, format!("cannot write: {error}"), "check the folder and the free space")
+    })
 }
 
 fn encode(values: &[f64], stored: Stored) -> Vec<u8> {

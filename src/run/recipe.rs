@@ -79,7 +79,11 @@ impl Recipe {
     /// As [`Recipe::read`].
     pub fn parse(text: &str, path: &Path) -> Result<Recipe> {
         let recipe: Recipe = toml::from_str(text).map_err(|error| {
-            Error::file(path, error.to_string().trim_end().to_string(), "compare with recipes/addition.toml, which documents every key")
+            Error::file(
+                path,
+                error.to_string().trim_end().to_string(),
+                "compare with recipes/addition.toml, which documents every key",
+            )
         })?;
         recipe.check(path)?;
         Ok(recipe)
@@ -87,20 +91,29 @@ impl Recipe {
 
     fn check(&self, path: &Path) -> Result<()> {
         let problems = u64::from(self.data.bound) * u64::from(self.data.bound);
+        let positive = |value: f64| value.is_finite() && value > 0.0;
         let wrong = [
             (self.model.layers == 0, "model.layers is 0"),
             (self.model.heads == 0, "model.heads is 0"),
-            (self.model.heads != 0 && self.model.width % (2 * self.model.heads) != 0, "model.width is no multiple of twice model.heads"),
+            (
+                self.model.heads != 0 && !self.model.width.is_multiple_of(2 * self.model.heads),
+                "model.width is no multiple of twice model.heads",
+            ),
             (self.model.width == 0 || self.model.mlp_hidden == 0, "model.width or model.mlp_hidden is 0"),
             (self.data.bound > 10_000, "data.bound is above 10000"),
-            (self.data.held_out == 0 || self.data.held_out as u64 >= problems, "data.held_out leaves nothing to train on, or nothing to test"),
+            (
+                self.data.held_out == 0 || self.data.held_out as u64 >= problems,
+                "data.held_out leaves nothing to train on, or nothing to test",
+            ),
             (self.train.batch == 0, "train.batch is 0"),
-            (!(self.train.learning_rate > 0.0), "train.learning_rate is not positive"),
-            (!(self.train.clip > 0.0), "train.clip is not positive"),
+            (!positive(self.train.learning_rate), "train.learning_rate is not positive"),
+            (!positive(self.train.clip), "train.clip is not positive"),
             (self.train.weight_decay < 0.0, "train.weight_decay is negative"),
         ];
         match wrong.into_iter().find(|(wrong, _)| *wrong) {
-            Some((_, problem)) => Err(Error::file(path, problem, "recipes/addition.toml documents every key")),
+            Some((_, problem)) => {
+                Err(Error::file(path, problem, "recipes/addition.toml documents every key"))
+            }
             None => Ok(()),
         }
     }
@@ -122,7 +135,10 @@ mod tests {
     #[test]
     fn an_unknown_key_is_an_error_with_its_line_and_the_known_keys() {
         let message = parse(&DEFAULT.replace("latents =", "latent =")).unwrap_err().to_string();
-        assert!(message.contains("mine.toml") && message.contains("latent") && message.contains("latents"), "{message}");
+        assert!(
+            message.contains("mine.toml") && message.contains("latent") && message.contains("latents"),
+            "{message}"
+        );
     }
 
     #[test]

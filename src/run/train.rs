@@ -114,7 +114,11 @@ fn schedule(step: usize, steps: usize, peak: f64) -> f64 {
 }
 
 fn example(problem: &Addition, latents: usize) -> Example {
-    Example { prompt: addition::encode(&problem.prompt()), latents, answer: addition::encode(&problem.answer()) }
+    Example {
+        prompt: addition::encode(&problem.prompt()),
+        latents,
+        answer: addition::encode(&problem.answer()),
+    }
 }
 
 /// Greedy answers to `problems`.

@@ -42,7 +42,8 @@ pub fn decode(ids: &[u32]) -> String {
 /// `held_out` problems of summands below `bound`, and all others, both in a random order of `seed`.
 pub fn split(bound: u32, held_out: usize, seed: u64) -> (Vec<Addition>, Vec<Addition>) {
     let mut draws = StreamKey::new(seed, 0, 0, 0, Purpose::Problem).draws(0, 0);
-    let mut all: Vec<Addition> = (0..bound).flat_map(|a| (0..bound).map(move |b| Addition { a, b })).collect();
+    let mut all: Vec<Addition> =
+        (0..bound).flat_map(|a| (0..bound).map(move |b| Addition { a, b })).collect();
     // Fisher and Yates.
     for last in (1..all.len()).rev() {
         all.swap(last, draws.below(last + 1));

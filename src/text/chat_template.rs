@@ -279,7 +279,8 @@ mod tests {
         let template = ChatTemplate::new(source, &json!({"bos_token": {"content": "<s>"}})).unwrap();
         let none = BTreeMap::new();
         let text = template.render_with(&[Message::new("user", " hi ")], false, &none, Some(0)).unwrap();
-        assert_eq!(text, "<s>hi!\n{\"a\": [1, \"<b>\"]} 1970");
+        // As transformers 5 renders it: the newline behind a tag is trimmed.
+        assert_eq!(text, "<s>hi!{\"a\": [1, \"<b>\"]} 1970");
         let error = template.render(&[Message::new("tool", "x")], false).unwrap_err().to_string();
         assert!(error.contains("no tools"), "{error}");
         let error = ChatTemplate::new("a\n{% if %}", &Json::Null).unwrap_err().to_string();

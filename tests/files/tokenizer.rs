@@ -108,7 +108,10 @@ fn damaged_files_are_refused() {
 }
 
 /// A file with a tokenizer of the SentencePiece kind.
-fn sentence_piece(change: &dyn Fn(&mut Vec<String>, &mut Vec<f32>, &mut Vec<u32>)) -> Gguf {
+/// Changes the tokens, scores and types of a vocabulary.
+type Change<'a> = &'a dyn Fn(&mut Vec<String>, &mut Vec<f32>, &mut Vec<u32>);
+
+fn sentence_piece(change: Change) -> Gguf {
     let mut tokens: Vec<String> = ["<unk>", "<s>", "</s>"].map(String::from).to_vec();
     let mut kinds: Vec<u32> = vec![2, 3, 3];
     tokens.extend((0..256).map(|byte| format!("<0x{byte:02X}>")));

@@ -57,7 +57,7 @@ fn a_row_does_not_depend_on_its_batch_the_window_or_the_threads() {
                     Matrix::row_major(&b16, k, n)
                 };
                 let b = Bf16Operand::Stored(b.window_cols(cols));
-                gemm_bf16(Bf16Operand::Rounded(a), b, target, Accumulate::Assign, bias);
+                gemm_bf16(a, b, target, Accumulate::Assign, bias);
             } else {
                 let b = if transposed {
                     Matrix::row_major(&b, n, k).transposed()
@@ -106,7 +106,7 @@ fn bf16_rounds_to_nearest_even_and_accumulates_in_f32() {
     let (a, b) = (normals_f32("a", m * k), normals_f32("b", k * n));
     let mut c = vec![0.0_f32; m * n];
     gemm_bf16(
-        Bf16Operand::Rounded(Matrix::row_major(&a, m, k)),
+        Matrix::row_major(&a, m, k),
         Bf16Operand::Rounded(Matrix::row_major(&b, k, n)),
         MatrixMut::row_major(&mut c, m, n),
         Accumulate::Assign,

@@ -1,7 +1,7 @@
 //! Backward: key blocks outside, the queries that see them inside, one key-value head a task.
 
 use super::plan::{Entry, Plan, Span};
-use super::product::{ADD, ASSIGN, Matrix, MatrixMut, add_transposed, multiply};
+use super::product::{Matrix, MatrixMut, add, add_transposed};
 use super::{BLOCK, QUERIES, Sizes, scratch};
 use crate::cpu::float::{Float, LANES, sum_over};
 use crate::cpu::{isa, parallel};
@@ -232,7 +232,7 @@ impl<T: Float> Task<'_, T> {
             row += rows;
         }
         if detached < most {
-            self.add(spans, detached);
+            self.add_to_slots(spans, detached);
         }
     }
 
@@ -294,11 +294,11 @@ impl<T: Float> Task<'_, T> {
         };
         let q = Matrix { data: &q[first * padded..(first + rows) * padded], stride: padded };
         let dout = Matrix { data: &dout[first * padded..(first + rows) * padded], stride: padded };
-        let by_keys = [rows, head_dim, lanes];
-        let kt = Matrix { data: kt, stride: BLOCK };
-        multiply::<T, ASSIGN>(by_keys, q, kt, MatrixMut { data: weights, stride: BLOCK });
-        let vt = Matrix { data: vt, stride: BLOCK };
-        multiply::<T, ASSIGN>(by_keys, dout, vt, MatrixMut { data: ds, stride: BLOCK });
+        for (a, b, c) in [(q, kt, &mut **weights), (dout, vt, &mut **ds)] {
+            c.fill(T::ZERO);
+            let (b, c) = (Matrix { data: b, stride: BLOCK }, MatrixMut { data: c, stride: BLOCK });
+            add([rows, head_dim, lanes], a, b, c);
+        }
         let scale = T::from_f64(self.sizes.scale);
         for (i, (weights, ds)) in
             weights.chunks_exact_mut(BLOCK).zip(ds.chunks_exact_mut(BLOCK)).take(rows).enumerate()
@@ -321,16 +321,19 @@ impl<T: Float> Task<'_, T> {
         let ds = Matrix { data: ds, stride: BLOCK };
         let k = Matrix { data: k, stride: padded };
         let dq = MatrixMut { data: &mut self.dq[first * padded..], stride: padded };
-        multiply::<T, ADD>([rows, most, padded], ds, k, dq);
+        add([rows, most, padded], ds, k, dq);
         if keys_wanted {
-            add_transposed([most, rows, padded], weights, dout, MatrixMut { data: dv, stride: padded });
-            add_transposed([head_dim, rows, lanes], q, ds, MatrixMut { data: dk, stride: BLOCK });
+            let (dv, dk) = (MatrixMut { data: dv, stride: padded }, MatrixMut { data: dk, stride: BLOCK });
+            let sums = [([most, rows, padded], weights, dout, dv), ([head_dim, rows, lanes], q, ds, dk)];
+            for (shape, a, b, c) in sums {
+                add_transposed(shape, a, b, c);
+            }
         }
     }
 
     /// Adds the block's gradients to those of its slots, from lane `detached` on.
     #[inline(always)]
-    fn add(&mut self, spans: [Span; 2], detached: usize) {
+    fn add_to_slots(&mut self, spans: [Span; 2], detached: usize) {
         let (head_dim, padded) = (self.sizes.head_dim, self.sizes.padded());
         for span in spans {
             let (from, to) = (span.from.max(detached), span.to);

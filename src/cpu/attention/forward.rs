@@ -1,13 +1,10 @@
 //! Forward: queries in blocks, each against the key blocks that it sees.
 
 use super::plan::{Entry, Plan, Span};
-use super::product::{ADD, ASSIGN, Matrix, MatrixMut, multiply};
+use super::product::{Matrix, MatrixMut, TILE, add};
 use super::{BLOCK, QUERIES, Sizes, scratch};
 use crate::cpu::float::{Float, LANES, sum_lanes};
 use crate::cpu::{isa, parallel};
-
-/// Query rows of a tile: the most that the matrix product takes at once.
-const TILE: usize = 6;
 
 /// What forward reads, in packed order.
 #[derive(Clone, Copy)]
@@ -182,7 +179,7 @@ impl<T: Float> Task<'_, T> {
         for ((out, lse), &sum) in out.chunks_exact_mut(padded).zip(lse).zip(&sums) {
             let inverse = T::ONE / sum;
             for out in out {
-                *out = *out * inverse;
+                *out *= inverse;
             }
             *lse += sum.ln();
         }
@@ -220,7 +217,7 @@ impl<T: Float> Task<'_, T> {
             (own_max[i], own_sum[i]) = weights(&mut scores[i * BLOCK..][..BLOCK], visible, scale);
         }
         // The keys that all queries of the tile see, then each query's remaining ones; ascending for every query.
-        let mut fresh = true;
+        partial.fill(T::ZERO);
         for span in spans.into_iter().filter(|span| span.from < span.to) {
             let values = &self.values[(head * self.sizes.blocks + span.block) * self.sizes.value_block()..]
                 [..BLOCK * padded];
@@ -228,13 +225,7 @@ impl<T: Float> Task<'_, T> {
             let shape = [rows, to - from, padded];
             let weights = Matrix { data: &scores[from..], stride: BLOCK };
             let seen = Matrix { data: &values[from * padded..], stride: padded };
-            let target = MatrixMut { data: partial, stride: padded };
-            if fresh {
-                multiply::<T, ASSIGN>(shape, weights, seen, target);
-            } else {
-                multiply::<T, ADD>(shape, weights, seen, target);
-            }
-            fresh = false;
+            add(shape, weights, seen, MatrixMut { data: partial, stride: padded });
             for (i, &visible) in visible.iter().enumerate() {
                 for key in span.from.max(common)..span.to.min(visible) {
                     let weight = scores[i * BLOCK + key];
@@ -268,31 +259,28 @@ impl<T: Float> Task<'_, T> {
         scores: &mut [T],
         other: &mut [T],
     ) {
-        if prefix.to == 0 {
-            return self.scores_of(head, own, rows, queries, scores);
+        let size = self.sizes.key_block();
+        let both = prefix.to > 0 && own.from < own.to;
+        for (span, wanted) in [(prefix, prefix.to > 0), (own, own.from < own.to)] {
+            if !wanted {
+                continue;
+            }
+            let target = if both && span == own { &mut *other } else { &mut *scores };
+            target.fill(T::ZERO);
+            let keys = &self.keys[(head * self.sizes.blocks + span.block) * size..][..size];
+            let first = span.from / LANES * LANES;
+            add(
+                [rows, self.sizes.head_dim, span.to.next_multiple_of(LANES) - first],
+                queries,
+                Matrix { data: &keys[first..], stride: BLOCK },
+                MatrixMut { data: &mut target[first..], stride: BLOCK },
+            );
         }
-        self.scores_of(head, prefix, rows, queries, scores);
-        if own.from < own.to {
-            self.scores_of(head, own, rows, queries, other);
+        if both {
             for (scores, other) in scores.chunks_exact_mut(BLOCK).zip(other.chunks_exact(BLOCK)).take(rows) {
                 scores[own.from..own.to].copy_from_slice(&other[own.from..own.to]);
             }
         }
-    }
-
-    /// Unscaled scores of a tile against the keys of one span, whole vectors of lanes.
-    #[inline(always)]
-    fn scores_of(&self, head: usize, span: Span, rows: usize, queries: Matrix<T>, scores: &mut [T]) {
-        let size = self.sizes.key_block();
-        let keys = &self.keys[(head * self.sizes.blocks + span.block) * size..][..size];
-        let first = span.from / LANES * LANES;
-        let lanes = span.to.next_multiple_of(LANES) - first;
-        multiply::<T, ASSIGN>(
-            [rows, self.sizes.head_dim, lanes],
-            queries,
-            Matrix { data: &keys[first..], stride: BLOCK },
-            MatrixMut { data: &mut scores[first..], stride: BLOCK },
-        );
     }
 }
 

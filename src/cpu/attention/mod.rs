@@ -72,5 +72,5 @@ impl Sizes {
     }
 }
 
-/// Query rows worked on together: their keys stay in the first-level cache. A multiple of the tile's six rows.
+/// Query rows worked on together: their keys stay in the first-level cache. A multiple of the tile's rows.
 const QUERIES: usize = 48;

@@ -1,9 +1,12 @@
 //! The two small matrix products that attention is made of, tiled in registers.
 //!
 //! Every element of a result is one chain of fused multiply-adds in ascending order of the summed index, starting
-//! from the element's old value (or 0): its bits do not depend on the tile it falls into.
+//! from the element's old value: its bits do not depend on the tile it falls into.
 
 use crate::cpu::float::{Float, LANES};
+
+/// Rows of a tile: with 16 lanes its sums, one row of b and the factors fit the 16 vector registers of AVX2.
+pub const TILE: usize = 4;
 
 /// A row-major matrix inside a slice.
 #[derive(Clone, Copy)]
@@ -22,97 +25,66 @@ pub struct MatrixMut<'a, T> {
     pub stride: usize,
 }
 
-/// Summed indices of one step of a tile's loop.
-const STEP: usize = 8;
-
-/// What happens to the old contents of a result.
-pub const ASSIGN: bool = false;
-/// The product is added to the old contents.
-pub const ADD: bool = true;
-
-/// `c[rows, lanes] (+)= a[rows, inner] * b[inner, lanes]`; `lanes` is a multiple of [`LANES`].
+/// `c[rows, lanes] += a[rows, inner] * b[inner, lanes]`; `lanes` is a multiple of [`LANES`].
 #[inline(always)]
-pub fn multiply<T: Float, const KEEP: bool>(
-    [rows, inner, lanes]: [usize; 3],
-    a: Matrix<T>,
-    b: Matrix<T>,
-    c: MatrixMut<T>,
-) {
+pub fn add<T: Float>([rows, inner, lanes]: [usize; 3], a: Matrix<T>, b: Matrix<T>, c: MatrixMut<T>) {
     let mut row = 0;
     while row < rows {
         let (a, c) = (&a.data[row * a.stride..], (a.stride, &mut c.data[row * c.stride..], c.stride));
         let (a, c) = (Matrix { data: a, stride: c.0 }, MatrixMut { data: c.1, stride: c.2 });
         row += match rows - row {
-            6.. => strip::<T, 6, LANES, KEEP>(inner, lanes, a, b, c),
-            4.. => strip::<T, 4, LANES, KEEP>(inner, lanes, a, b, c),
-            2.. => strip::<T, 2, 32, KEEP>(inner, lanes, a, b, c),
-            _ => strip::<T, 1, 64, KEEP>(inner, lanes, a, b, c),
+            TILE.. => strip::<T, TILE, LANES>(inner, lanes, a, b, c),
+            2.. => strip::<T, 2, 32>(inner, lanes, a, b, c),
+            _ => strip::<T, 1, 64>(inner, lanes, a, b, c),
         };
     }
 }
 
-/// `R` rows of [`multiply`] in tiles of `L` lanes while they fit, then of [`LANES`]. Few rows take many lanes, so
-/// that enough chains run side by side to hide the latency of an addition. Returns `R`.
+/// `R` rows of [`add`] in tiles of `L` lanes while they fit, then of [`LANES`]. Few rows take many lanes, so that
+/// enough chains run side by side to hide the latency of an addition. Returns `R`.
 #[inline(always)]
-fn strip<T: Float, const R: usize, const L: usize, const KEEP: bool>(
+fn strip<T: Float, const R: usize, const L: usize>(
     inner: usize,
     lanes: usize,
     a: Matrix<T>,
     b: Matrix<T>,
     c: MatrixMut<T>,
 ) -> usize {
-    let a: [&[T]; R] = std::array::from_fn(|i| &a.data[i * a.stride..][..inner]);
     let mut lane = 0;
-    while lane + L <= lanes {
-        tile::<T, R, L, KEEP>(a, &b.data[lane..], b.stride, &mut c.data[lane..], c.stride);
+    while L > LANES && lane + L <= lanes {
+        tile::<T, R, L>(inner, a, &b.data[lane..], b.stride, &mut c.data[lane..], c.stride);
         lane += L;
     }
     while lane < lanes {
-        tile::<T, R, LANES, KEEP>(a, &b.data[lane..], b.stride, &mut c.data[lane..], c.stride);
+        tile::<T, R, LANES>(inner, a, &b.data[lane..], b.stride, &mut c.data[lane..], c.stride);
         lane += LANES;
     }
     R
 }
 
 #[inline(always)]
-fn tile<T: Float, const R: usize, const L: usize, const KEEP: bool>(
-    a: [&[T]; R],
+fn tile<T: Float, const R: usize, const L: usize>(
+    inner: usize,
+    a: Matrix<T>,
     b: &[T],
     b_stride: usize,
     c: &mut [T],
     c_stride: usize,
 ) {
     let mut sums = [[T::ZERO; L]; R];
-    if KEEP {
-        for (i, sums) in sums.iter_mut().enumerate() {
-            sums.copy_from_slice(&c[i * c_stride..][..L]);
-        }
+    for (i, sums) in sums.iter_mut().enumerate() {
+        sums.copy_from_slice(&c[i * c_stride..][..L]);
     }
-    // Steps of eight: one length check a row and step instead of one a factor.
-    let inner = a[0].len();
-    let whole = inner - inner % STEP;
-    let mut at = 0;
-    while at < whole {
-        let factors: [&[T]; R] = a.map(
-            #[inline(always)]
-            |row| &row[at..at + STEP],
-        );
-        let b = &b[at * b_stride..];
-        for k in 0..STEP {
-            let b = &b[k * b_stride..][..L];
-            for (sums, factors) in sums.iter_mut().zip(factors) {
-                for (sum, &b) in sums.iter_mut().zip(b) {
-                    *sum = factors[k].mul_add(b, *sum);
-                }
-            }
-        }
-        at += STEP;
+    let mut rows: [&[T]; R] = [&[]; R];
+    for (i, row) in rows.iter_mut().enumerate() {
+        *row = &a.data[i * a.stride..][..inner];
     }
-    for k in whole..inner {
-        let b = &b[k * b_stride..][..L];
-        for (sums, a) in sums.iter_mut().zip(a) {
+    for (k, b) in (0..inner).zip(b.chunks(b_stride)) {
+        let b = &b[..L];
+        for (sums, row) in sums.iter_mut().zip(rows) {
+            let factor = row[k];
             for (sum, &b) in sums.iter_mut().zip(b) {
-                *sum = a[k].mul_add(b, *sum);
+                *sum = factor.mul_add(b, *sum);
             }
         }
     }
@@ -132,8 +104,7 @@ pub fn add_transposed<T: Float>(
     let mut row = 0;
     while row < rows {
         let done = match rows - row {
-            6.. => 6,
-            4.. => 4,
+            TILE.. => TILE,
             2.. => 2,
             _ => 1,
         };
@@ -145,8 +116,7 @@ pub fn add_transposed<T: Float>(
             );
             let (c, stride) = (&mut c.data[row * c.stride + lane..], c.stride);
             match done {
-                6 => tile_transposed::<T, 6>(inner, a, b, c, stride),
-                4 => tile_transposed::<T, 4>(inner, a, b, c, stride),
+                TILE => tile_transposed::<T, TILE>(inner, a, b, c, stride),
                 2 => tile_transposed::<T, 2>(inner, a, b, c, stride),
                 _ => tile_transposed::<T, 1>(inner, a, b, c, stride),
             }
@@ -201,14 +171,12 @@ mod tests {
                 let (a, at) =
                     (Matrix { data: &a, stride: inner }, Matrix { data: &transposed, stride: rows });
                 let b = Matrix { data: &b, stride: lanes };
-                let (mut assigned, mut added, mut outer) = (start.clone(), start.clone(), start.clone());
+                let (mut added, mut outer) = (start.clone(), start.clone());
                 let size = [rows, inner, lanes];
-                multiply::<f32, ASSIGN>(size, a, b, MatrixMut { data: &mut assigned, stride: lanes });
-                multiply::<f32, ADD>(size, a, b, MatrixMut { data: &mut added, stride: lanes });
+                add(size, a, b, MatrixMut { data: &mut added, stride: lanes });
                 add_transposed(size, at, b, MatrixMut { data: &mut outer, stride: lanes });
                 for i in 0..rows * lanes {
                     let (r, l) = (i / lanes, i % lanes);
-                    assert_eq!(assigned[i], reference(0.0, r, l));
                     assert_eq!(added[i], reference(start[i], r, l));
                     assert_eq!(outer[i], reference(start[i], r, l));
                 }

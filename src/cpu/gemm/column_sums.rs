@@ -9,13 +9,16 @@ pub fn add_column_sums<T: Float>(data: &[T], sums: &mut [T]) {
         return;
     }
     parallel::rows(sums, 1, data.len() / cols, |first, sums| {
-        isa::run(#[inline(always)] || {
-            for row in data.chunks_exact(cols) {
-                let row = &row[first..first + sums.len()];
-                for c in 0..sums.len() {
-                    sums[c] += row[c];
+        isa::run(
+            #[inline(always)]
+            || {
+                for row in data.chunks_exact(cols) {
+                    let row = &row[first..first + sums.len()];
+                    for c in 0..sums.len() {
+                        sums[c] += row[c];
+                    }
                 }
-            }
-        });
+            },
+        );
     });
 }

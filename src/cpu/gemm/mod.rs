@@ -13,12 +13,16 @@
 //! Blocking over k keeps the order: partial chains are stored and reloaded exactly.
 //! (Which NaN comes out of several is not promised.)
 //!
-//! [`gemm`] works in f32 or f64. [`gemm_bf16`] multiplies bfloat16 numbers and accumulates in f32.
+//! [`gemm`] works in f32 or f64. [`gemm_bf16`] multiplies bfloat16 numbers and accumulates in f32: with the same chain,
+//! or, in a process whose CPU has AMX, with the chain of blocks that `units` states. Which of the two is a fact of the
+//! process, never of the sizes.
 //!
 //! Files: `matrix` (operands), `packed` (many rows), `skinny` (few rows), `tile` (the kernel), `pack`, `simd` and
-//! `x86` (vectors), `workspace` (scratch and tasks), `column_sums` (gradients of biases).
+//! `x86` (vectors), `units` and `amx` (matrix units), `workspace` (scratch and tasks), `column_sums` (gradients of biases).
 #![allow(unsafe_code)]
 
+#[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+mod amx;
 mod column_sums;
 mod matrix;
 mod pack;
@@ -26,6 +30,7 @@ mod packed;
 mod simd;
 mod skinny;
 mod tile;
+mod units;
 mod workspace;
 #[cfg(target_arch = "x86_64")]
 mod x86;
@@ -40,6 +45,7 @@ use pack::Strip;
 use simd::{Lanes, Rounded, Storage, Vector};
 use std::any::TypeId;
 use tile::Problem;
+use units::Bf16Bits;
 
 /// Whether a product replaces C or is added to it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -64,7 +70,7 @@ pub fn gemm<T: Float>(
     gemm_at(isa::level(), a, b, c, accumulate, bias);
 }
 
-/// An operand of [`gemm_bf16`]: stored in bfloat16, or in f32 and rounded to bfloat16 (nearest even) when read.
+/// The right operand of [`gemm_bf16`]: stored in bfloat16, or in f32 and rounded to bfloat16 (nearest even) when read.
 #[derive(Clone, Copy, Debug)]
 pub enum Bf16Operand<'a> {
     /// Stored numbers.
@@ -73,12 +79,12 @@ pub enum Bf16Operand<'a> {
     Rounded(Matrix<'a, f32>),
 }
 
-/// [`gemm`] of bfloat16 numbers; products are exact and accumulate in f32.
+/// [`gemm`] of bfloat16 numbers; products are exact and accumulate in f32. `a` is rounded as it is read.
 ///
 /// # Panics
 /// When the shapes do not fit: the `ops` floor has checked them.
 pub fn gemm_bf16(
-    a: Bf16Operand,
+    a: Matrix<f32>,
     b: Bf16Operand,
     c: MatrixMut<f32>,
     accumulate: Accumulate,
@@ -95,94 +101,62 @@ fn gemm_at<T: Float>(
     accumulate: Accumulate,
     bias: Option<&[T]>,
 ) {
-    let Some(problem) = checked(
-        (lanes(a), a.rows(), a.cols()),
-        (lanes(b.transposed()), b.rows(), b.cols()),
-        c,
-        accumulate,
-        bias,
-    ) else {
+    let strip = lanes(a);
+    let Some(problem) =
+        checked((a.rows(), a.cols()), (lanes(b.transposed()), b.rows(), b.cols()), c, accumulate, bias)
+    else {
         return;
     };
     if TypeId::of::<T>() == TypeId::of::<f32>() {
         // SAFETY: T is f32, so this changes no type; pointers and sizes were checked just now.
-        unsafe { run_f32(level, &*(&raw const problem).cast::<Problem<f32, f32, f32>>()) }
+        unsafe {
+            run_f32(level, &*(&raw const problem).cast::<Problem<f32, f32>>(), retyped::<T, f32>(strip))
+        }
     } else {
         assert!(TypeId::of::<T>() == TypeId::of::<f64>(), "matrix products exist for f32 and f64");
         // SAFETY: T is f64, so this changes no type; pointers and sizes were checked just now.
-        unsafe { run_f64(level, &*(&raw const problem).cast::<Problem<f64, f64, f64>>()) }
+        unsafe {
+            run_f64(level, &*(&raw const problem).cast::<Problem<f64, f64>>(), retyped::<T, f64>(strip))
+        }
     }
 }
 
 fn gemm_bf16_at(
     level: Level,
-    a: Bf16Operand,
+    a: Matrix<f32>,
     b: Bf16Operand,
     c: MatrixMut<f32>,
     accumulate: Accumulate,
     bias: Option<&[f32]>,
 ) {
-    fn go<A, B>(
-        level: Level,
-        a: (Strip<A>, usize, usize),
-        b: (Strip<B>, usize, usize),
-        c: MatrixMut<f32>,
-        accumulate: Accumulate,
-        bias: Option<&[f32]>,
-    ) where
-        A: StorageF32,
-        B: StorageF32,
-    {
-        if let Some(problem) = checked(a, b, c, accumulate, bias) {
-            // SAFETY: pointers and sizes were checked just now.
-            unsafe { run_f32(level, &problem) }
+    fn go<B: StorageF32 + Bf16Bits>(level: Level, a: Strip<Rounded>, problem: Option<Problem<f32, B>>) {
+        let Some(problem) = problem else { return };
+        #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+        if level == Level::Avx512 && amx::available() {
+            // SAFETY: pointers and sizes were checked when the problem was made; the CPU has AVX-512 and AMX.
+            return unsafe { units::run::<x86::F32x16, amx::Amx, Rounded, B>(&problem, a) };
+        }
+        // SAFETY: pointers and sizes were checked when the problem was made.
+        unsafe { run_f32(level, &problem, a) }
+    }
+    let strip = retyped(lanes(a));
+    let shape = (a.rows(), a.cols());
+    match b {
+        Bf16Operand::Stored(b) => {
+            let b = (lanes(b.transposed()), b.rows(), b.cols());
+            go(level, strip, checked(shape, b, c, accumulate, bias));
+        }
+        Bf16Operand::Rounded(b) => {
+            let b = (retyped::<f32, Rounded>(lanes(b.transposed())), b.rows(), b.cols());
+            go(level, strip, checked(shape, b, c, accumulate, bias));
         }
     }
-    let rounded = |m: Matrix<f32>| {
-        let strip = lanes(m);
-        // Rounded is a transparent f32.
-        Strip {
-            start: strip.start.cast::<Rounded>(),
-            lanes: strip.lanes,
-            lane_stride: strip.lane_stride,
-            k_stride: strip.k_stride,
-        }
-    };
-    use Bf16Operand::{Rounded as R, Stored as S};
-    match (a, b) {
-        (S(a), S(b)) => go(
-            level,
-            (lanes(a), a.rows(), a.cols()),
-            (lanes(b.transposed()), b.rows(), b.cols()),
-            c,
-            accumulate,
-            bias,
-        ),
-        (S(a), R(b)) => go(
-            level,
-            (lanes(a), a.rows(), a.cols()),
-            (rounded(b.transposed()), b.rows(), b.cols()),
-            c,
-            accumulate,
-            bias,
-        ),
-        (R(a), S(b)) => go(
-            level,
-            (rounded(a), a.rows(), a.cols()),
-            (lanes(b.transposed()), b.rows(), b.cols()),
-            c,
-            accumulate,
-            bias,
-        ),
-        (R(a), R(b)) => go(
-            level,
-            (rounded(a), a.rows(), a.cols()),
-            (rounded(b.transposed()), b.rows(), b.cols()),
-            c,
-            accumulate,
-            bias,
-        ),
-    }
+}
+
+/// The same strip under another type of the same layout: f32 as [`Rounded`], or a generic float as what it is.
+fn retyped<S, T>(strip: Strip<S>) -> Strip<T> {
+    let Strip { start, lanes, lane_stride, k_stride } = strip;
+    Strip { start: start.cast(), lanes, lane_stride, k_stride }
 }
 
 /// The rows of a matrix as lanes.
@@ -192,13 +166,13 @@ fn lanes<T>(m: Matrix<T>) -> Strip<T> {
 }
 
 /// Checks that the shapes fit and does what needs no product; `None` when nothing is left to do.
-fn checked<T: Float, A, B>(
-    (a, rows, depth): (Strip<A>, usize, usize),
+fn checked<T: Float, B>(
+    (rows, depth): (usize, usize),
     (b, b_depth, cols): (Strip<B>, usize, usize),
     mut c: MatrixMut<T>,
     accumulate: Accumulate,
     bias: Option<&[T]>,
-) -> Option<Problem<T, A, B>> {
+) -> Option<Problem<T, B>> {
     assert!(
         depth == b_depth
             && (c.rows(), c.cols()) == (rows, cols)
@@ -224,7 +198,7 @@ fn checked<T: Float, A, B>(
     }
     let (c, c_stride) = c.parts();
     let bias = bias.map_or(std::ptr::null(), <[T]>::as_ptr);
-    Some(Problem { rows, cols, depth, a, b, c, c_stride, add: accumulate == Accumulate::Add, bias })
+    Some(Problem { rows, cols, depth, b, c, c_stride, add: accumulate == Accumulate::Add, bias })
 }
 
 /// What vectors of f32 can read at every level.
@@ -239,48 +213,49 @@ impl<S: Storage<Lanes<f32>>> StorageF32 for S {}
 
 /// # Safety
 /// The problem's pointers are valid for its sizes; `level` is one that this CPU has.
-unsafe fn run_f32<A: StorageF32, B: StorageF32>(level: Level, problem: &Problem<f32, A, B>) {
+unsafe fn run_f32<A: StorageF32, B: StorageF32>(level: Level, problem: &Problem<f32, B>, a: Strip<A>) {
     // SAFETY: passed on to the caller.
     unsafe {
         match level {
             #[cfg(target_arch = "x86_64")]
-            Level::Avx512 => run::<x86::F32x16, A, B, 12, 2>(problem),
+            Level::Avx512 => run::<x86::F32x16, A, B, 12, 2>(problem, a),
             #[cfg(target_arch = "x86_64")]
-            Level::Avx2 => run::<x86::F32x8, A, B, 6, 2>(problem),
-            _ => run::<Lanes<f32>, A, B, 6, 1>(problem),
+            Level::Avx2 => run::<x86::F32x8, A, B, 6, 2>(problem, a),
+            _ => run::<Lanes<f32>, A, B, 6, 1>(problem, a),
         }
     }
 }
 
 /// # Safety
 /// As [`run_f32`].
-unsafe fn run_f64(level: Level, problem: &Problem<f64, f64, f64>) {
+unsafe fn run_f64(level: Level, problem: &Problem<f64, f64>, a: Strip<f64>) {
     // SAFETY: passed on to the caller.
     unsafe {
         match level {
             #[cfg(target_arch = "x86_64")]
-            Level::Avx512 => run::<x86::F64x8, f64, f64, 12, 2>(problem),
+            Level::Avx512 => run::<x86::F64x8, f64, f64, 12, 2>(problem, a),
             #[cfg(target_arch = "x86_64")]
-            Level::Avx2 => run::<x86::F64x4, f64, f64, 6, 2>(problem),
-            _ => run::<Lanes<f64>, f64, f64, 6, 1>(problem),
+            Level::Avx2 => run::<x86::F64x4, f64, f64, 6, 2>(problem, a),
+            _ => run::<Lanes<f64>, f64, f64, 6, 1>(problem, a),
         }
     }
 }
 
 /// Few rows or many; both keep the order contract.
-unsafe fn run<V, A, B, const M: usize, const N: usize>(problem: &Problem<V::Element, A, B>)
+unsafe fn run<V, A, B, const M: usize, const N: usize>(problem: &Problem<V::Element, B>, a: Strip<A>)
 where
     V: Vector,
     A: Storage<V> + Storage<V::Block>,
     B: Storage<V> + Storage<V::Block>,
 {
+    // Without vectors the special kernels for few rows would only be a second slow path (with the same bits).
     let unit = problem.b.lane_stride == 1 || problem.b.k_stride == 1;
     // SAFETY: passed on to the caller.
     unsafe {
-        if problem.rows <= skinny::ROWS && unit {
-            skinny::run::<V, A, B>(problem);
+        if V::HARDWARE && problem.rows <= skinny::ROWS && unit {
+            skinny::run::<V, A, B>(problem, a);
         } else {
-            packed::run::<V, A, B, M, N>(problem);
+            packed::run::<V, A, B, M, N>(problem, a);
         }
     }
 }

@@ -10,6 +10,9 @@ use super::simd::{Storage, Vector};
 /// the same cache set.
 pub(super) const SLACK: usize = 16;
 
+/// How many k ahead of its use a row is asked for.
+const AHEAD: usize = 8;
+
 /// Lanes (rows of A or columns of B) of an operand: element (lane, k) is at `start + lane * lane_stride + k * k_stride`.
 #[derive(Clone, Copy)]
 pub(super) struct Strip<S> {
@@ -84,6 +87,8 @@ where
             let from = strip.start.add(k * strip.k_stride);
             for panel in 0..whole {
                 let (from, to) = (from.add(panel * width), to.add(panel * slot + k * width));
+                // Rows of the operand are far apart: no stream for the hardware to see.
+                V::prefetch(from.wrapping_add(AHEAD * strip.k_stride));
                 let mut lane = 0;
                 while lane < width {
                     <S as Storage<V>>::load(from.add(lane)).store(to.add(lane));
@@ -125,7 +130,9 @@ where
                 let mut block = [V::splat(V::Element::default()); 8];
                 for i in 0..step {
                     let lane = first + if i < present { i } else { present - 1 };
-                    block[i] = S::load(strip.start.add(lane * strip.lane_stride + k));
+                    let from = strip.start.add(lane * strip.lane_stride + k);
+                    V::prefetch(from.wrapping_add(step * strip.lane_stride));
+                    block[i] = S::load(from);
                 }
                 V::transpose(&mut block);
                 for i in 0..step {

@@ -58,8 +58,10 @@ struct Block<T> {
 ///
 /// # Safety
 /// The problem's pointers are valid for its sizes, and the CPU has `V`'s instructions.
-pub(super) unsafe fn run<V, A, B, const M: usize, const N: usize>(problem: &Problem<V::Element, A, B>)
-where
+pub(super) unsafe fn run<V, A, B, const M: usize, const N: usize>(
+    problem: &Problem<V::Element, B>,
+    a: Strip<A>,
+) where
     V: Vector,
     A: Storage<V> + Storage<V::Block>,
     B: Storage<V> + Storage<V::Block>,
@@ -79,14 +81,15 @@ where
             let rows = which.start * M..(which.end * M).min(problem.rows);
             if !rows.is_empty() {
                 // SAFETY: the ranges are inside the problem.
-                unsafe { run_block::<V, A, B, M, N>(problem, rows, depth.clone(), ends) };
+                unsafe { run_block::<V, A, B, M, N>(problem, a, rows, depth.clone(), ends) };
             }
         }
     }
 }
 
 unsafe fn run_block<V, A, B, const M: usize, const N: usize>(
-    problem: &Problem<V::Element, A, B>,
+    problem: &Problem<V::Element, B>,
+    operand: Strip<A>,
     rows: Range<usize>,
     depth: Range<usize>,
     ends: Ends<V::Element>,
@@ -108,7 +111,7 @@ unsafe fn run_block<V, A, B, const M: usize, const N: usize>(
             // SAFETY: tasks pack disjoint runs of panels.
             unsafe {
                 let panels = share(row_panels, packers, task);
-                V::enter(PackA::<V, A, B, M> { problem, block: &block, panels });
+                V::enter(PackA::<V, A, M> { operand, block: &block, panels });
             }
         });
 
@@ -120,7 +123,7 @@ unsafe fn run_block<V, A, B, const M: usize, const N: usize>(
             let slot = longest * N * V::LANES + SLACK;
             with_scratch(cols.len() * slot, |b: &mut [V::Element]| {
                 // SAFETY: tasks own disjoint tiles of C; A is packed.
-                unsafe { V::enter(Tiles::<V, A, B, M, N> { problem, block: &block, rows, cols, b, slot }) }
+                unsafe { V::enter(Tiles::<V, B, M, N> { problem, block: &block, rows, cols, b, slot }) }
             });
         });
     });
@@ -141,20 +144,20 @@ fn grid(row_panels: usize, col_panels: usize, operations: usize) -> (usize, usiz
 }
 
 /// Packs some panels of A.
-struct PackA<'a, V: Vector, A, B, const M: usize> {
-    problem: &'a Problem<V::Element, A, B>,
+struct PackA<'a, V: Vector, A, const M: usize> {
+    operand: Strip<A>,
     block: &'a Block<V::Element>,
     panels: Range<usize>,
 }
 
-impl<V, A, B, const M: usize> Body for PackA<'_, V, A, B, M>
+impl<V, A, const M: usize> Body for PackA<'_, V, A, M>
 where
     V: Vector,
     A: Storage<V> + Storage<V::Block>,
 {
     #[inline(always)]
     unsafe fn run(self) {
-        let PackA { problem, block, panels } = self;
+        let PackA { operand, block, panels } = self;
         let row_panels = block.rows.len().div_ceil(M);
         let first = block.rows.start + panels.start * M;
         let lanes = (panels.len() * M).min(block.rows.end - first);
@@ -162,7 +165,7 @@ where
             let k = share(block.depth.len(), block.chunks, chunk);
             // SAFETY: rows and k are inside A; each panel has its slot.
             unsafe {
-                let strip = problem.a.at(first, block.depth.start + k.start);
+                let strip = operand.at(first, block.depth.start + k.start);
                 let to = block.a.get().add((chunk * row_panels + panels.start) * block.slot);
                 pack::<V, A>(Strip { lanes, ..strip }, M, k.len(), to, block.slot);
             }
@@ -171,8 +174,8 @@ where
 }
 
 /// Computes some row panels by some column panels.
-struct Tiles<'a, V: Vector, A, B, const M: usize, const N: usize> {
-    problem: &'a Problem<V::Element, A, B>,
+struct Tiles<'a, V: Vector, B, const M: usize, const N: usize> {
+    problem: &'a Problem<V::Element, B>,
     block: &'a Block<V::Element>,
     rows: Range<usize>,
     cols: Range<usize>,
@@ -181,7 +184,7 @@ struct Tiles<'a, V: Vector, A, B, const M: usize, const N: usize> {
     slot: usize,
 }
 
-impl<V, A, B, const M: usize, const N: usize> Body for Tiles<'_, V, A, B, M, N>
+impl<V, B, const M: usize, const N: usize> Body for Tiles<'_, V, B, M, N>
 where
     V: Vector,
     B: Storage<V> + Storage<V::Block>,

@@ -26,6 +26,8 @@ pub(super) trait Vector: Copy + 'static {
     /// The vector that square blocks are transposed with; at most eight lanes.
     type Block: Vector<Element = Self::Element>;
     const LANES: usize;
+    /// Whether instructions of the machine stand behind it.
+    const HARDWARE: bool;
 
     unsafe fn enter(body: impl Body);
     unsafe fn splat(value: Self::Element) -> Self;
@@ -120,6 +122,7 @@ impl<T: Float> Vector for Lanes<T> {
     type Element = T;
     type Block = Self;
     const LANES: usize = 8;
+    const HARDWARE: bool = false;
 
     #[inline(always)]
     unsafe fn enter(body: impl Body) {

@@ -16,7 +16,7 @@ use crate::cpu::{Float, parallel};
 use std::ops::Range;
 
 /// Most rows that these kernels are faster for than packed ones.
-pub(super) const ROWS: usize = 12;
+pub(super) const ROWS: usize = 32;
 /// Elements of a task's sums in L1 (16 KiB of f32).
 const SUMS: usize = 4096;
 /// Rows of B that are streamed together.
@@ -30,27 +30,25 @@ const CHUNK: usize = 256;
 ///
 /// # Safety
 /// The problem's pointers are valid for its sizes, and the CPU has `V`'s instructions.
-pub(super) unsafe fn run<V, A, B>(problem: &Problem<V::Element, A, B>)
+pub(super) unsafe fn run<V, A, B>(problem: &Problem<V::Element, B>, operand: Strip<A>)
 where
     V: Vector,
     A: Storage<V> + Storage<V::Block>,
     B: Storage<V> + Storage<V::Block>,
 {
     let by_columns = problem.b.lane_stride != 1;
-    // Rows of A in groups: one group when streaming, at most six rows (the tile) when transposing.
+    // Rows of A in groups: one group when streaming, two, four or six rows (the tile) when transposing,
+    // padded with zeros.
     let groups = if by_columns { problem.rows.div_ceil(6) } else { 1 };
-    let height = problem.rows.div_ceil(groups);
+    let height = match problem.rows.div_ceil(groups) {
+        rows @ (3 | 5) if by_columns => rows + 1,
+        rows => rows,
+    };
     let slot = problem.depth * height + SLACK;
     with_scratch(groups * slot, |a: &mut [V::Element]| {
         // SAFETY: slots are large enough for `height` lanes and all of k.
         unsafe {
-            V::enter(PackRows::<V, A> {
-                a: problem.a,
-                height,
-                depth: problem.depth,
-                to: a.as_mut_ptr(),
-                slot,
-            })
+            V::enter(PackRows::<V, A> { a: operand, height, depth: problem.depth, to: a.as_mut_ptr(), slot })
         };
         let a: &[V::Element] = a;
         let align = 4 * V::LANES;
@@ -70,14 +68,12 @@ where
                 // SAFETY: tasks own disjoint columns of C.
                 unsafe {
                     match (by_columns, height) {
-                        (false, 1) => V::enter(Stream::<V, A, B, true> { problem, a, cols, sums: scratch }),
-                        (false, _) => V::enter(Stream::<V, A, B, false> { problem, a, cols, sums: scratch }),
-                        (true, 1) => V::enter(Transpose::<V, A, B, 1, 4> { problem, a, slot, cols, scratch }),
-                        (true, 2) => V::enter(Transpose::<V, A, B, 2, 4> { problem, a, slot, cols, scratch }),
-                        (true, 3) => V::enter(Transpose::<V, A, B, 3, 4> { problem, a, slot, cols, scratch }),
-                        (true, 4) => V::enter(Transpose::<V, A, B, 4, 2> { problem, a, slot, cols, scratch }),
-                        (true, 5) => V::enter(Transpose::<V, A, B, 5, 2> { problem, a, slot, cols, scratch }),
-                        (true, _) => V::enter(Transpose::<V, A, B, 6, 2> { problem, a, slot, cols, scratch }),
+                        (false, 1) => V::enter(Stream::<V, B, true> { problem, a, cols, sums: scratch }),
+                        (false, _) => V::enter(Stream::<V, B, false> { problem, a, cols, sums: scratch }),
+                        (true, 1) => V::enter(Transpose::<V, B, 1, 4> { problem, a, slot, cols, scratch }),
+                        (true, 2) => V::enter(Transpose::<V, B, 2, 4> { problem, a, slot, cols, scratch }),
+                        (true, 4) => V::enter(Transpose::<V, B, 4, 2> { problem, a, slot, cols, scratch }),
+                        (true, _) => V::enter(Transpose::<V, B, 6, 2> { problem, a, slot, cols, scratch }),
                     }
                 }
             });
@@ -103,15 +99,15 @@ impl<V: Vector, A: Storage<V> + Storage<V::Block>> Body for PackRows<V, A> {
 }
 
 /// Columns of B are contiguous; `a` is in groups of `M` rows, `slot` apart.
-struct Transpose<'a, V: Vector, A, B, const M: usize, const N: usize> {
-    problem: &'a Problem<V::Element, A, B>,
+struct Transpose<'a, V: Vector, B, const M: usize, const N: usize> {
+    problem: &'a Problem<V::Element, B>,
     a: &'a [V::Element],
     slot: usize,
     cols: Range<usize>,
     scratch: &'a mut [V::Element],
 }
 
-impl<V, A, B, const M: usize, const N: usize> Body for Transpose<'_, V, A, B, M, N>
+impl<V, B, const M: usize, const N: usize> Body for Transpose<'_, V, B, M, N>
 where
     V: Vector,
     B: Storage<V> + Storage<V::Block>,
@@ -152,14 +148,14 @@ where
 }
 
 /// Rows of B are contiguous; `a` is `[k][rows]`.
-struct Stream<'a, V: Vector, A, B, const ONE: bool> {
-    problem: &'a Problem<V::Element, A, B>,
+struct Stream<'a, V: Vector, B, const ONE: bool> {
+    problem: &'a Problem<V::Element, B>,
     a: &'a [V::Element],
     cols: Range<usize>,
     sums: &'a mut [V::Element],
 }
 
-impl<V, A, B, const ONE: bool> Body for Stream<'_, V, A, B, ONE>
+impl<V, B, const ONE: bool> Body for Stream<'_, V, B, ONE>
 where
     V: Vector,
     B: Storage<V>,
@@ -170,9 +166,9 @@ where
         // SAFETY: passed on to the caller.
         unsafe {
             if ONE {
-                stream_one::<V, A, B>(problem, a, cols, sums);
+                stream_one::<V, B>(problem, a, cols, sums);
             } else {
-                stream::<V, A, B>(problem, a, cols, sums);
+                stream::<V, B>(problem, a, cols, sums);
             }
         }
     }
@@ -180,8 +176,8 @@ where
 
 /// Several rows of A; `a` is `[k][rows]`.
 #[inline(always)]
-unsafe fn stream<V, A, B>(
-    problem: &Problem<V::Element, A, B>,
+unsafe fn stream<V, B>(
+    problem: &Problem<V::Element, B>,
     a: &[V::Element],
     cols: Range<usize>,
     sums: &mut [V::Element],
@@ -266,8 +262,8 @@ unsafe fn update<V, B, const U: usize>(
 
 /// One row of A.
 #[inline(always)]
-unsafe fn stream_one<V, A, B>(
-    problem: &Problem<V::Element, A, B>,
+unsafe fn stream_one<V, B>(
+    problem: &Problem<V::Element, B>,
     a: &[V::Element],
     cols: Range<usize>,
     sums: &mut [V::Element],
@@ -334,7 +330,7 @@ unsafe fn update_one<V, B, const U: usize>(
 
 /// Where the chains of one row start.
 #[inline(always)]
-unsafe fn begin<T: Float, A, B>(problem: &Problem<T, A, B>, row: usize, col: usize, sums: &mut [T]) {
+unsafe fn begin<T: Float, B>(problem: &Problem<T, B>, row: usize, col: usize, sums: &mut [T]) {
     if problem.add {
         // SAFETY: the caller's columns are inside C.
         let c =
@@ -347,7 +343,7 @@ unsafe fn begin<T: Float, A, B>(problem: &Problem<T, A, B>, row: usize, col: usi
 
 /// Adds the bias to finished chains and writes them.
 #[inline(always)]
-unsafe fn end<T: Float, A, B>(problem: &Problem<T, A, B>, row: usize, col: usize, sums: &[T]) {
+unsafe fn end<T: Float, B>(problem: &Problem<T, B>, row: usize, col: usize, sums: &[T]) {
     // SAFETY: the caller's columns are inside C and owned by its task; bias has one number a column.
     unsafe {
         let c = std::slice::from_raw_parts_mut(problem.c.add(row * problem.c_stride + col), sums.len());

@@ -92,7 +92,7 @@ fn check<T: Float>(
     }
 }
 
-const SHAPES: [(usize, usize, usize); 12] = [
+const SHAPES: [(usize, usize, usize); 14] = [
     (1, 1, 1),
     (1, 33, 70),
     (2, 300, 131),
@@ -101,7 +101,9 @@ const SHAPES: [(usize, usize, usize); 12] = [
     (8, 40, 129),
     (12, 19, 48),
     (13, 7, 17),
+    (33, 7, 17),
     (31, 800, 50),
+    (45, 500, 90),
     (64, 9, 200),
     (7, 520, 5),
     (100, 1, 3),
@@ -125,9 +127,9 @@ fn every_path_is_the_chain() {
 
 #[test]
 fn long_chains_in_several_blocks_are_the_chain() {
-    check::<f32>(isa::level(), (14, 9001, 35), (0, 1), false, true);
+    check::<f32>(isa::level(), (34, 9001, 35), (0, 1), false, true);
     check::<f32>(isa::level(), (3, 9001, 35), (0, 1), true, true);
-    check::<f64>(isa::level(), (14, 4500, 20), (1, 0), true, true);
+    check::<f64>(isa::level(), (35, 4500, 20), (1, 0), true, true);
 }
 
 #[test]

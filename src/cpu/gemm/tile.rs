@@ -2,14 +2,14 @@
 #![allow(unsafe_code)]
 
 use super::simd::Vector;
+use std::mem::MaybeUninit;
 
-/// What one product is: pointers and strides that the entry points have checked against their slices.
-pub(super) struct Problem<T, A, B> {
+/// What one product is, but for A: pointers and strides that the entry points have checked against their slices.
+/// (A is packed by its own code, so that the kernels are compiled once for all types that A may have.)
+pub(super) struct Problem<T, B> {
     pub rows: usize,
     pub cols: usize,
     pub depth: usize,
-    /// Lanes are rows.
-    pub a: super::pack::Strip<A>,
     /// Lanes are columns.
     pub b: super::pack::Strip<B>,
     pub c: *mut T,
@@ -20,8 +20,8 @@ pub(super) struct Problem<T, A, B> {
     pub bias: *const T,
 }
 
-// SAFETY: tasks read A, B and bias and write disjoint tiles of C; the borrows outlive the product.
-unsafe impl<T: Sync, A: Sync, B: Sync> Sync for Problem<T, A, B> {}
+// SAFETY: tasks read B and bias and write disjoint tiles of C; the borrows outlive the product.
+unsafe impl<T: Sync, B: Sync> Sync for Problem<T, B> {}
 
 /// Where a tile starts from and what it ends with.
 #[derive(Clone, Copy)]
@@ -51,6 +51,10 @@ pub(super) unsafe fn tile<V: Vector, const M: usize, const N: usize>(
     // SAFETY: by the caller's promises; index arithmetic stays inside the tile.
     unsafe {
         let mut sums = [[V::splat(V::Element::default()); N]; M];
+        // The tile is read or written only now and then: its lines are fetched while k runs.
+        for i in 0..M {
+            V::prefetch(c.add(i * c_stride));
+        }
         if ends.load {
             for i in 0..M {
                 for j in 0..N {
@@ -109,31 +113,42 @@ pub(super) unsafe fn tile_clipped<V: Vector, const M: usize, const N: usize>(
     // (const-asserted by the buffer's size: M * width <= TILE_ELEMENTS) and copy only what exists.
     unsafe {
         let whole = rows == M && cols == width;
-        let mut local = [V::Element::default(); TILE_ELEMENTS];
-        let mut bias = [V::Element::default(); 64];
+        // Uninitialised: filling them would cost whole tiles a tenth of their time.
+        let mut local = [const { MaybeUninit::<V::Element>::uninit() }; TILE_ELEMENTS];
+        let mut bias = [const { MaybeUninit::<V::Element>::uninit() }; 64];
         let mut target = (c, c_stride);
         let mut ends = ends;
         if !whole {
             debug_assert!(M * width <= TILE_ELEMENTS && width <= 64);
+            for value in &mut local[..M * width] {
+                value.write(V::Element::default());
+            }
             if ends.load {
                 for i in 0..rows {
                     std::ptr::copy_nonoverlapping(
                         c.add(i * c_stride),
-                        local.as_mut_ptr().add(i * width),
+                        local.as_mut_ptr().cast::<V::Element>().add(i * width),
                         cols,
                     );
                 }
             }
             if !ends.bias.is_null() {
-                std::ptr::copy_nonoverlapping(ends.bias, bias.as_mut_ptr(), cols);
-                ends.bias = bias.as_ptr();
+                for value in &mut bias[..width] {
+                    value.write(V::Element::default());
+                }
+                std::ptr::copy_nonoverlapping(ends.bias, bias.as_mut_ptr().cast(), cols);
+                ends.bias = bias.as_ptr().cast();
             }
-            target = (local.as_mut_ptr(), width);
+            target = (local.as_mut_ptr().cast(), width);
         }
         tile::<V, M, N>(depth, a, b, target.0, target.1, ends);
         if !whole {
             for i in 0..rows {
-                std::ptr::copy_nonoverlapping(local.as_ptr().add(i * width), c.add(i * c_stride), cols);
+                std::ptr::copy_nonoverlapping(
+                    local.as_ptr().cast::<V::Element>().add(i * width),
+                    c.add(i * c_stride),
+                    cols,
+                );
             }
         }
     }

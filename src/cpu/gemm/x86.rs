@@ -40,6 +40,7 @@ macro_rules! vector {
             type Element = $element;
             type Block = $block;
             const LANES: usize = $lanes;
+            const HARDWARE: bool = true;
 
             #[inline(always)]
             unsafe fn enter(body: impl Body) {

@@ -48,13 +48,10 @@ thread_local! {
     static KEPT: Cell<Kept> = const { Cell::new(Kept { ids: Vec::new(), counts: Vec::new(), masses: Vec::new() }) };
 }
 
-/// Lends the filters' memory, which this thread keeps between calls.
+/// exp(s - maximum): 1 for the most probable.
 #[inline(always)]
-pub(super) fn with_kept<R>(body: impl FnOnce(&mut Kept) -> R) -> R {
-    let mut kept = KEPT.take();
-    let result = body(&mut kept);
-    KEPT.set(kept);
-    result
+fn weight<T: Float>(logit: T, scale: T, maximum: T) -> T {
+    (logit * scale - maximum).exp()
 }
 
 /// More probable first; the lower id among equals.
@@ -67,21 +64,29 @@ fn rank<T: Float>(logits: &[T]) -> impl Fn(&u32, &u32) -> Ordering {
 }
 
 impl Kept {
+    /// This thread's memory, which it keeps between calls.
+    pub fn take() -> Kept {
+        KEPT.take()
+    }
+
+    /// For the next call.
+    pub fn give_back(self) {
+        KEPT.set(self);
+    }
+
     /// Fills `ids` with what the filters keep, ascending. At least one filter is set; `maximum` is finite.
     #[inline(always)]
     pub fn select<T: Float>(&mut self, logits: &[T], scale: T, maximum: T, filters: Filters) {
         self.ids.clear();
         // All that any row may need, so that later rows never allocate.
         self.ids.reserve(logits.len());
-        let weight = |logits: &[T], id: u32| (logits[id as usize] * scale - maximum).exp();
         if let Some(k) = filters.top_k {
             self.fill_buckets::<T, false>(logits, scale, maximum);
-            let mut seen = 0;
-            let reached = |&count: &u32| {
-                seen += count as usize;
-                seen >= k
-            };
-            let cut = self.counts.iter().position(reached).unwrap_or(BUCKETS - 1);
+            let (mut cut, mut seen) = (0, self.counts[0] as usize);
+            while seen < k && cut + 1 < BUCKETS {
+                cut += 1;
+                seen += self.counts[cut] as usize;
+            }
             self.collect(logits, scale, maximum, 0, cut);
             if self.ids.len() > k {
                 self.ids.select_nth_unstable_by(k - 1, rank(logits));
@@ -89,8 +94,11 @@ impl Kept {
             }
             if let Some(p) = filters.top_p {
                 self.ids.sort_unstable_by(rank(logits));
-                let total: f64 = self.ids.iter().map(|&id| weight(logits, id).to_f64()).sum();
-                self.keep_mass(0, 0.0, p * total, |id| weight(logits, id).to_f64());
+                let mut total = 0.0;
+                for &id in &self.ids {
+                    total += weight(logits[id as usize], scale, maximum).to_f64();
+                }
+                self.keep_mass(logits, scale, maximum, 0.0, p * total);
             }
         } else if let Some(p) = filters.top_p {
             self.fill_buckets::<T, true>(logits, scale, maximum);
@@ -100,30 +108,42 @@ impl Kept {
                 before += self.masses[cut];
                 cut += 1;
             }
-            if cut > 0 {
-                self.collect(logits, scale, maximum, 0, cut - 1);
-            }
-            let sure = self.ids.len();
+            // Only the bucket in which the mass is reached is ordered; the last id kept of it bounds all others.
             self.collect(logits, scale, maximum, cut, cut);
-            self.ids[sure..].sort_unstable_by(rank(logits));
-            self.keep_mass(sure, before, target, |id| weight(logits, id).to_f64());
+            self.ids.sort_unstable_by(rank(logits));
+            self.keep_mass(logits, scale, maximum, before, target);
+            if let Some(&last) = self.ids.last() {
+                self.ids.clear();
+                self.collect(logits, scale, maximum, 0, cut);
+                let order = rank(logits);
+                self.ids.retain(|id| order(id, &last) != Ordering::Greater);
+            }
         } else {
-            self.collect(logits, scale, maximum, 0, BUCKETS - 1);
+            // min-p alone: nothing farther below the maximum than ln p can be kept. One bucket of margin.
+            let depth = filters.min_p.map_or(0.0, |p| -p.ln());
+            self.collect(logits, scale, maximum, 0, (depth * FINENESS) as usize + 1);
         }
         if let Some(p) = filters.min_p {
             let least = T::from_f64(p);
-            self.ids.retain(|&id| weight(logits, id) >= least);
+            let mut kept = 0;
+            for i in 0..self.ids.len() {
+                let id = self.ids[i];
+                if weight(logits[id as usize], scale, maximum) >= least {
+                    self.ids[kept] = id;
+                    kept += 1;
+                }
+            }
+            self.ids.truncate(kept);
         }
         self.ids.sort_unstable();
     }
 
-    /// Keeps ids from `from` on, which are in order of rank, until the mass `before` them and theirs reaches `target`.
+    /// Keeps ids, which are in order of rank, until the mass `before` them and theirs reaches `target`; at least one.
     #[inline(always)]
-    fn keep_mass(&mut self, from: usize, before: f64, target: f64, weight: impl Fn(u32) -> f64) {
-        let mut mass = before;
-        let mut end = from;
+    fn keep_mass<T: Float>(&mut self, logits: &[T], scale: T, maximum: T, before: f64, target: f64) {
+        let (mut end, mut mass) = (0, before);
         while end < self.ids.len() && (mass < target || end == 0) {
-            mass += weight(self.ids[end]);
+            mass += weight(logits[self.ids[end] as usize], scale, maximum).to_f64();
             end += 1;
         }
         self.ids.truncate(end);
@@ -137,11 +157,13 @@ impl Kept {
         self.masses.clear();
         self.masses.resize(BUCKETS, 0.0);
         for block in logits.chunks(LANES) {
+            let mut values = [T::NEG_INFINITY; LANES];
+            values[..block.len()].copy_from_slice(block);
             let (mut buckets, mut weights) = ([0_i32; LANES], [T::ZERO; LANES]);
-            for (i, &logit) in block.iter().enumerate() {
-                buckets[i] = place(logit * scale, maximum).to_f64() as i32;
+            for i in 0..LANES {
+                buckets[i] = place(values[i] * scale, maximum).to_f64() as i32;
                 if MASS {
-                    weights[i] = (logit * scale - maximum).exp();
+                    weights[i] = weight(values[i], scale, maximum);
                 }
             }
             for i in 0..block.len() {
@@ -153,7 +175,8 @@ impl Kept {
         }
     }
 
-    /// Appends the ids of buckets `from ..= to`, ascending, without those of probability 0.
+    /// Appends the ids of buckets `from ..= to`, ascending, without those of probability 0. The last bucket counts as
+    /// inside when `to` is beyond it.
     #[inline(always)]
     fn collect<T: Float>(&mut self, logits: &[T], scale: T, maximum: T, from: usize, to: usize) {
         let (from, beyond) = (T::from_f64(from as f64), T::from_f64((to + 1) as f64));

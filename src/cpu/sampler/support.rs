@@ -1,8 +1,8 @@
 //! Scores of tokens on the support that was stored when they were sampled, and their gradient.
 
-use super::{Fault, Problem, check, gather};
+use super::{Fault, Problem, check, running_of_kept};
 use crate::cpu::float::Float;
-use crate::cpu::log_probability::{Running, log_probability, with_scratch};
+use crate::cpu::log_probability::{Running, log_probability};
 use crate::cpu::{isa, parallel};
 use std::sync::Mutex;
 
@@ -51,9 +51,7 @@ impl<'a, T: Float> Stored<'a, T> {
         let running = if ids.is_empty() {
             Running::of::<false>(logits, self.inverse_temperature)
         } else {
-            with_scratch(self.vocabulary, |values| {
-                Running::of::<false>(gather(logits, ids, values), self.inverse_temperature)
-            })
+            running_of_kept(logits, self.inverse_temperature, ids)
         };
         check(logits, self.inverse_temperature, &running).map(|()| running)
     }
@@ -63,57 +61,75 @@ impl<'a, T: Float> Stored<'a, T> {
 pub fn score<T: Float>(stored: &Stored<T>, out: &mut [T]) -> Result<(), Fault> {
     let faults = Faults::default();
     parallel::rows(out, 1, 4 * stored.vocabulary, |first, out| {
-        isa::run(|| {
-            for (row, out) in (first..).zip(out) {
-                let scored = stored.row(row).and_then(|(logits, ids)| {
-                    let running = stored.running(logits, ids)?;
-                    let scaled = logits[stored.tokens[row] as usize] * stored.inverse_temperature;
-                    Ok(log_probability(scaled, running.maximum, running.log_sum()))
-                });
-                match scored {
-                    Ok(score) => *out = score,
-                    Err(problem) => faults.note(Fault { row, problem }),
-                }
+        for (row, out) in (first..).zip(out) {
+            match isa::run_kernel(ScoreRow { stored, row }) {
+                Ok(score) => *out = score,
+                Err(problem) => faults.note(Fault { row, problem }),
             }
-        });
+        }
     });
     faults.first()
+}
+
+struct ScoreRow<'a, 'b, T> {
+    stored: &'a Stored<'b, T>,
+    row: usize,
+}
+
+impl<T: Float> isa::Kernel for ScoreRow<'_, '_, T> {
+    type Output = Result<T, Problem>;
+    #[inline(always)]
+    fn run(self) -> Self::Output {
+        let (logits, ids) = self.stored.row(self.row)?;
+        let running = self.stored.running(logits, ids)?;
+        let scaled = logits[self.stored.tokens[self.row] as usize] * self.stored.inverse_temperature;
+        Ok(log_probability(scaled, running.maximum, running.log_sum()))
+    }
 }
 
 /// Gradient of the logits of [`score`], assigned: (1[v = token] - p[v]) / T on the support, 0 elsewhere.
 pub fn score_backward<T: Float>(stored: &Stored<T>, dy: &[T], d_logits: &mut [T]) -> Result<(), Fault> {
     let faults = Faults::default();
-    let scale = stored.inverse_temperature;
     parallel::rows(d_logits, stored.vocabulary, 8 * stored.vocabulary, |first, d_logits| {
-        isa::run(|| {
-            for (row, d_logits) in (first..).zip(d_logits.chunks_exact_mut(stored.vocabulary)) {
-                let found =
-                    stored.row(row).and_then(|(logits, ids)| Ok((logits, ids, stored.running(logits, ids)?)));
-                let (logits, ids, running) = match found {
-                    Ok(found) => found,
-                    Err(problem) => {
-                        faults.note(Fault { row, problem });
-                        continue;
-                    }
-                };
-                let (log_sum, factor) = (running.log_sum(), -(scale * dy[row]));
-                let slope =
-                    |logit: T| log_probability(logit * scale, running.maximum, log_sum).exp() * factor;
-                if ids.is_empty() {
-                    for (d, &logit) in d_logits.iter_mut().zip(logits) {
-                        *d = slope(logit);
-                    }
-                } else {
-                    d_logits.fill(T::ZERO);
-                    for &id in ids {
-                        d_logits[id as usize] = slope(logits[id as usize]);
-                    }
-                }
-                d_logits[stored.tokens[row] as usize] += scale * dy[row];
+        for (row, d_logits) in (first..).zip(d_logits.chunks_exact_mut(stored.vocabulary)) {
+            if let Err(problem) = isa::run_kernel(DifferentiateRow { stored, row, dy: dy[row], d_logits }) {
+                faults.note(Fault { row, problem });
             }
-        });
+        }
     });
     faults.first()
+}
+
+struct DifferentiateRow<'a, 'b, T> {
+    stored: &'a Stored<'b, T>,
+    row: usize,
+    dy: T,
+    d_logits: &'a mut [T],
+}
+
+impl<T: Float> isa::Kernel for DifferentiateRow<'_, '_, T> {
+    type Output = Result<(), Problem>;
+    #[inline(always)]
+    fn run(self) -> Self::Output {
+        let DifferentiateRow { stored, row, dy, d_logits } = self;
+        let (logits, ids) = stored.row(row)?;
+        let running = stored.running(logits, ids)?;
+        let (scale, maximum, log_sum) = (stored.inverse_temperature, running.maximum, running.log_sum());
+        let factor = -(scale * dy);
+        if ids.is_empty() {
+            for (d, &logit) in d_logits.iter_mut().zip(logits) {
+                *d = log_probability(logit * scale, maximum, log_sum).exp() * factor;
+            }
+        } else {
+            d_logits.fill(T::ZERO);
+            for &id in ids {
+                let scaled = logits[id as usize] * scale;
+                d_logits[id as usize] = log_probability(scaled, maximum, log_sum).exp() * factor;
+            }
+        }
+        d_logits[stored.tokens[row] as usize] += scale * dy;
+        Ok(())
+    }
 }
 
 /// Problems met by parallel tasks; the lowest row's is told.
