@@ -12,7 +12,7 @@ use latch::base::Dtype;
 use latch::cpu::gemm::{Accumulate, Bf16Operand, Matrix, MatrixMut, gemm, gemm_bf16};
 use latch::cpu::parallel::with_threads;
 use latch::model::{Model, Record};
-use machine::{Times, triad_once};
+use machine::{Times, peak_once, read_once, triad_once};
 use serde_json::{Value, json};
 use std::io::{BufRead, BufReader, Write};
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
@@ -250,6 +250,7 @@ fn compare(options: &Options) -> Result<(), Failure> {
         info["transformers"].as_str().unwrap_or("?"),
         latch::cpu::isa::level(),
     );
+    println!("{}", machine(threads));
     println!(
         "{:<32}{:>10}{:>10}{:>10}{:>10}{:>8}{:>7}{:>14}",
         "", "ours", "", "theirs", "", "", "", "triad GB/s"
@@ -269,6 +270,27 @@ fn compare(options: &Options) -> Result<(), Failure> {
         theirs.ask("forget", 1)?;
     }
     Ok(())
+}
+
+/// What this machine gives at the start of the run.
+fn machine(threads: usize) -> String {
+    let data = vec![1.0_f32; 16 << 20];
+    let (mut burst, mut peak, mut small, mut large) =
+        (0.0, Times::default(), Times::default(), Times::default());
+    for _ in 0..5 {
+        peak.record(|| burst = peak_once(threads));
+        (0..3).for_each(|_| small.record(|| read_once(&data[..1 << 20])));
+        large.record(|| read_once(&data));
+    }
+    let giga = |amount: f64, times: &Times| {
+        format!("{:.1} (median {:.1})", amount / times.min() / 1e9, amount / times.median() / 1e9)
+    };
+    format!(
+        "machine: {} GFLOP/s f32, reads 4 MiB at {} GB/s, 64 MiB at {} GB/s",
+        giga(burst, &peak),
+        giga(f64::from(4 << 20), &small),
+        giga(f64::from(64 << 20), &large)
+    )
 }
 
 /// Runs both sides of `name` in turns.

@@ -34,6 +34,7 @@ impl Times {
         self.wall.get(self.wall.len() / 2).copied().unwrap_or(f64::NAN)
     }
 
+    #[allow(dead_code)] // one of the two bench binaries asks
     /// The least processor time of all threads together: what one free core would need, when programs share cores.
     pub fn cpu(&self) -> f64 {
         self.cpu.first().copied().unwrap_or(f64::NAN)

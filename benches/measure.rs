@@ -67,7 +67,10 @@ pub fn numbers(tensor: &Tensor) -> Vec<f64> {
 pub fn check(what: &str, found: &Tensor, expected: impl Fn(usize) -> f64) {
     for (at, found) in numbers(found).into_iter().enumerate() {
         let expected = expected(at);
-        assert!((found - expected).abs() <= 1e-4 * (1.0 + expected.abs()), "{what}[{at}]: {found}, not {expected}");
+        assert!(
+            (found - expected).abs() <= 1e-4 * (1.0 + expected.abs()),
+            "{what}[{at}]: {found}, not {expected}"
+        );
     }
 }
 
@@ -86,7 +89,8 @@ pub fn criterion(criterion: &mut Criterion, name: &str, cases: Vec<Case>) {
 
 /// The triad a = b + s c over three tensors of ROWS x WIDTH: what memory gives an operation of that size.
 pub fn triad() -> Case {
-    let (b, c, mut a) = (vec![1.0_f32; ROWS * WIDTH], vec![1.0_f32; ROWS * WIDTH], vec![0.0_f32; ROWS * WIDTH]);
+    let (b, c, mut a) =
+        (vec![1.0_f32; ROWS * WIDTH], vec![1.0_f32; ROWS * WIDTH], vec![0.0_f32; ROWS * WIDTH]);
     Case::moving("triad", 12, move || triad_once(&mut a, &b, &c))
 }
 

@@ -63,14 +63,6 @@ pub fn model(config: Config, dtype: Dtype) -> Model {
     Model::random(config, 1, &Device::cpu(), Precision::of(dtype)).expect("a valid configuration")
 }
 
-/// Weights that a token is multiplied with: all matrices, the tied head once, position embeddings not.
-pub fn matrix_parameters(model: &Model) -> usize {
-    let list = model.parameter_list().iter().zip(model.parameters());
-    list.filter(|(parameter, _)| parameter.shape.dims().len() == 2 && !parameter.name.contains("wpe"))
-        .map(|(_, tensor)| tensor.shape().elements())
-        .sum()
-}
-
 fn tokens(count: usize, vocabulary: usize) -> Vec<u32> {
     (0..count).map(|i| ((i * i * 31 + i * 7 + 3) % vocabulary) as u32).collect()
 }

@@ -25,7 +25,7 @@ Examples:
   verify_grad --plant recurrence --only model     self-test: a backward pass that forgets the latents
 
 Error of an entry: |g - d| / max(|g|, |d|, 1e-3 max|g| of its tensor), d by Richardson extrapolation of central
-differences in f64; at most 1e-6. f32 gradients: against the f64 gradient at the same entries, at most 2e-3 with
+differences in f64; at most 1e-6. f32 gradients: against the f64 gradient at the same entries, at most 1e-3 with
 a floor of 1e-2 max|g|. Exit code 0: all agree; 1: a gradient is wrong; 2: something could not run.";
 
 /// Checks every operation, every family's layer, and every family's whole model through latent steps, with masks
@@ -42,7 +42,8 @@ struct Arguments {
     /// Masked sites: `all`, `none`, or some of emb,attn_out,mlp_out,mlp_hid,latent
     #[arg(long, default_value = "all")]
     sites: String,
-    /// Prompt tokens of whole models; the default reaches over the first block of 64 keys
+    /// Tokens of the shared prompt (half of them where prompts are not shared); the default reaches over the first
+    /// block of 64 keys
     #[arg(long, default_value_t = 66)]
     prompt: usize,
     /// Device of the f32 gradients of layers and models: auto, cpu, cuda or cuda:N. Differences and f64 gradients

@@ -28,14 +28,17 @@ pub fn cases() -> Vec<Case> {
     check("embedding", &once, |at| t[id(at / WIDTH) * WIDTH + at % WIDTH] + p[at]);
     run();
 
-    let (dx, mut dtable, mut dplaces) = (random("dx", ROWS, WIDTH), zeros(VOCABULARY, WIDTH), zeros(ROWS, WIDTH));
+    let (dx, mut dtable, mut dplaces) =
+        (random("dx", ROWS, WIDTH), zeros(VOCABULARY, WIDTH), zeros(ROWS, WIDTH));
     backward(dx.view(), &inputs, &table, &mut dtable, Some(&mut dplaces), None).expect("shapes fit");
     let given = numbers(&dx);
     check("position gradient", &dplaces, |at| given[at]);
     // 37 and 4096 have no common factor, so every id stands once.
     let mut row_of = vec![None; VOCABULARY];
     (0..ROWS).for_each(|row| row_of[id(row)] = Some(row));
-    check("token gradient", &dtable, |at| row_of[at / WIDTH].map_or(0.0, |row| given[row * WIDTH + at % WIDTH]));
+    check("token gradient", &dtable, |at| {
+        row_of[at / WIDTH].map_or(0.0, |row| given[row * WIDTH + at % WIDTH])
+    });
     vec![
         Case::moving("embedding forward", 12, run),
         Case::moving("embedding backward", 20, move || {

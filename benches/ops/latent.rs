@@ -40,7 +40,8 @@ pub fn cases() -> Vec<Case> {
             latent::forward(x2.view(), rows2.view(), ids2.view(), None, z.view_mut()).expect("shapes fit");
         }),
         Case::moving("latent backward", 12, move || {
-            latent::backward(dz.view(), ids.view(), signed.view(), None, dhidden.view_mut()).expect("shapes fit");
+            latent::backward(dz.view(), ids.view(), signed.view(), None, dhidden.view_mut())
+                .expect("shapes fit");
         }),
     ]
 }

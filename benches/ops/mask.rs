@@ -43,7 +43,11 @@ pub fn cases() -> Vec<Case> {
     let (set2, instances2) = (set(1), instance());
     let draws = INSTANCES * 12 * 2 * WIDTH;
     vec![
-        Case { name: "mask fill, draws".into(), amount: Amount::Elements(draws), run: Box::new(|| drop(set(12))) },
+        Case {
+            name: "mask fill, draws".into(),
+            amount: Amount::Elements(draws),
+            run: Box::new(|| drop(set(12))),
+        },
         Case::moving("masked residual forward", 12, move || {
             let mask = set2.at(SiteKind::MlpOut, 0, instances2.view());
             forward(x.view(), branch.view(), mask, y.view_mut()).expect("shapes fit");

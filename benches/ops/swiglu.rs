@@ -23,7 +23,8 @@ pub fn cases() -> Vec<Case> {
             forward(gate2.view(), up2.view(), y.view_mut()).expect("shapes fit");
         }),
         Case::moving("swiglu backward", 20, move || {
-            backward(dy.view(), gate.view(), up.view(), dgate.view_mut(), dup.view_mut()).expect("shapes fit");
+            backward(dy.view(), gate.view(), up.view(), dgate.view_mut(), dup.view_mut())
+                .expect("shapes fit");
         }),
     ]
 }

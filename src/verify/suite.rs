@@ -43,7 +43,8 @@ pub struct Options {
     pub steps: usize,
     /// Masked sites.
     pub sites: Vec<SiteKind>,
-    /// Prompt tokens; the default crosses the first block of 64 keys in the shared prefix.
+    /// Tokens of the shared prompt, and half of them for prompts that are not shared; the default crosses the
+    /// first block of 64 keys.
     pub prompt: usize,
     /// Random entries per tensor.
     pub probes: usize,
@@ -161,15 +162,9 @@ impl Check {
 fn group(options: &Options, share: bool) -> Group {
     let (scope, mode) = if share { (Scope::Latent, Mode::Shared) } else { (Scope::All, Mode::PerStep) };
     let masking = Masking { p: 0.2, sites: options.sites.clone(), scope, mode };
-    Group {
-        prompt: options.prompt,
-        rollouts: 2,
-        latents: options.steps,
-        answer: 3,
-        share,
-        masking,
-        seed: options.seed,
-    }
+    // Rows with prompts of their own pay for them twice; that a row crosses a block of its own is what layers check.
+    let prompt = if share { options.prompt } else { options.prompt.div_ceil(2).max(2) };
+    Group { prompt, rollouts: 2, latents: options.steps, answer: 3, share, masking, seed: options.seed }
 }
 
 /// The checks that `options` ask for.

@@ -3,6 +3,8 @@
 //! Panels are read with stride one, so strides of the operand (often multiples of 4 KiB, which all fall into
 //! the same few cache sets) cost once instead of once per tile.
 #![allow(unsafe_code)]
+// Plain loops: closures of iterators are not sure to be inlined into code for the vector level.
+#![allow(clippy::needless_range_loop)]
 
 use super::simd::{Storage, Vector};
 

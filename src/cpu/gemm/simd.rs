@@ -40,6 +40,8 @@ pub(super) trait Vector: Copy + 'static {
     unsafe fn transpose(block: &mut [Self; 8]);
     /// Asks for the cache line at `at`, which need not be valid memory.
     unsafe fn prefetch<T>(at: *const T);
+    /// The same into the second level: for many lines that share a set of the first.
+    unsafe fn prefetch_far<T>(at: *const T);
 }
 
 /// f32 vectors also read bfloat16.
@@ -157,6 +159,8 @@ impl<T: Float> Vector for Lanes<T> {
     }
     #[inline(always)]
     unsafe fn prefetch<P>(_at: *const P) {}
+    #[inline(always)]
+    unsafe fn prefetch_far<P>(_at: *const P) {}
 }
 
 impl VectorF32 for Lanes<f32> {

@@ -7,6 +7,8 @@
 //!
 //! Either way an element's chain over k is that of the tile kernel.
 #![allow(unsafe_code)]
+// Plain loops: closures of iterators are not sure to be inlined into code for the vector level.
+#![allow(clippy::needless_range_loop)]
 
 use super::pack::{SLACK, Strip, pack};
 use super::simd::{Body, Storage, Vector};
@@ -118,6 +120,14 @@ where
         let width = N * V::LANES;
         let chunks = problem.depth.div_ceil(CHUNK);
         let mut col = cols.start;
+        if M <= 2 {
+            let lanes = 2 * V::Block::LANES;
+            while col + lanes <= cols.end {
+                // SAFETY: `lanes` columns from `col` on are inside B and C; `a` has all of k for `M` rows.
+                unsafe { columns::<V::Block, B, M>(problem, a, col) };
+                col += lanes;
+            }
+        }
         while col < cols.end {
             let lanes = width.min(cols.end - col);
             for chunk in 0..chunks {
@@ -143,6 +153,75 @@ where
                 }
             }
             col += width;
+        }
+    }
+}
+
+/// Two blocks of columns by all `M` rows (one or two): squares of B are transposed in registers and used there.
+#[inline(always)]
+unsafe fn columns<V: Vector, B: Storage<V>, const M: usize>(
+    problem: &Problem<V::Element, B>,
+    a: &[V::Element],
+    col: usize,
+) {
+    let step = V::LANES;
+    // A line of B is used up before the next row's, as rows may share a cache set.
+    let run = 2 * step;
+    let stride = problem.b.lane_stride;
+    let zero = V::Element::default();
+    // SAFETY: by the caller's promise; `k + run <= depth` guards the blocks, and single terms are below `depth`.
+    unsafe {
+        let mut sums = [[V::splat(zero); 2]; M];
+        if problem.add {
+            for row in 0..M {
+                for j in 0..2 {
+                    sums[row][j] = V::load(problem.c.add(row * problem.c_stride + col + j * step));
+                }
+            }
+        }
+        let b = problem.b.at(col, 0).start;
+        let whole = problem.depth - problem.depth % run;
+        let mut k = 0;
+        while k < whole {
+            for j in 0..2 {
+                for half in 0..2 {
+                    let k = k + half * step;
+                    let mut block = [V::splat(zero); 8];
+                    for i in 0..step {
+                        let from = b.add((j * step + i) * stride + k);
+                        if half == 0 {
+                            V::prefetch_far(from.wrapping_add(2 * step * stride));
+                        }
+                        block[i] = B::load(from);
+                    }
+                    V::transpose(&mut block);
+                    for i in 0..step {
+                        for row in 0..M {
+                            let factor = V::splat(*a.as_ptr().add((k + i) * M + row));
+                            sums[row][j] = factor.mul_add(block[i], sums[row][j]);
+                        }
+                    }
+                }
+            }
+            k += run;
+        }
+        for row in 0..M {
+            for j in 0..2 {
+                let mut lanes = [zero; 8];
+                sums[row][j].store(lanes.as_mut_ptr());
+                for i in 0..step {
+                    let lane = col + j * step + i;
+                    let mut sum = lanes[i];
+                    for k in whole..problem.depth {
+                        let b = (*problem.b.at(lane, k).start).widen();
+                        sum = (*a.as_ptr().add(k * M + row)).mul_add(b, sum);
+                    }
+                    if !problem.bias.is_null() {
+                        sum += *problem.bias.add(lane);
+                    }
+                    *problem.c.add(row * problem.c_stride + lane) = sum;
+                }
+            }
         }
     }
 }

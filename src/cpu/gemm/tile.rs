@@ -1,5 +1,7 @@
 //! The tile kernel: `M x N` vectors of C stay in registers while k runs.
 #![allow(unsafe_code)]
+// Plain loops: closures of iterators are not sure to be inlined into code for the vector level.
+#![allow(clippy::needless_range_loop)]
 
 use super::simd::Vector;
 use std::mem::MaybeUninit;

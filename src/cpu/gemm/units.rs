@@ -13,6 +13,8 @@
 //! this way, one row or thousands. So the order contract holds with this chain of blocks in place of the chain of
 //! terms; accumulating over pieces of k keeps the bits where pieces are multiples of 32.
 #![allow(unsafe_code)]
+// Plain loops: closures of iterators are not sure to be inlined into code for the vector level.
+#![allow(clippy::needless_range_loop)]
 
 use super::pack::Strip;
 use super::simd::{Body, Rounded, Vector, round_bf16};
@@ -242,7 +244,7 @@ impl<V: Vector<Element = f32>, U: Unit, B: Bf16Bits> Body for Tiles<'_, V, U, B>
 /// becomes zero.
 #[inline(always)]
 unsafe fn pack_strip<V: Vector<Element = f32>, B: Bf16Bits>(strip: Strip<B>, terms: usize, to: *mut u16) {
-    let words = B::STORED && strip.k_stride == 1 && strip.lane_stride % 2 == 0;
+    let words = B::STORED && strip.k_stride == 1 && strip.lane_stride.is_multiple_of(2);
     // SAFETY: reads stay inside the strip; tiles are written once each, up to `terms` rounded up.
     unsafe {
         for tile in 0..terms.div_ceil(DEPTH) {

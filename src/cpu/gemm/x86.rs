@@ -74,6 +74,10 @@ macro_rules! vector {
             unsafe fn prefetch<T>(at: *const T) {
                 unsafe { _mm_prefetch::<_MM_HINT_T0>(at.cast()) }
             }
+            #[inline(always)]
+            unsafe fn prefetch_far<T>(at: *const T) {
+                unsafe { _mm_prefetch::<_MM_HINT_T1>(at.cast()) }
+            }
         }
     };
 }
