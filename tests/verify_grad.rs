@@ -18,7 +18,7 @@ type Point = Vec<(usize, usize, Vec<u64>)>;
 /// fault in every output costs little more than checking once.
 struct Remembering<S> {
     subject: S,
-    /// Entries that differ from the start, by their bits; `None` while more than one vector was set.
+    /// Where it is now.
     moved: Point,
     losses: HashMap<Point, f64>,
     gradients: HashMap<(Dtype, Point), Vec<Vec<f64>>>,

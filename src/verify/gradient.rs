@@ -16,7 +16,7 @@ pub const TOLERANCE_F64: f64 = 1e-6;
 /// Errors of an f64 gradient are measured against no less than this part of the tensor's largest entry.
 pub const FLOOR_F64: f64 = 1e-3;
 /// Largest error of an f32 gradient against the f64 gradient: a tenth of the one percent that a lost term or a
-/// product in a shorter type would make. Right gradients of the small models stay below 1e-4.
+/// product in a shorter type would make. Right gradients of the small models err by about 1e-4 at most.
 pub const TOLERANCE_F32: f64 = 1e-3;
 /// The floor of f32. An entry is a sum of terms of both signs; f32 leaves it an absolute error of about 1e-7
 /// times the sum of their sizes and the conditioning of what came before, whatever the entry's own size is. With
