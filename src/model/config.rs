@@ -3,6 +3,7 @@
 //! Both forms are read that are found in the wild: transformers 4 (`rope_theta` + `rope_scaling`, `torch_dtype`) and
 //! transformers 5 (`rope_parameters`, `dtype`). A setting that latch does not compute is an error, never ignored.
 //! The raw JSON is kept, so that writing a config back loses no key.
+//! One file, though long, because every key is read, refused or written here and nowhere else.
 //! Left out: the list of parameters (families.rs) and GGUF (gguf_model.rs makes the same JSON from its metadata).
 
 use super::stored::Stored;

@@ -5,6 +5,7 @@
 //! slope: it is moved along the probed direction until it has one, and the gradient is computed there.
 //! The f32 gradient is compared with the f64 gradient at the same entries. All points are numbers that f32 holds
 //! exactly, so that both are gradients of the same function at the same point.
+//! The file is long because its own tests, faults and kinks included, stand at its end.
 
 use super::difference::{self, Demand, Finding, Slope};
 use super::fault::Fault;
