@@ -61,7 +61,7 @@ impl Model {
             work.sources.upload_at(0, &sources)?;
         }
         for cache in &mut sequences.cache_gradient {
-            cache.clear()?;
+            cache.clear_slots(sequences.slots)?;
         }
         let units = sequences.tape.units();
         for unit in units.into_iter().rev() {

@@ -39,7 +39,7 @@ pub use parameters::Gradients;
 pub use rows::RowPlan;
 pub use scores::Scores;
 pub use segment::{Input, Segment};
-pub use sequences::{Sequences, SequencesPlan};
+pub use sequences::{Room, Sequences, SequencesPlan};
 pub use tape::Record;
 
 use crate::base::rng::{Purpose, StreamKey};

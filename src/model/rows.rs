@@ -5,8 +5,7 @@
 //! at absolute position 0 whether they straddle a shared prefix or not.
 
 use crate::base::{Error, Result};
-use crate::device::Device;
-use crate::ops::kv_cache::{CacheLayout, CacheSpan};
+use crate::ops::kv_cache::CacheSpan;
 
 /// One sequence to make room for.
 #[derive(Clone, Copy, Debug)]
@@ -91,9 +90,4 @@ pub(super) fn plan(plans: &[RowPlan]) -> Result<(Vec<Row>, usize)> {
         });
     }
     Ok((rows, slots.max(1)))
-}
-
-/// The layout as the attention operation reads it.
-pub(super) fn cache_layout(device: &Device, rows: &[Row]) -> Result<CacheLayout> {
-    CacheLayout::new(device, &rows.iter().map(|row| row.span).collect::<Vec<_>>())
 }

@@ -6,7 +6,8 @@ use super::rows::{self, Row, RowPlan};
 use super::tape::{Feed, Record, Tape};
 use crate::base::{Error, Result};
 use crate::ops::embedding::Soft;
-use crate::ops::kv_cache::{CacheLayout, KvCache};
+use crate::device::Device;
+use crate::ops::kv_cache::{CacheLayout, CacheSpan, KvCache, SLOT_BLOCK};
 use crate::ops::rope::RopeTable;
 use crate::ops::{Tensor, View, ViewMut};
 use std::ops::Range;
@@ -20,6 +21,28 @@ pub struct SequencesPlan {
     pub record: Record,
     /// Positions on the tape: of all segments when recording, of the longest segment otherwise.
     pub tape_positions: usize,
+}
+
+/// Memory for sequences whose lengths are not known yet: [`Sequences::reserve`], then [`Sequences::layout`] for each
+/// batch.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Room {
+    /// Rows.
+    pub rows: usize,
+    /// Cache slots: of each row its own positions, rounded up to whole blocks, and up to one block more where it
+    /// shares a prefix ([`Room::slots_of`]).
+    pub slots: usize,
+    /// Positions of the longest row.
+    pub longest: usize,
+    /// Positions on the tape: of all segments when recording, of the longest segment otherwise.
+    pub tape_positions: usize,
+}
+
+impl Room {
+    /// Slots that a row with so many positions of its own may take.
+    pub fn slots_of(own_positions: usize, shares_a_prefix: bool) -> usize {
+        (own_positions + usize::from(shares_a_prefix) * (SLOT_BLOCK - 1)).next_multiple_of(SLOT_BLOCK)
+    }
 }
 
 /// The soft inputs of one segment: `[positions, terms]` token ids and weights.
@@ -40,6 +63,7 @@ impl Mixture {
 pub struct Sequences {
     pub(super) rows: Vec<Row>,
     pub(super) slots: usize,
+    room: Room,
     pub(super) cache: Vec<KvCache>,
     pub(super) cache_layout: CacheLayout,
     pub(super) rope: Option<RopeTable>,
@@ -59,50 +83,88 @@ impl Sequences {
     /// # Errors
     /// A row longer than the model's position table, or a prefix that does not exist.
     pub fn new(model: &Model, plan: &SequencesPlan) -> Result<Sequences> {
-        let (device, dtype) = (model.device(), model.dtype());
-        let longest = plan.rows.iter().map(|row| row.capacity).max().unwrap_or(0);
+        let (_, slots) = rows::plan(&plan.rows)?;
+        let room = Room {
+            rows: plan.rows.len(),
+            slots,
+            longest: plan.rows.iter().map(|row| row.capacity).max().unwrap_or(0),
+            tape_positions: plan.tape_positions,
+        };
+        let mut sequences = Sequences::reserve(model, model.device(), room, plan.record)?;
+        sequences.layout(&plan.rows)?;
+        Ok(sequences)
+    }
+
+    /// Reserves `room` on `device`; rows follow with [`Sequences::layout`].
+    ///
+    /// # Errors
+    /// A row longer than the model's position table, or a device without the memory.
+    pub fn reserve(model: &Model, device: &Device, room: Room, record: Record) -> Result<Sequences> {
+        let dtype = model.dtype();
         let limit = model.config().max_positions;
-        if longest > limit {
+        if room.longest > limit {
             return Err(Error::input(
                 "sequence length",
                 format!(
-                    "{longest} positions (prompt, latents and answer together) exceed the model's {limit}"
+                    "{} positions (prompt, latents and answer together) exceed the model's {limit}",
+                    room.longest
                 ),
                 "shorten the prompt, ask for fewer new tokens or latents, or use a model with a longer position table",
             ));
         }
-        let (rows, slots) = rows::plan(&plan.rows)?;
         let width = model.config().width;
         let layers = model.architecture.layers.len();
+        let slots = room.slots.max(1);
         let caches = || -> Result<Vec<KvCache>> {
             (0..layers).map(|_| KvCache::zeros(device, &model.geometry, slots, dtype)).collect()
         };
-        let records = plan.record != Record::Nothing;
+        let records = record != Record::Nothing;
         Ok(Sequences {
             cache: caches()?,
             cache_gradient: if records { caches()? } else { Vec::new() },
-            cache_layout: rows::cache_layout(device, &rows)?,
-            rope: model.rope_table(longest)?,
-            feedback: Tensor::zeros(device, [rows.len(), width], dtype)?,
+            cache_layout: CacheLayout::new(device, &vec![CacheSpan::default(); room.rows])?,
+            rope: model.rope_table(room.longest)?,
+            feedback: Tensor::zeros(device, [room.rows, width], dtype)?,
             tape: Tape::reserve(
                 device,
                 &model.architecture,
                 &model.geometry,
                 width,
-                plan.tape_positions,
+                room.tape_positions,
                 dtype,
-                plan.record,
+                record,
             )?,
             softs: Vec::new(),
             hidden_gradient: records
-                .then(|| Tensor::zeros(device, [plan.tape_positions, width], dtype))
+                .then(|| Tensor::zeros(device, [room.tape_positions, width], dtype))
                 .transpose()?,
             backward: records
-                .then(|| super::backward::Workspace::reserve(device, plan.tape_positions, width, dtype))
+                .then(|| super::backward::Workspace::reserve(device, room.tape_positions, width, dtype))
                 .transpose()?,
-            rows,
-            slots,
+            rows: Vec::new(),
+            slots: 0,
+            room,
         })
+    }
+
+    /// Lays `rows` out anew in the reserved room and forgets all positions.
+    ///
+    /// # Errors
+    /// Rows that do not fit the room, or a prefix that does not exist. Nothing has changed then.
+    pub fn layout(&mut self, plans: &[RowPlan]) -> Result<()> {
+        let (rows, slots) = rows::plan(plans)?;
+        let longest = plans.iter().map(|row| row.capacity).max().unwrap_or(0);
+        let room = self.room;
+        if rows.len() > room.rows || slots > room.slots.max(1) || longest > room.longest {
+            return Err(Error::shape(
+                "rows",
+                format!("{} rows, {slots} slots, longest {longest}", rows.len()),
+                format!("at most {} rows, {} slots, longest {} as reserved", room.rows, room.slots, room.longest),
+            ));
+        }
+        self.cache_layout.upload(&rows.iter().map(|row| row.span).collect::<Vec<_>>())?;
+        (self.rows, self.slots) = (rows, slots);
+        self.restart()
     }
 
     /// Forgets all positions; buffers, slots and prefixes stay as planned.
@@ -119,12 +181,17 @@ impl Sequences {
         }
     }
 
+    /// What was reserved.
+    pub fn room(&self) -> Room {
+        self.room
+    }
+
     /// Positions held by a row, its prefix included.
     pub fn length(&self, row: u32) -> usize {
         self.rows.get(row as usize).map_or(0, |row| row.length)
     }
 
-    /// Cache slots reserved (64-aligned spans of all rows).
+    /// Cache slots that the rows take (64-aligned spans of all rows).
     pub fn slots(&self) -> usize {
         self.slots
     }

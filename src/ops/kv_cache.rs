@@ -70,10 +70,10 @@ impl CacheLayout {
         Ok(layout)
     }
 
-    /// Replaces all spans; their number must be that of [`CacheLayout::new`] (three uploads).
+    /// Replaces the spans of the first rows; at most as many as [`CacheLayout::new`] was given (three uploads).
     ///
     /// # Errors
-    /// Another number of spans, or one that breaks the alignment rule.
+    /// Too many spans, or one that breaks the alignment rule.
     pub fn upload(&mut self, spans: &[CacheSpan]) -> Result<()> {
         for (row, span) in spans.iter().enumerate() {
             let (prefix, own) = (span.prefix_slot as usize % SLOT_BLOCK, span.own_slot as usize % SLOT_BLOCK);
@@ -88,9 +88,9 @@ impl CacheLayout {
             }
         }
         let column = |f: fn(&CacheSpan) -> u32| spans.iter().map(f).collect::<Vec<u32>>();
-        self.prefix_slot.upload(&column(|span| span.prefix_slot))?;
-        self.prefix_len.upload(&column(|span| span.prefix_len))?;
-        self.own_slot.upload(&column(|span| span.own_slot))
+        self.prefix_slot.upload_at(0, &column(|span| span.prefix_slot))?;
+        self.prefix_len.upload_at(0, &column(|span| span.prefix_len))?;
+        self.own_slot.upload_at(0, &column(|span| span.own_slot))
     }
 
     /// Number of rows.
@@ -149,11 +149,24 @@ impl KvCache {
     /// # Errors
     /// A device without a kernel for it.
     pub fn clear(&mut self) -> Result<()> {
+        self.clear_slots(self.slots())
+    }
+
+    /// Sets the first `slots` slots to zero (rounded up to whole blocks).
+    pub fn clear_slots(&mut self, slots: usize) -> Result<()> {
         let device = self.k.device().clone();
+        let (heads, blocks) = (self.kv_heads, self.blocks);
+        let used = slots.div_ceil(SLOT_BLOCK).min(blocks);
         match &device {
             Device::Cpu(_) => super::float_dispatch!("cache", self.dtype(), T => {
-                self.k.view_mut().slice::<T>()?.fill(0.0);
-                self.v.view_mut().slice::<T>()?.fill(0.0);
+                for tensor in [&mut self.k, &mut self.v] {
+                    let mut view = tensor.view_mut();
+                    let all = view.slice::<T>()?;
+                    let head = all.len() / heads;
+                    for of_head in all.chunks_exact_mut(head) {
+                        of_head[..head / blocks * used].fill(0.0);
+                    }
+                }
             }),
             gpu @ Device::Gpu(_) => return Err(gpu.no_kernel("clearing a cache")),
         }
