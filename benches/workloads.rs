@@ -79,10 +79,14 @@ impl TrainStep {
         let ids = tokens(BATCH * (LENGTH + 1), model.config().vocab);
         let batch: Vec<Example> = ids
             .chunks(LENGTH + 1)
-            .map(|row| Example { prompt: row[..1].to_vec(), latents: 0, answer: row[1..].to_vec() })
+            .map(|row| Example {
+                prompt: row[..1].to_vec(),
+                answer: row[1..].to_vec(),
+                ..Example::default()
+            })
             .collect();
         let optimizer = Optimizer::new(&model, Settings { clip: None, ..Settings::default() })?;
-        let limits = Limits { rows: BATCH, positions: LENGTH, answer: LENGTH };
+        let limits = Limits { rows: BATCH, longest: LENGTH, positions: BATCH * LENGTH };
         let mut trainer = Trainer::new(&model, optimizer, limits, record)?;
         // Known value: fresh small weights give nearly equal logits, so the loss is near ln(vocabulary), and
         // training on one batch lowers it.

@@ -1,4 +1,5 @@
 //! Learning: examples to losses to parameter updates.
 
+pub mod coconut;
 pub mod optimizer;
 pub mod supervised;

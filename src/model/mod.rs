@@ -13,6 +13,8 @@
 mod architecture;
 mod backward;
 mod block;
+mod change;
+
 mod checkpoint;
 pub mod config;
 pub mod families;

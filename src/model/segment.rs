@@ -49,6 +49,14 @@ impl Segment {
         self.instances.push(instance as i32);
     }
 
+    /// Appends one position under the mask instance, if any.
+    pub fn push_under(&mut self, row: u32, input: Input, instance: Option<u32>) {
+        match instance {
+            Some(instance) => self.push_masked(row, input, instance),
+            None => self.push(row, input),
+        }
+    }
+
     /// Appends tokens of one row.
     pub fn extend_tokens(&mut self, row: u32, tokens: &[u32]) {
         for &token in tokens {

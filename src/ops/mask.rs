@@ -134,6 +134,15 @@ pub struct MaskSet {
     p: f64,
     /// Whether there is anything to apply.
     active: bool,
+    /// Present in sets that are drawn, absent where the bits were given.
+    drawing: Option<Drawing>,
+}
+
+/// What drawing reads on the device.
+#[derive(Debug)]
+struct Drawing {
+    keys: Tensor,
+    table: Tensor,
 }
 
 impl MaskSet {
@@ -144,28 +153,53 @@ impl MaskSet {
     /// # Errors
     /// `p` outside [0, 1).
     pub fn fill(device: &Device, sites: Sites, p: f64, keys: &[MaskKey]) -> Result<MaskSet> {
-        check_p(p)?;
-        let mut set = MaskSet::reserve(device, sites, p, keys.len(), p > 0.0)?;
-        if !set.active || set.sites.words == 0 || keys.is_empty() {
-            return Ok(set);
-        }
-        let keys: Vec<u32> =
-            keys.iter().flat_map(|k| [k.stream.0[0], k.stream.0[1], k.step, k.attempt]).collect();
-        let keys =
-            Tensor::from_host(device, [keys.len() / cpu::mask::KEY_WORDS, cpu::mask::KEY_WORDS], &keys)?;
+        let mut set = MaskSet::reserve(device, sites, p, keys.len())?;
+        set.draw(keys)?;
+        Ok(set)
+    }
+
+    /// Room for `instances` bitmaps, to be drawn by [`MaskSet::draw`].
+    ///
+    /// # Errors
+    /// `p` outside [0, 1).
+    pub fn reserve(device: &Device, sites: Sites, p: f64, instances: usize) -> Result<MaskSet> {
+        let mut set = MaskSet::zeros(device, sites, p, instances, p > 0.0)?;
         let table: Vec<u32> =
             set.sites.iter().flat_map(|s| [s.number(), s.width as u32, s.offset as u32]).collect();
-        let table = Tensor::from_host(device, [set.sites.list.len(), cpu::mask::SITE_WORDS], &table)?;
+        set.drawing = Some(Drawing {
+            keys: Tensor::zeros(device, [instances, cpu::mask::KEY_WORDS], Dtype::U32)?,
+            table: Tensor::from_host(device, [set.sites.list.len(), cpu::mask::SITE_WORDS], &table)?,
+        });
+        Ok(set)
+    }
+
+    /// Draws the first `keys.len()` instances anew (one upload); the law is that of [`MaskSet::fill`].
+    ///
+    /// # Errors
+    /// More keys than instances, or a set of given bits.
+    pub fn draw(&mut self, keys: &[MaskKey]) -> Result<()> {
+        let instances = self.instances();
+        let Some(drawing) = self.drawing.as_mut().filter(|_| keys.len() <= instances) else {
+            return Err(Error::shape("mask keys", keys.len(), format!("at most {instances}, of a reserved set")));
+        };
+        if !self.active || self.sites.words == 0 || keys.is_empty() {
+            return Ok(());
+        }
+        let words: Vec<u32> =
+            keys.iter().flat_map(|k| [k.stream.0[0], k.stream.0[1], k.step, k.attempt]).collect();
+        drawing.keys.upload_at(0, &words)?;
         // p < 1, so that the floor fits 32 bits.
-        let threshold = (p * 4_294_967_296.0) as u32;
-        match device {
+        let threshold = (self.p * 4_294_967_296.0) as u32;
+        match self.bits.device().clone() {
             Device::Cpu(_) => {
-                let (keys, table) = (keys.view().slice()?, table.view().slice()?);
-                cpu::mask::fill(keys, table, threshold, set.sites.words, set.bits.view_mut().slice()?);
+                let keys = drawing.keys.rows(0..keys.len())?;
+                let mut bits = self.bits.rows_mut(0..keys.count())?;
+                let table = drawing.table.view();
+                cpu::mask::fill(keys.slice()?, table.slice()?, threshold, self.sites.words, bits.slice()?);
             }
             gpu @ Device::Gpu(_) => return Err(gpu.no_kernel("mask")),
         }
-        Ok(set)
+        Ok(())
     }
 
     /// A set with given bits: `keep(site)` holds `instances x width` bytes, 0 = dropped, anything else = kept.
@@ -180,7 +214,6 @@ impl MaskSet {
         instances: usize,
         keep: impl Fn(&Site) -> Option<&'k [u8]>,
     ) -> Result<MaskSet> {
-        check_p(p)?;
         let mut bits = vec![0_u32; instances * sites.words];
         for site in sites.iter() {
             let what = || format!("mask of site {:?} in layer {}", site.kind, site.layer);
@@ -194,13 +227,15 @@ impl MaskSet {
                 bits[instance * sites.words + site.offset + i / 32] |= 1 << (i % 32);
             }
         }
-        let mut set = MaskSet::reserve(device, sites, p, instances, true)?;
+        let mut set = MaskSet::zeros(device, sites, p, instances, true)?;
         set.bits.upload(&bits)?;
         Ok(set)
     }
 
-    fn reserve(device: &Device, sites: Sites, p: f64, instances: usize, active: bool) -> Result<MaskSet> {
-        Ok(MaskSet { bits: Tensor::zeros(device, [instances, sites.words], Dtype::U32)?, sites, p, active })
+    fn zeros(device: &Device, sites: Sites, p: f64, instances: usize, active: bool) -> Result<MaskSet> {
+        check_p(p)?;
+        let bits = Tensor::zeros(device, [instances, sites.words], Dtype::U32)?;
+        Ok(MaskSet { bits, sites, p, active, drawing: None })
     }
 
     /// One site's bits for rows whose instances are `instance` (I32 `[N, 1]`, -1 = not masked); `None` where
@@ -214,6 +249,25 @@ impl MaskSet {
             scale: self.scale(),
             instance,
         })
+    }
+
+    /// Turns one bit over: what a test does to see that replay notices (one download, one upload).
+    ///
+    /// # Errors
+    /// An instance, a site or an element that does not exist.
+    pub fn flip(&mut self, instance: usize, kind: SiteKind, layer: usize, element: usize) -> Result<()> {
+        let site = self.sites.find(kind, layer).filter(|site| element < site.width);
+        let Some(site) = site.filter(|_| instance < self.instances()) else {
+            return Err(Error::shape(
+                "mask bit",
+                format!("instance {instance}, {} of layer {layer}, element {element}", kind.name()),
+                "a bit of the set",
+            ));
+        };
+        let word = instance * self.sites.words + site.offset + element / 32;
+        let bits = self.bits.rows(instance..instance + 1)?.download::<u32>()?;
+        let flipped = bits[site.offset + element / 32] ^ (1 << (element % 32));
+        self.bits.upload_at(word, &[flipped])
     }
 
     /// The bitmaps, U32 `[instances, words]`; a set bit means kept.

@@ -101,7 +101,7 @@ pub struct Masking {
 }
 
 /// Coordinates of a rollout: with the seed, all that its masks depend on.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Rollout {
     /// Update in which it is drawn.
     pub update: u32,
@@ -111,6 +111,49 @@ pub struct Rollout {
     pub rollout: u32,
     /// Refill of the prompt within the update.
     pub attempt: u32,
+}
+
+impl Masking {
+    /// No mask at all.
+    pub const NONE: Masking = Masking { p: 0.0, sites: Vec::new(), scope: Scope::Latent, mode: Mode::None };
+
+    /// Whether anything can be dropped.
+    pub fn is_active(&self) -> bool {
+        self.p > 0.0 && self.mode != Mode::None && !self.sites.is_empty()
+    }
+
+    /// Instances that one rollout of `latents` latent steps and at most `length` positions takes.
+    pub fn instances(&self, latents: usize, length: usize) -> usize {
+        match self.mode {
+            _ if !self.is_active() => 0,
+            Mode::Shared => 1,
+            Mode::PerStep => latents + 2,
+            Mode::PerPosition => length,
+            Mode::None => 0,
+        }
+    }
+
+    /// Room for the bitmaps of `rollouts` rollouts; none when nothing is masked.
+    ///
+    /// # Errors
+    /// `p` outside [0, 1).
+    pub fn reserve(
+        &self,
+        model: &Model,
+        latents: usize,
+        length: usize,
+        rollouts: usize,
+    ) -> Result<Option<MaskSet>> {
+        if !(0.0..1.0).contains(&self.p) {
+            return Err(Error::input("mask probability", format!("{}", self.p), "use a number in [0, 1)"));
+        }
+        if !self.is_active() {
+            return Ok(None);
+        }
+        let config = model.config();
+        let sites = Sites::new(config.width, config.mlp_hidden, config.layers, &self.sites);
+        MaskSet::reserve(model.device(), sites, self.p, rollouts * self.instances(latents, length)).map(Some)
+    }
 }
 
 /// The instances of some rollouts' masks.
@@ -126,18 +169,13 @@ pub struct MaskPlan {
 impl MaskPlan {
     /// Masks for `rollouts` with `latents` latent steps and at most `length` positions each.
     pub fn new(masking: Masking, latents: usize, length: usize, rollouts: Vec<Rollout>) -> MaskPlan {
-        let steps = match masking.mode {
-            Mode::Shared => 1,
-            Mode::PerStep => latents + 2,
-            Mode::PerPosition => length,
-            Mode::None => 0,
-        };
+        let steps = masking.instances(latents, length);
         MaskPlan { masking, latents, steps, rollouts }
     }
 
     /// The instance of rollout number `index` (of this plan) at `position`; none where it is not masked.
     pub fn instance(&self, index: usize, part: Part, position: usize) -> Option<u32> {
-        if self.steps == 0 || self.masking.p == 0.0 || !self.masking.scope.covers(part) {
+        if self.steps == 0 || !self.masking.scope.covers(part) {
             return None;
         }
         let step = match (self.masking.mode, part) {
@@ -150,25 +188,17 @@ impl MaskPlan {
         Some((index * self.steps + step) as u32)
     }
 
-    /// What the instance number grows by from one answer position to the next.
-    pub fn answer_stride(&self) -> i32 {
-        i32::from(self.masking.mode == Mode::PerPosition)
+    /// What the instance number grows by from one answer position to the next; none where answers are not masked.
+    pub fn answer_stride(&self) -> Option<i32> {
+        (self.steps > 0 && self.masking.scope == Scope::All)
+            .then(|| i32::from(self.masking.mode == Mode::PerPosition))
     }
 
-    /// Draws the bitmaps on the model's device; none when nothing is masked.
+    /// Draws the bitmaps into `set`, which was reserved for at least as many rollouts.
     ///
     /// # Errors
-    /// `p` outside [0, 1).
-    pub fn draw(&self, model: &Model, seed: u64) -> Result<Option<MaskSet>> {
-        let p = self.masking.p;
-        if !(0.0..1.0).contains(&p) {
-            return Err(Error::input("mask probability", format!("{p}"), "use a number in [0, 1)"));
-        }
-        if self.steps == 0 || p == 0.0 || self.masking.sites.is_empty() {
-            return Ok(None);
-        }
-        let config = model.config();
-        let sites = Sites::new(config.width, config.mlp_hidden, config.layers, &self.masking.sites);
+    /// A set without room.
+    pub fn draw_into(&self, set: &mut MaskSet, seed: u64) -> Result<()> {
         let keys: Vec<MaskKey> = self
             .rollouts
             .iter()
@@ -182,7 +212,20 @@ impl MaskPlan {
                 })
             })
             .collect();
-        MaskSet::fill(model.device(), sites, p, &keys).map(Some)
+        set.draw(&keys)
+    }
+
+    /// Draws the bitmaps on the model's device; none when nothing is masked.
+    ///
+    /// # Errors
+    /// `p` outside [0, 1).
+    pub fn draw(&self, model: &Model, seed: u64) -> Result<Option<MaskSet>> {
+        let length = self.steps;
+        let Some(mut set) = self.masking.reserve(model, self.latents, length, self.rollouts.len())? else {
+            return Ok(None);
+        };
+        self.draw_into(&mut set, seed)?;
+        Ok(Some(set))
     }
 }
 
@@ -218,7 +261,7 @@ mod tests {
         assert_eq!(steps.len(), 4);
         let per_position = plan(Scope::All, Mode::PerPosition, 0.1);
         let [a, b] = [7, 8].map(|position| per_position.instance(1, Part::Answer, position).unwrap());
-        assert_eq!(b as i32 - a as i32, per_position.answer_stride());
+        assert_eq!(Some(b as i32 - a as i32), per_position.answer_stride());
     }
 
     #[test]

@@ -74,11 +74,7 @@ pub fn train(
     let settings = &recipe.train;
     let (held_out, problems) = addition::split(recipe.data.bound, recipe.data.held_out, recipe.seed);
     let examples: Vec<Example> = problems.iter().map(|problem| example(problem, settings.latents)).collect();
-    let limits = Limits {
-        rows: settings.batch,
-        positions: examples.iter().map(Example::positions).max().unwrap_or(1),
-        answer: examples.iter().map(|example| example.answer.len()).max().unwrap_or(1),
-    };
+    let limits = Limits::of(&examples, settings.batch, usize::MAX);
     let optimizer = Optimizer::new(
         model,
         Settings { weight_decay: settings.weight_decay, clip: Some(settings.clip), ..Settings::default() },
@@ -117,6 +113,7 @@ fn example(problem: &Addition, latents: usize) -> Example {
     Example {
         prompt: addition::encode(&problem.prompt()),
         latents,
+        end: Vec::new(),
         answer: addition::encode(&problem.answer()),
     }
 }

@@ -1,0 +1,72 @@
+//! Models made of models: copies, and a vocabulary with more tokens.
+
+use super::families::Layout;
+use super::{Model, Precision};
+use crate::base::{Dtype, Error, Result};
+use crate::ops::{Tensor, elementwise};
+
+impl Model {
+    /// The precision that parameters are held in.
+    pub fn precision(&self) -> Precision {
+        let bf16 = self.parameters.iter().any(|parameter| parameter.dtype() == Dtype::Bf16);
+        Precision { compute: self.dtype, storage: if bf16 { Dtype::Bf16 } else { self.dtype } }
+    }
+
+    /// A second model with the same parameters, to the bit.
+    ///
+    /// # Errors
+    /// A device without the memory.
+    pub fn duplicate(&self) -> Result<Model> {
+        Model::build(self.config.clone(), &self.device, self.precision(), |index, _, tensor| {
+            elementwise::copy(self.parameters[index].view(), tensor.view_mut())
+        })
+    }
+
+    /// Takes over the parameters of `other`, which has the same shapes: no memory is allocated.
+    ///
+    /// # Errors
+    /// Another architecture or precision.
+    pub fn copy_from(&mut self, other: &Model) -> Result<()> {
+        if self.config != other.config || self.precision() != other.precision() {
+            return Err(Error::input(
+                "model to copy",
+                "another architecture or precision",
+                "copy between models of one configuration",
+            ));
+        }
+        let pairs = self.parameters.iter_mut().zip(&other.parameters);
+        pairs.into_iter().try_for_each(|(to, from)| elementwise::copy(from.view(), to.view_mut()))
+    }
+
+    /// The same model with a vocabulary of `vocab` tokens. New rows of the token embedding, and of the output head
+    /// where it is its own, are copies of row `like` (Coconut A.1 copies the row of `<<`).
+    ///
+    /// # Errors
+    /// A smaller vocabulary, or a row that does not exist.
+    pub fn with_vocabulary(&self, vocab: usize, like: u32) -> Result<Model> {
+        let old = self.config.vocab;
+        if vocab < old || like as usize >= old {
+            return Err(Error::input(
+                "vocabulary",
+                format!("{vocab} tokens with new rows like row {like}; the model has {old}"),
+                "a vocabulary only grows, by copies of a row that exists",
+            ));
+        }
+        let head = self.architecture.head;
+        let config = self.config.with_vocabulary(vocab)?;
+        Model::build(config, &self.device, self.precision(), |index, parameter, tensor| {
+            let from = &self.parameters[index];
+            if parameter.layout != Layout::Table && index != head {
+                return elementwise::copy(from.view(), tensor.view_mut());
+            }
+            let rows = from.shape().as_matrix().0;
+            if rows != old {
+                // A table of positions.
+                return elementwise::copy(from.view(), tensor.view_mut());
+            }
+            elementwise::copy(from.view(), tensor.rows_mut(0..old)?)?;
+            let row: fn(&Tensor, u32) -> Result<_> = |t, n| t.rows(n as usize..n as usize + 1);
+            (old..vocab).try_for_each(|new| elementwise::copy(row(from, like)?, tensor.rows_mut(new..new + 1)?))
+        })
+    }
+}

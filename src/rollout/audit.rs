@@ -1,0 +1,145 @@
+//! The replay gap: a rollout computed again from its tokens and its key alone, in another batch and another
+//! segmentation, against the log-probabilities it was sampled with. Exactly 0 until the weights move.
+
+use super::group::{Drawing, Form, Trajectory};
+use super::masks::{MaskPlan, Part, Rollout};
+use crate::base::Result;
+use crate::model::{Input, Model, Record, Room, RowPlan, Scores, Segment, Sequences};
+use crate::ops::mask::MaskSet;
+
+/// Room to audit one rollout at a time.
+#[derive(Debug)]
+pub struct Audit {
+    form: Form,
+    drawing: Drawing,
+    sequences: Sequences,
+    scores: Scores,
+    masks: Option<MaskSet>,
+}
+
+/// Row of the audited rollout; row 0 is a stranger that makes the batch another one.
+const AUDITED: u32 = 1;
+
+impl Audit {
+    /// Room for a rollout of up to `prompt_tokens` prompt tokens.
+    ///
+    /// # Errors
+    /// Rollouts longer than the model's position table.
+    pub fn reserve(model: &Model, form: Form, drawing: Drawing, prompt_tokens: usize) -> Result<Audit> {
+        let longest = form.positions(prompt_tokens, form.max_new_tokens.max(1));
+        let room = Room {
+            rows: 2,
+            slots: 2 * Room::slots_of(longest, false),
+            longest,
+            tape_positions: longest + prompt_tokens,
+        };
+        Ok(Audit {
+            sequences: Sequences::reserve(model, model.device(), room, Record::LayerInputs)?,
+            scores: Scores::reserve(model, form.max_new_tokens.max(1))?,
+            masks: drawing.masking.reserve(model, form.latents, longest, 2)?,
+            form,
+            drawing,
+        })
+    }
+
+    /// The largest difference of a log-probability (nats).
+    ///
+    /// # Errors
+    /// A rollout beyond the room.
+    pub fn gap(&mut self, model: &Model, prompt: &[u32], trajectory: &Trajectory) -> Result<f64> {
+        self.gap_with(model, prompt, trajectory, |_| Ok(()))
+    }
+
+    /// The same after `perturb` has changed the masks: for tests that the gap can see a difference.
+    ///
+    /// # Errors
+    /// As [`Audit::gap`], and those of `perturb`.
+    pub fn gap_with(
+        &mut self,
+        model: &Model,
+        prompt: &[u32],
+        trajectory: &Trajectory,
+        perturb: impl FnOnce(&mut MaskSet) -> Result<()>,
+    ) -> Result<f64> {
+        let replayed = self.log_probabilities(model, prompt, trajectory, perturb)?;
+        let pairs = replayed.iter().zip(&trajectory.log_probabilities);
+        // NaN must not pass for a small gap.
+        Ok(pairs.map(|(a, b)| (a - b).abs()).fold(0.0, |most, gap| if gap <= most { most } else { gap }))
+    }
+
+    fn log_probabilities(
+        &mut self,
+        model: &Model,
+        prompt: &[u32],
+        trajectory: &Trajectory,
+        perturb: impl FnOnce(&mut MaskSet) -> Result<()>,
+    ) -> Result<Vec<f64>> {
+        let length = self.form.positions(prompt.len(), trajectory.tokens.len());
+        self.sequences.layout(&[RowPlan::own(prompt.len()), RowPlan::own(length)])?;
+        let stranger = Rollout { rollout: u32::MAX, ..trajectory.member.coordinates };
+        let plan = MaskPlan::new(
+            self.drawing.masking.clone(),
+            self.form.latents,
+            self.form.positions(prompt.len(), self.form.max_new_tokens),
+            vec![stranger, trajectory.member.coordinates],
+        );
+        if let Some(masks) = &mut self.masks {
+            plan.draw_into(masks, self.drawing.seed)?;
+            perturb(masks)?;
+        }
+        let masks = self.masks.as_ref();
+        let audited = AUDITED as usize;
+        let mut latest = 0;
+        let mut position = 0;
+        // The prompt in two cuts, the first beside the stranger, who reads it backwards.
+        let cut = prompt.len() / 2;
+        for (cut, part) in [&prompt[..cut], &prompt[cut..]].into_iter().enumerate() {
+            let mut segment = Segment::new();
+            if cut == 0 {
+                segment.extend_tokens(0, &prompt.iter().rev().copied().collect::<Vec<_>>());
+            }
+            for &token in part {
+                let instance = plan.instance(audited, Part::Prompt, position);
+                segment.push_under(AUDITED, Input::Token(token), instance);
+                position += 1;
+            }
+            let at = model.forward(&mut self.sequences, &segment, masks)?;
+            latest = at.end.saturating_sub(1);
+        }
+        for &token in &self.form.start {
+            let segment = one(Input::Token(token), plan.instance(audited, Part::Start, position));
+            latest = model.forward(&mut self.sequences, &segment, masks)?.start;
+            position += 1;
+        }
+        for step in 1..=self.form.latents {
+            let segment = one(Input::Latent, plan.instance(audited, Part::Latent(step), position));
+            latest = model.forward(&mut self.sequences, &segment, masks)?.start;
+            position += 1;
+        }
+        // The end marker and the answer in cuts of one, two, three, ... tokens.
+        let answer = &trajectory.tokens[..trajectory.tokens.len().saturating_sub(1)];
+        let rest: Vec<u32> = self.form.end.iter().chain(answer).copied().collect();
+        let mut at = vec![latest as u32];
+        let (mut done, mut size) = (0, 1);
+        while done < rest.len() {
+            let mut segment = Segment::new();
+            for &token in &rest[done..(done + size).min(rest.len())] {
+                let instance = plan.instance(audited, Part::Answer, position);
+                segment.push_under(AUDITED, Input::Token(token), instance);
+                position += 1;
+            }
+            at.extend(model.forward(&mut self.sequences, &segment, masks)?.map(|n| n as u32));
+            (done, size) = (done + size, size + 1);
+        }
+        let predictors = &at[self.form.end.len()..];
+        let inverse_temperature = self.drawing.law.inverse_temperature();
+        self.scores.forward(model, &self.sequences, predictors, &trajectory.tokens, inverse_temperature)?;
+        self.scores.log_probabilities()
+    }
+}
+
+fn one(input: Input, instance: Option<u32>) -> Segment {
+    let mut segment = Segment::new();
+    segment.push_under(AUDITED, input, instance);
+    segment
+}

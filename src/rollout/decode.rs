@@ -1,0 +1,117 @@
+//! The decode loop's device buffers: logits, sampled tokens and their log-probabilities.
+//!
+//! A step stays on the device: logits, sampling, the next segment's index. Only the sampled tokens cross to the
+//! host, once a step; log-probabilities cross once at the end.
+
+use super::masks::Rollout;
+use crate::base::rng::{Purpose, StreamKey};
+use crate::base::{Dtype, Result};
+use crate::model::{Model, Sequences};
+use crate::ops::sampler::{self, Law};
+use crate::ops::{Tensor, View, gather, index};
+use std::ops::Range;
+
+/// Buffers for a number of rows and of tokens each.
+#[derive(Debug)]
+pub(super) struct Decoder {
+    law: Law,
+    seed: u64,
+    hidden: Tensor,
+    sources: Tensor,
+    logits: Tensor,
+    tokens: Tensor,
+    keys: Tensor,
+    /// Index of the next answer token of each active row: the Philox step.
+    steps: Tensor,
+    /// One entry a sampled token, in the order of sampling.
+    log_probabilities: Tensor,
+    /// The member of each sampled token.
+    sampled: Vec<usize>,
+}
+
+impl Decoder {
+    pub fn reserve(model: &Model, rows: usize, max_new_tokens: usize, law: Law, seed: u64) -> Result<Decoder> {
+        law.validate()?;
+        let (device, dtype) = (model.device(), model.dtype());
+        Ok(Decoder {
+            law,
+            seed,
+            hidden: Tensor::zeros(device, [rows, model.config().width], dtype)?,
+            sources: Tensor::zeros(device, [rows, 1], Dtype::U32)?,
+            logits: Tensor::zeros(device, [rows, model.config().vocab], dtype)?,
+            tokens: Tensor::zeros(device, [rows, 1], Dtype::U32)?,
+            keys: Tensor::zeros(device, [rows, 2], Dtype::U32)?,
+            steps: Tensor::zeros(device, [rows, 1], Dtype::U32)?,
+            log_probabilities: Tensor::zeros(device, [rows * max_new_tokens, 1], dtype)?,
+            sampled: Vec::with_capacity(rows * max_new_tokens),
+        })
+    }
+
+    /// Forgets what was sampled.
+    pub fn restart(&mut self) {
+        self.sampled.clear();
+    }
+
+    /// Sets the streams of the rows that go on from answer token `step` (two uploads).
+    pub fn pack(&mut self, rollouts: impl ExactSizeIterator<Item = Rollout>, step: usize) -> Result<()> {
+        let steps = vec![step as u32; rollouts.len()];
+        let key = |r: Rollout| StreamKey::new(self.seed, r.update, r.prompt, r.rollout, Purpose::Token).0;
+        let keys: Vec<u32> = rollouts.flat_map(key).collect();
+        self.keys.upload_at(0, &keys)?;
+        self.steps.upload_at(0, &steps)
+    }
+
+    /// Samples the first token of each member from the latest hidden state of row `sources[member]`.
+    pub fn first(&mut self, model: &Model, sequences: &Sequences, sources: &[u32]) -> Result<Vec<u32>> {
+        let count = sources.len();
+        self.sources.upload_at(0, sources)?;
+        gather::forward(sequences.latest_hidden(), self.sources.rows(0..count)?, self.hidden.rows_mut(0..count)?)?;
+        model.logits(self.hidden.rows(0..count)?, self.logits.rows_mut(0..count)?)?;
+        self.draw(0..count)
+    }
+
+    /// Samples one token for each of `active` from the hidden states at `at`, which stand in the same order.
+    pub fn next(
+        &mut self,
+        model: &Model,
+        sequences: &Sequences,
+        active: &[usize],
+        at: Range<usize>,
+    ) -> Result<Vec<u32>> {
+        model.logits(sequences.hidden(at)?, self.logits.rows_mut(0..active.len())?)?;
+        self.draw(active.iter().copied())
+    }
+
+    /// Draws from the logits and brings the tokens to the host: the step's one crossing.
+    fn draw(&mut self, members: impl ExactSizeIterator<Item = usize>) -> Result<Vec<u32>> {
+        let (count, first) = (members.len(), self.sampled.len());
+        sampler::sample(
+            self.logits.rows(0..count)?,
+            &self.law,
+            sampler::Noise { keys: self.keys.rows(0..count)?, steps: self.steps.rows(0..count)?, site: 0 },
+            sampler::Sampled {
+                tokens: self.tokens.rows_mut(0..count)?,
+                log_probability: self.log_probabilities.rows_mut(first..first + count)?,
+                support: None,
+            },
+        )?;
+        index::repeat(&mut self.steps, 0..count, 0, 1)?;
+        self.sampled.extend(members);
+        self.tokens.rows(0..count)?.download::<u32>()
+    }
+
+    /// The tokens just sampled, on the device.
+    pub fn tokens(&self, count: usize) -> Result<View<'_>> {
+        self.tokens.rows(0..count)
+    }
+
+    /// Each sampled token's member and log-probability, in the order of sampling (one download).
+    pub fn log_probabilities(&self) -> Result<Vec<(usize, f64)>> {
+        let view = self.log_probabilities.rows(0..self.sampled.len())?;
+        let values: Vec<f64> = match view.dtype() {
+            Dtype::F64 => view.download::<f64>()?,
+            _ => view.download::<f32>()?.into_iter().map(f64::from).collect(),
+        };
+        Ok(self.sampled.iter().copied().zip(values).collect())
+    }
+}

@@ -1,0 +1,520 @@
+//! Groups of rollouts: prompts, latent thoughts under each rollout's mask, and sampled answers.
+//!
+//! ```text
+//! prompt | start | latent 1 .. latent L | end | answer ...
+//! ```
+//!
+//! The rollouts of a prompt share what is the same for all of them ([`Share`]): computed once in a row of its own,
+//! read by all members. What is sampled with the tape on can be differentiated as it stands; [`Rollouts::replay`]
+//! runs the same positions again from tokens and keys alone.
+
+use super::decode::Decoder;
+use super::masks::{MaskPlan, Masking, Part, Rollout, Scope};
+use crate::base::{Error, Result};
+use crate::model::{Input, Model, Record, Room, RowPlan, Segment, Sequences};
+use crate::ops::mask::MaskSet;
+use crate::ops::sampler::Law;
+use std::ops::{ControlFlow, Range};
+use std::time::{Duration, Instant};
+
+/// What the rollouts of a run have in common.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Form {
+    /// Tokens between prompt and thoughts, e.g. the start-of-thought marker.
+    pub start: Vec<u32>,
+    /// Latent steps: the final hidden state is fed back so many times (Coconut A.5).
+    pub latents: usize,
+    /// Tokens between thoughts and answer, e.g. the end-of-thought marker.
+    pub end: Vec<u32>,
+    /// Tokens that end an answer; the stop token is part of the answer.
+    pub stop: Vec<u32>,
+    /// Most tokens to sample.
+    pub max_new_tokens: usize,
+}
+
+impl Form {
+    /// Positions of a rollout of `prompt` prompt tokens and `answer` answer tokens; the last is only a target.
+    pub fn positions(&self, prompt: usize, answer: usize) -> usize {
+        prompt + self.start.len() + self.latents + self.end.len() + answer.saturating_sub(1)
+    }
+}
+
+/// How rollouts are drawn.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Drawing {
+    /// Dropout of each rollout.
+    pub masking: Masking,
+    /// Law of the answer's tokens.
+    pub law: Law,
+    /// Seed of masks and tokens; each rollout's coordinates do the rest.
+    pub seed: u64,
+    /// Whether members share what is the same for all of them. Results are the same to the bit.
+    pub share: bool,
+}
+
+/// The largest batch there is room for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Limits {
+    /// Prompts.
+    pub prompts: usize,
+    /// Rollouts in all.
+    pub members: usize,
+    /// Tokens of the longest prompt.
+    pub prompt_tokens: usize,
+}
+
+/// One rollout to run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Member {
+    /// Index of its prompt in the batch.
+    pub prompt: usize,
+    /// With the seed, all that its randomness depends on.
+    pub coordinates: Rollout,
+}
+
+/// What came of one rollout.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Trajectory {
+    /// Which rollout.
+    pub member: Member,
+    /// Sampled tokens, the stop token included.
+    pub tokens: Vec<u32>,
+    /// Log-probability of each under the law it was sampled from (nats).
+    pub log_probabilities: Vec<f64>,
+    /// Whether a stop token ended it.
+    pub stopped: bool,
+}
+
+/// What the members of a prompt share.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Share {
+    /// Nothing: masks cover the prompt, or every prompt has one member.
+    Nothing,
+    /// The prompt up to the start marker.
+    Prompt,
+    /// Prompt, thoughts and end marker: without masks they are the same for all.
+    Thoughts,
+}
+
+/// Where the time of [`Rollouts::sample`] went.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Timing {
+    /// Prompt and latents.
+    pub prefill: Duration,
+    /// Sampling.
+    pub decode: Duration,
+    /// Tokens sampled by all rows.
+    pub tokens: usize,
+}
+
+/// Room for rollouts of one [`Form`], reused batch after batch.
+#[derive(Debug)]
+pub struct Rollouts {
+    form: Form,
+    drawing: Drawing,
+    limits: Limits,
+    sequences: Sequences,
+    decoder: Decoder,
+    masks: Option<MaskSet>,
+    /// Position on the tape that predicts each answer token, by member.
+    predictors: Vec<Vec<u32>>,
+    timing: Timing,
+}
+
+/// The rows of one batch.
+struct Rows {
+    share: Share,
+    /// Row that holds what a prompt's members share.
+    owners: Vec<u32>,
+    /// Row of each member.
+    members: Vec<u32>,
+}
+
+impl Rollouts {
+    /// Reserves everything a batch within `limits` needs.
+    ///
+    /// # Errors
+    /// Rollouts longer than the model's position table, a law or a mask probability out of range.
+    pub fn reserve(
+        model: &Model,
+        form: Form,
+        drawing: Drawing,
+        limits: Limits,
+        record: Record,
+    ) -> Result<Rollouts> {
+        let room = room(&form, &drawing, limits, record);
+        let masks = drawing.masking.reserve(model, form.latents, room.longest, limits.members)?;
+        Ok(Rollouts {
+            sequences: Sequences::reserve(model, model.device(), room, record)?,
+            decoder: Decoder::reserve(model, limits.members, form.max_new_tokens, drawing.law, drawing.seed)?,
+            masks,
+            form,
+            drawing,
+            limits,
+            predictors: Vec::new(),
+            timing: Timing::default(),
+        })
+    }
+
+    /// What all rollouts have in common.
+    pub fn form(&self) -> &Form {
+        &self.form
+    }
+
+    /// How rollouts are drawn.
+    pub fn drawing(&self) -> &Drawing {
+        &self.drawing
+    }
+
+    /// The sequences as the last batch left them.
+    pub fn sequences(&self) -> &Sequences {
+        &self.sequences
+    }
+
+    /// The sequences, to be differentiated, and the masks they ran under.
+    pub fn parts_mut(&mut self) -> (&mut Sequences, Option<&MaskSet>) {
+        (&mut self.sequences, self.masks.as_ref())
+    }
+
+    /// The bitmaps of the last batch; flipping bits in them is what a test does.
+    pub fn masks_mut(&mut self) -> Option<&mut MaskSet> {
+        self.masks.as_mut()
+    }
+
+    /// By member, the position on the tape that predicts each answer token of the last batch.
+    pub fn predictors(&self) -> &[Vec<u32>] {
+        &self.predictors
+    }
+
+    /// Where the time of the last [`Rollouts::sample`] went.
+    pub fn timing(&self) -> Timing {
+        self.timing
+    }
+
+    /// Samples an answer for every member. `on_token(member, token)` sees each token as it is sampled and may stop
+    /// all.
+    ///
+    /// # Errors
+    /// A batch beyond the limits, an empty prompt, non-finite logits.
+    pub fn sample(
+        &mut self,
+        model: &Model,
+        prompts: &[Vec<u32>],
+        members: &[Member],
+        mut on_token: impl FnMut(usize, u32) -> ControlFlow<()>,
+    ) -> Result<Vec<Trajectory>> {
+        let began = Instant::now();
+        let blank = |&member: &Member| Trajectory {
+            member,
+            tokens: Vec::new(),
+            log_probabilities: Vec::new(),
+            stopped: false,
+        };
+        let mut trajectories: Vec<Trajectory> = members.iter().map(blank).collect();
+        self.timing = Timing::default();
+        if members.is_empty() {
+            return Ok(trajectories);
+        }
+        let plan = self.mask_plan(prompts, members);
+        let rows = self.lay_out(prompts, members, &vec![self.form.max_new_tokens; members.len()])?;
+        let mut latest = self.think(model, prompts, members, &rows, &plan)?;
+        self.end(model, &rows, &plan, &mut latest)?;
+        self.timing.prefill = began.elapsed();
+        self.predictors = vec![Vec::new(); members.len()];
+        if self.form.max_new_tokens == 0 {
+            return Ok(trajectories);
+        }
+
+        let decoding = Instant::now();
+        self.decoder.restart();
+        self.decoder.pack(members.iter().map(|member| member.coordinates), 0)?;
+        let sources: Vec<u32> = (0..members.len()).map(|index| rows.source(index, members)).collect();
+        let mut tokens = self.decoder.first(model, &self.sequences, &sources)?;
+        for (index, source) in sources.iter().enumerate() {
+            self.predictors[index].push(latest[*source as usize]);
+        }
+        let mut active: Vec<usize> = (0..members.len()).collect();
+        let mut at: Option<Range<usize>> = None;
+        for step in 1.. {
+            self.timing.tokens += tokens.len();
+            let mut halted = false;
+            for (&index, &token) in active.iter().zip(&tokens) {
+                trajectories[index].tokens.push(token);
+                trajectories[index].stopped = self.form.stop.contains(&token);
+                halted |= on_token(index, token).is_break();
+            }
+            let survivors: Vec<usize> =
+                active.iter().copied().filter(|&index| !trajectories[index].stopped).collect();
+            if survivors.is_empty() || halted || step == self.form.max_new_tokens {
+                break;
+            }
+            let of: Vec<u32> = survivors.iter().map(|&index| rows.members[index]).collect();
+            let masks = self.masks.as_ref().zip(plan.answer_stride());
+            let next = match at.take() {
+                Some(previous) if survivors.len() == active.len() => {
+                    let tokens = self.decoder.tokens(of.len())?;
+                    model.forward_sampled(&mut self.sequences, previous, &of, tokens, masks)?
+                }
+                _ => {
+                    let mut segment = Segment::new();
+                    for (&index, &row) in survivors.iter().zip(&of) {
+                        let position = self.sequences.length(row);
+                        let token = trajectories[index].tokens[trajectories[index].tokens.len() - 1];
+                        let instance = plan.instance(index, Part::Answer, position);
+                        segment.push_under(row, Input::Token(token), instance);
+                    }
+                    self.decoder.pack(survivors.iter().map(|&index| members[index].coordinates), step)?;
+                    model.forward(&mut self.sequences, &segment, self.masks.as_ref())?
+                }
+            };
+            for (&index, position) in survivors.iter().zip(next.clone()) {
+                self.predictors[index].push(position as u32);
+            }
+            tokens = self.decoder.next(model, &self.sequences, &survivors, next.clone())?;
+            (active, at) = (survivors, Some(next));
+        }
+        for (index, value) in self.decoder.log_probabilities()? {
+            trajectories[index].log_probabilities.push(value);
+        }
+        self.timing.decode = decoding.elapsed();
+        Ok(trajectories)
+    }
+
+    /// Runs `trajectories` again from their tokens and keys: thoughts step by step, every answer in one segment.
+    /// The results are those of sampling, to the bit.
+    ///
+    /// # Errors
+    /// As [`Rollouts::sample`]; a trajectory without tokens or longer than the form allows.
+    pub fn replay(&mut self, model: &Model, prompts: &[Vec<u32>], trajectories: &[&Trajectory]) -> Result<()> {
+        let members: Vec<Member> = trajectories.iter().map(|trajectory| trajectory.member).collect();
+        let answers: Vec<usize> = trajectories.iter().map(|trajectory| trajectory.tokens.len()).collect();
+        if let Some(index) = answers.iter().position(|&n| n == 0 || n > self.form.max_new_tokens) {
+            return Err(Error::shape(
+                format!("answer of trajectory {index}"),
+                format!("{} tokens", answers[index]),
+                format!("1 to {}", self.form.max_new_tokens),
+            ));
+        }
+        let plan = self.mask_plan(prompts, &members);
+        let rows = self.lay_out(prompts, &members, &answers)?;
+        let mut latest = self.think(model, prompts, &members, &rows, &plan)?;
+        self.end(model, &rows, &plan, &mut latest)?;
+        self.predictors = (0..members.len())
+            .map(|index| vec![latest[rows.source(index, &members) as usize]])
+            .collect();
+        let mut segment = Segment::new();
+        let mut of = Vec::new();
+        for (index, trajectory) in trajectories.iter().enumerate() {
+            let row = rows.members[index];
+            let first = self.sequences.length(row);
+            for (n, &token) in trajectory.tokens[..trajectory.tokens.len() - 1].iter().enumerate() {
+                segment.push_under(row, Input::Token(token), plan.instance(index, Part::Answer, first + n));
+                of.push(index);
+            }
+        }
+        let at = model.forward(&mut self.sequences, &segment, self.masks.as_ref())?;
+        for (index, position) in of.into_iter().zip(at) {
+            self.predictors[index].push(position as u32);
+        }
+        Ok(())
+    }
+
+    fn mask_plan(&self, prompts: &[Vec<u32>], members: &[Member]) -> MaskPlan {
+        let longest = prompts.iter().map(Vec::len).max().unwrap_or(0);
+        let length = self.form.positions(longest, self.form.max_new_tokens);
+        let rollouts = members.iter().map(|member| member.coordinates).collect();
+        MaskPlan::new(self.drawing.masking.clone(), self.form.latents, length, rollouts)
+    }
+
+    /// Checks the batch, lays its rows out and draws its masks.
+    fn lay_out(&mut self, prompts: &[Vec<u32>], members: &[Member], answers: &[usize]) -> Result<Rows> {
+        self.check(prompts, members)?;
+        let share = share(&self.form, &self.drawing, prompts.len(), members.len());
+        let form = &self.form;
+        let prefix = |prompt: usize| match share {
+            Share::Nothing => 0,
+            Share::Prompt => prompts[prompt].len(),
+            Share::Thoughts => form.positions(prompts[prompt].len(), 0),
+        };
+        let mut plans = Vec::new();
+        let mut rows = Rows { share, owners: Vec::new(), members: Vec::new() };
+        if share != Share::Nothing {
+            rows.owners = (0..prompts.len() as u32).collect();
+            plans.extend((0..prompts.len()).map(|prompt| RowPlan::own(prefix(prompt))));
+        }
+        for (member, &answer) in members.iter().zip(answers) {
+            let capacity = form.positions(prompts[member.prompt].len(), answer);
+            rows.members.push(plans.len() as u32);
+            plans.push(match share {
+                Share::Nothing => RowPlan::own(capacity),
+                _ => RowPlan::sharing(member.prompt as u32, prefix(member.prompt), capacity),
+            });
+        }
+        self.sequences.layout(&plans)?;
+        let plan = self.mask_plan(prompts, members);
+        match &mut self.masks {
+            Some(set) => plan.draw_into(set, self.drawing.seed)?,
+            None => {}
+        }
+        Ok(rows)
+    }
+
+    fn check(&self, prompts: &[Vec<u32>], members: &[Member]) -> Result<()> {
+        let limits = self.limits;
+        let longest = prompts.iter().map(Vec::len).max().unwrap_or(0);
+        if prompts.len() > limits.prompts || members.len() > limits.members || longest > limits.prompt_tokens {
+            return Err(Error::shape(
+                "rollouts",
+                format!("{} prompts, {} rollouts, longest prompt {longest}", prompts.len(), members.len()),
+                format!("at most {}, {} and {}", limits.prompts, limits.members, limits.prompt_tokens),
+            ));
+        }
+        if let Some(prompt) = prompts.iter().position(Vec::is_empty) {
+            return Err(Error::input(
+                "prompt",
+                format!("prompt {prompt} has no tokens"),
+                "give at least one token (for example the beginning-of-text token)",
+            ));
+        }
+        match members.iter().find(|member| member.prompt >= prompts.len()) {
+            None => Ok(()),
+            Some(member) => Err(Error::input(
+                "rollouts",
+                format!("a rollout of prompt {} where {} prompts are given", member.prompt, prompts.len()),
+                "number prompts by their place in the batch",
+            )),
+        }
+    }
+
+    /// Runs prompts, start markers and latent steps; returns each row's latest position on the tape.
+    fn think(
+        &mut self,
+        model: &Model,
+        prompts: &[Vec<u32>],
+        members: &[Member],
+        rows: &Rows,
+        plan: &MaskPlan,
+    ) -> Result<Vec<u32>> {
+        let masks = self.masks.as_ref();
+        let mut latest = vec![0; rows.owners.len() + rows.members.len()];
+        let mut segment = Segment::new();
+        match rows.share {
+            Share::Nothing => {
+                for (index, member) in members.iter().enumerate() {
+                    for (position, &token) in prompts[member.prompt].iter().enumerate() {
+                        let instance = plan.instance(index, Part::Prompt, position);
+                        segment.push_under(rows.members[index], Input::Token(token), instance);
+                    }
+                }
+            }
+            _ => {
+                for (owner, prompt) in rows.owners.iter().zip(prompts) {
+                    segment.extend_tokens(*owner, prompt);
+                }
+            }
+        }
+        run(model, &mut self.sequences, &segment, masks, &mut latest)?;
+        let thinkers = rows.thinkers();
+        let mut segment = Segment::new();
+        for (index, &row) in thinkers.iter().enumerate() {
+            let first = self.sequences.length(row);
+            for (n, &token) in self.form.start.iter().enumerate() {
+                segment.push_under(row, Input::Token(token), rows.instance(plan, index, Part::Start, first + n));
+            }
+        }
+        run(model, &mut self.sequences, &segment, masks, &mut latest)?;
+        for step in 1..=self.form.latents {
+            let mut segment = Segment::new();
+            for (index, &row) in thinkers.iter().enumerate() {
+                let position = self.sequences.length(row);
+                let instance = rows.instance(plan, index, Part::Latent(step), position);
+                segment.push_under(row, Input::Latent, instance);
+            }
+            run(model, &mut self.sequences, &segment, masks, &mut latest)?;
+        }
+        Ok(latest)
+    }
+
+    /// Runs the end markers.
+    fn end(&mut self, model: &Model, rows: &Rows, plan: &MaskPlan, latest: &mut [u32]) -> Result<()> {
+        let mut segment = Segment::new();
+        for (index, &row) in rows.thinkers().iter().enumerate() {
+            let first = self.sequences.length(row);
+            for (n, &token) in self.form.end.iter().enumerate() {
+                segment.push_under(row, Input::Token(token), rows.instance(plan, index, Part::Answer, first + n));
+            }
+        }
+        run(model, &mut self.sequences, &segment, self.masks.as_ref(), latest)
+    }
+}
+
+impl Rows {
+    /// The rows that think: the owners where thoughts are shared, else the members.
+    fn thinkers(&self) -> &[u32] {
+        if self.share == Share::Thoughts { &self.owners } else { &self.members }
+    }
+
+    /// The mask of thinker `index`; shared thoughts have none.
+    fn instance(&self, plan: &MaskPlan, index: usize, part: Part, position: usize) -> Option<u32> {
+        if self.share == Share::Thoughts { None } else { plan.instance(index, part, position) }
+    }
+
+    /// The row whose latest position predicts the first answer token of member `index`.
+    fn source(&self, index: usize, members: &[Member]) -> u32 {
+        if self.share == Share::Thoughts { self.owners[members[index].prompt] } else { self.members[index] }
+    }
+}
+
+/// Runs a segment and notes where each of its rows stands now.
+fn run(
+    model: &Model,
+    sequences: &mut Sequences,
+    segment: &Segment,
+    masks: Option<&MaskSet>,
+    latest: &mut [u32],
+) -> Result<()> {
+    let at = model.forward(sequences, segment, masks)?;
+    for (&row, position) in segment.rows.iter().zip(at) {
+        latest[row as usize] = position as u32;
+    }
+    Ok(())
+}
+
+/// What the members of a prompt share.
+pub fn share(form: &Form, drawing: &Drawing, prompts: usize, members: usize) -> Share {
+    let thinks = !form.start.is_empty() || form.latents > 0;
+    match (drawing.share && members > prompts, drawing.masking.is_active(), drawing.masking.scope) {
+        (false, _, _) => Share::Nothing,
+        (true, false, _) => Share::Thoughts,
+        (true, true, Scope::Latent) if thinks => Share::Prompt,
+        // Latent scope masks nothing where there is nothing to think.
+        (true, true, Scope::Latent) => Share::Thoughts,
+        (true, true, _) => Share::Nothing,
+    }
+}
+
+/// The room that batches within `limits` may take.
+pub fn room(form: &Form, drawing: &Drawing, limits: Limits, record: Record) -> Room {
+    let longest = form.positions(limits.prompt_tokens, form.max_new_tokens);
+    let Limits { prompts, members, prompt_tokens } = limits;
+    let share = share(form, drawing, prompts, members);
+    let shared = match share {
+        Share::Nothing => 0,
+        Share::Prompt => prompt_tokens,
+        Share::Thoughts => form.positions(prompt_tokens, 0),
+    };
+    // A batch with one member a prompt shares nothing, whatever the largest batch does.
+    let own = Room::slots_of(longest, false).max(Room::slots_of(longest - shared, true));
+    let unshared = prompts.min(members) * longest;
+    let step = form.start.len().max(form.end.len()).max(form.max_new_tokens).max(1);
+    Room {
+        rows: prompts + members,
+        slots: prompts * Room::slots_of(shared, false) + members * own,
+        longest,
+        tape_positions: match (record, share) {
+            (Record::Nothing, Share::Nothing) => members * prompt_tokens.max(step),
+            (Record::Nothing, _) => (prompts * prompt_tokens).max(members * step),
+            _ => (prompts * shared + members * (longest - shared)).max(unshared),
+        },
+    }
+}
