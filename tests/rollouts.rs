@@ -30,7 +30,7 @@ pub fn form() -> Form {
 pub fn drawing(scope: Scope, mode: Mode, share: bool) -> Drawing {
     let masking = Masking { p: 0.2, sites: SiteKind::ALL.to_vec(), scope, mode };
     let law = Law::Categorical { temperature: 0.8, top_k: None, top_p: None, min_p: None };
-    Drawing { masking, law, seed: 11, share }
+    Drawing { masking, latent_noise: 0.0, law, seed: 11, share }
 }
 
 pub fn prompts() -> Vec<Vec<u32>> {
@@ -179,4 +179,25 @@ fn batches_beyond_the_room_are_refused_with_numbers() {
     assert!(message.contains("prompt 0 has no tokens"), "{message}");
     let message = group.sample(&model, &[vec![1]], &members(2, 1), go).unwrap_err().to_string();
     assert!(message.contains("a rollout of prompt 1 where 1 prompts are given"), "{message}");
+}
+
+#[test]
+fn gaussian_noise_on_latents_is_drawn_from_keys_and_shares_the_prompt() {
+    let model = model(Dtype::F32);
+    let noisy = |share, latent_noise| Drawing {
+        latent_noise,
+        law: Law::Greedy,
+        ..drawing(Scope::Latent, Mode::None, share)
+    };
+    let mut group = rollouts(&model, noisy(true, 2.0), Record::Everything);
+    let together = sample(&mut group, &model, 4);
+    assert!(together[..4].iter().any(|t| t.tokens != together[0].tokens), "noise makes rollouts differ");
+    assert_eq!(sample(&mut rollouts(&model, noisy(false, 2.0), Record::Nothing), &model, 4), together);
+    let mut audit = Audit::reserve(&model, form(), noisy(true, 2.0), 70).unwrap();
+    let mut other = Audit::reserve(&model, form(), noisy(true, 2.1), 70).unwrap();
+    for trajectory in &together {
+        let prompt = &prompts()[trajectory.member.prompt];
+        assert_eq!(audit.gap(&model, prompt, trajectory).unwrap(), 0.0);
+        assert!(other.gap(&model, prompt, trajectory).unwrap() > 0.0);
+    }
 }

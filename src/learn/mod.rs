@@ -2,4 +2,7 @@
 
 pub mod coconut;
 pub mod optimizer;
+pub mod policy;
+pub mod policy_batch;
+pub mod policy_report;
 pub mod supervised;

@@ -1,9 +1,9 @@
 //! Models made of models: copies, and a vocabulary with more tokens.
 
-use super::families::Layout;
+use super::families::Role;
 use super::{Model, Precision};
 use crate::base::{Dtype, Error, Result};
-use crate::ops::{Tensor, elementwise};
+use crate::ops::elementwise;
 
 impl Model {
     /// The precision that parameters are held in.
@@ -34,8 +34,8 @@ impl Model {
                 "copy between models of one configuration",
             ));
         }
-        let pairs = self.parameters.iter_mut().zip(&other.parameters);
-        pairs.into_iter().try_for_each(|(to, from)| elementwise::copy(from.view(), to.view_mut()))
+        let mut pairs = self.parameters.iter_mut().zip(&other.parameters);
+        pairs.try_for_each(|(to, from)| elementwise::copy(from.view(), to.view_mut()))
     }
 
     /// The same model with a vocabulary of `vocab` tokens. New rows of the token embedding, and of the output head
@@ -53,20 +53,16 @@ impl Model {
             ));
         }
         let head = self.architecture.head;
-        let config = self.config.with_vocabulary(vocab)?;
+        let mut config = self.config.clone();
+        config.vocab = vocab;
         Model::build(config, &self.device, self.precision(), |index, parameter, tensor| {
             let from = &self.parameters[index];
-            if parameter.layout != Layout::Table && index != head {
-                return elementwise::copy(from.view(), tensor.view_mut());
-            }
-            let rows = from.shape().as_matrix().0;
-            if rows != old {
-                // A table of positions.
+            if parameter.role != Role::TokenEmbedding && index != head {
                 return elementwise::copy(from.view(), tensor.view_mut());
             }
             elementwise::copy(from.view(), tensor.rows_mut(0..old)?)?;
-            let row: fn(&Tensor, u32) -> Result<_> = |t, n| t.rows(n as usize..n as usize + 1);
-            (old..vocab).try_for_each(|new| elementwise::copy(row(from, like)?, tensor.rows_mut(new..new + 1)?))
+            let row = from.rows(like as usize..like as usize + 1)?;
+            (old..vocab).try_for_each(|new| elementwise::copy(row, tensor.rows_mut(new..new + 1)?))
         })
     }
 }

@@ -5,7 +5,7 @@ use super::Model;
 use super::block::{Block, Masks, Positions};
 use super::norm;
 use super::rows::Row;
-use super::segment::{Input, Segment};
+use super::segment::{Input, LatentNoise, Segment};
 use super::sequences::{Mixture, Sequences};
 use super::tape::{Entry, Feed, Record};
 use crate::base::{Dtype, Error, Result};
@@ -13,7 +13,7 @@ use crate::ops::embedding;
 use crate::ops::kv_cache::CacheLayout;
 use crate::ops::mask::{self, MaskSet, SiteKind};
 use crate::ops::rope::RopeTable;
-use crate::ops::{Tensor, View, index, latent};
+use crate::ops::{Tensor, View, index, latent, random};
 use std::collections::HashMap;
 use std::ops::Range;
 
@@ -73,10 +73,14 @@ impl Model {
                 Some(sequences.softs.len() - 1)
             }
         };
+        let deviation = match &segment.noise {
+            None => None,
+            Some(noise) => Some(place_noise(sequences, segment, noise)?),
+        };
         sequences.advance(&placed.rows, &placed.feeds, at.start);
         let entry =
             Entry { at: at.clone(), latent: !placed.feeds.is_empty(), masked, soft, feeds: placed.feeds };
-        self.run(sequences, entry, masks)?;
+        self.run(sequences, entry, masks, deviation)?;
         Ok(at)
     }
 
@@ -117,7 +121,7 @@ impl Model {
         index::set_ids(tokens, tape_index.ids.rows_mut(at.clone())?)?;
         sequences.advance(rows, &[], at.start);
         let entry = Entry { at: at.clone(), latent: false, masked, soft: None, feeds: Vec::new() };
-        self.run(sequences, entry, masks.map(|(set, _)| set))?;
+        self.run(sequences, entry, masks.map(|(set, _)| set), None)?;
         Ok(at)
     }
 
@@ -202,9 +206,15 @@ impl Model {
     }
 
     /// Runs the layers over the positions of `entry`, whose index is on the device, and appends it to the tape.
-    fn run(&self, sequences: &mut Sequences, entry: Entry, masks: Option<&MaskSet>) -> Result<()> {
+    fn run(
+        &self,
+        sequences: &mut Sequences,
+        entry: Entry,
+        masks: Option<&MaskSet>,
+        noise: Option<f64>,
+    ) -> Result<()> {
         let at = entry.at.clone();
-        self.embed(sequences, &entry, masks)?;
+        self.embed(sequences, &entry, masks, noise)?;
         for layer in 0..self.architecture.layers.len() {
             self.run_layer(sequences, layer, at.clone(), masks.filter(|_| entry.masked), false)?;
         }
@@ -234,7 +244,13 @@ impl Model {
     }
 
     /// Writes the inputs of the first layer.
-    fn embed(&self, sequences: &mut Sequences, entry: &Entry, masks: Option<&MaskSet>) -> Result<()> {
+    fn embed(
+        &self,
+        sequences: &mut Sequences,
+        entry: &Entry,
+        masks: Option<&MaskSet>,
+        noise: Option<f64>,
+    ) -> Result<()> {
         let at = entry.at.clone();
         let masks = masks.filter(|_| entry.masked);
         let tape = &mut sequences.tape;
@@ -257,6 +273,10 @@ impl Model {
                 latent_mask,
                 stream.rows_mut(at.clone())?,
             )?;
+            if let Some(deviation) = noise {
+                let keys = sequences.noise_keys.rows(0..at.len())?;
+                random::add_normal(stream.rows_mut(at.clone())?, keys, deviation)?;
+            }
         }
         let inputs =
             embedding::Inputs { ids, positions, soft: entry.soft.map(|soft| sequences.softs[soft].view()) };
@@ -316,6 +336,26 @@ impl Model {
             cache_layout,
         }
     }
+}
+
+/// Checks the noise of a segment of latents and brings its keys to the device; returns its deviation.
+fn place_noise(sequences: &mut Sequences, segment: &Segment, noise: &LatentNoise) -> Result<f64> {
+    let latents = segment.inputs.iter().filter(|input| **input == Input::Latent).count();
+    if latents != segment.len() || noise.keys.len() != segment.len() || !noise.deviation.is_finite() {
+        return Err(Error::input(
+            "latent noise",
+            format!(
+                "deviation {}, {} keys, {latents} latents among {} positions",
+                noise.deviation,
+                noise.keys.len(),
+                segment.len()
+            ),
+            "give a segment of latents alone one key a position and a finite deviation",
+        ));
+    }
+    let keys: Vec<u32> = noise.keys.iter().flat_map(|(key, step)| [key.0[0], key.0[1], *step]).collect();
+    sequences.noise_keys.upload_at(0, &keys)?;
+    Ok(noise.deviation)
 }
 
 /// Fails unless `more` positions fit into the row.

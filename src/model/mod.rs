@@ -40,7 +40,7 @@ pub use config::Config;
 pub use parameters::Gradients;
 pub use rows::RowPlan;
 pub use scores::Scores;
-pub use segment::{Input, Segment};
+pub use segment::{Input, LatentNoise, Segment};
 pub use sequences::{Room, Sequences, SequencesPlan};
 pub use tape::Record;
 

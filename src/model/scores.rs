@@ -7,7 +7,7 @@ use super::Model;
 use super::parameters::Gradients;
 use super::sequences::{Sequences, not_recording};
 use crate::base::{Dtype, Error, Result};
-use crate::ops::{Tensor, gather, log_probability};
+use crate::ops::{Tensor, View, ViewMut, gather, log_probability};
 
 /// Buffers for up to `capacity` scored positions.
 #[derive(Debug)]
@@ -94,6 +94,18 @@ impl Scores {
         log_probability::forward(&inputs, out, &mut self.saved, 0..count)
     }
 
+    /// The log-probabilities on the device, `[count, 1]`.
+    pub fn view(&self) -> Result<View<'_>> {
+        self.log_probability.rows(0..self.count)
+    }
+
+    /// Where an operation writes the coefficients for [`Scores::backward_written`], `[count, 1]`, and the
+    /// log-probabilities it reads.
+    pub fn coefficients_mut(&mut self) -> Result<(View<'_>, ViewMut<'_>)> {
+        let count = self.count;
+        Ok((self.log_probability.rows(0..count)?, self.coefficient.rows_mut(0..count)?))
+    }
+
     /// The log-probabilities (one download).
     pub fn log_probabilities(&self) -> Result<Vec<f64>> {
         values(&self.log_probability, self.count)
@@ -127,6 +139,20 @@ impl Scores {
                 self.coefficient.upload_at(0, &coefficients)?;
             }
         }
+        self.backward_written(model, sequences, gradients)
+    }
+
+    /// The same with the coefficients that stand in [`Scores::coefficients_mut`].
+    ///
+    /// # Errors
+    /// The sequences were not recorded.
+    pub fn backward_written(
+        &mut self,
+        model: &Model,
+        sequences: &mut Sequences,
+        gradients: &mut Gradients,
+    ) -> Result<()> {
+        let count = self.count;
         let upstream = log_probability::Upstream {
             d_log_probability: self.coefficient.rows(0..count)?,
             d_entropy: None,

@@ -3,6 +3,8 @@
 //! Everything a latent model does is a list of segments: the prompt (many tokens), latent steps (one position a
 //! row, fed the row's previous final hidden state), the answer (one token a row while sampling, or all at once).
 
+use crate::base::rng::StreamKey;
+
 /// What stands at a position in place of a token embedding.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Input {
@@ -24,6 +26,18 @@ pub struct Segment {
     pub inputs: Vec<Input>,
     /// The mask instance of each position (-1 = unmasked); empty = nothing is masked.
     pub instances: Vec<i32>,
+    /// Gaussian noise on the inputs of a segment of latents.
+    pub noise: Option<LatentNoise>,
+}
+
+/// Gaussian noise that is added to each latent of a segment. A constant of the rollout, as its masks are: gradients
+/// pass it by.
+#[derive(Clone, Debug)]
+pub struct LatentNoise {
+    /// Standard deviation.
+    pub deviation: f64,
+    /// Stream (purpose `LatentNoise`) and step of each position.
+    pub keys: Vec<(StreamKey, u32)>,
 }
 
 impl Segment {

@@ -4,7 +4,7 @@
 use super::Model;
 use super::rows::{self, Row, RowPlan};
 use super::tape::{Feed, Record, Tape};
-use crate::base::{Error, Result};
+use crate::base::{Dtype, Error, Result};
 use crate::ops::embedding::Soft;
 use crate::device::Device;
 use crate::ops::kv_cache::{CacheLayout, CacheSpan, KvCache, SLOT_BLOCK};
@@ -69,6 +69,8 @@ pub struct Sequences {
     pub(super) rope: Option<RopeTable>,
     /// Final hidden state of each row's latest position `[rows, width]`.
     pub(super) feedback: Tensor,
+    /// Keys of a latent segment's noise `[rows, 3]`.
+    pub(super) noise_keys: Tensor,
     pub(super) tape: Tape,
     pub(super) softs: Vec<Mixture>,
     /// Gradient of the final hidden states, by position on the tape; filled by scores and latents.
@@ -125,6 +127,7 @@ impl Sequences {
             cache_layout: CacheLayout::new(device, &vec![CacheSpan::default(); room.rows])?,
             rope: model.rope_table(room.longest)?,
             feedback: Tensor::zeros(device, [room.rows, width], dtype)?,
+            noise_keys: Tensor::zeros(device, [room.rows, 3], Dtype::U32)?,
             tape: Tape::reserve(
                 device,
                 &model.architecture,
@@ -145,6 +148,17 @@ impl Sequences {
             slots: 0,
             room,
         })
+    }
+
+    /// Bytes that [`Sequences::reserve`] takes: the same reservation on a device of the accountant's own, whose pages are
+    /// never touched.
+    ///
+    /// # Errors
+    /// As [`Sequences::reserve`].
+    pub fn bytes(model: &Model, room: Room, record: Record) -> Result<usize> {
+        let accountant = Device::cpu();
+        Sequences::reserve(model, &accountant, room, record)?;
+        Ok(accountant.traffic().count().bytes_high_water)
     }
 
     /// Lays `rows` out anew in the reserved room and forgets all positions.

@@ -1,6 +1,6 @@
 //! Filling tensors on their device: constants and normal random numbers. CPU: cpu/random.rs.
 
-use super::Tensor;
+use super::{Tensor, View, ViewMut};
 use crate::base::rng::StreamKey;
 use crate::base::{Dtype, Error, Result};
 use crate::cpu;
@@ -41,6 +41,24 @@ pub fn normal(tensor: &mut Tensor, key: StreamKey, deviation: f64) -> Result<()>
             other => return Err(Error::dtype("normal", other, "a float dtype")),
         },
         Device::Gpu(_) => return Err(device.no_kernel("normal")),
+    }
+    Ok(())
+}
+
+/// Adds `deviation` times standard normals to each row of `x[N, d]`, entry i of row n from the stream in `keys[n]`
+/// (U32 `[N, 3]`: stream key, step), which has purpose `LatentNoise`. Noise is a constant: its backward is the
+/// identity.
+///
+/// # Errors
+/// Shapes or dtypes that do not fit.
+pub fn add_normal(mut x: ViewMut, keys: View, deviation: f64) -> Result<()> {
+    let (rows, cols, dtype) = (x.count(), x.cols(), x.dtype());
+    keys.expect("noise keys", rows, cpu::random::KEY_WORDS, Dtype::U32)?;
+    match x.device() {
+        Device::Cpu(_) => super::float_dispatch!("noise", dtype, T => {
+            cpu::random::add_normal::<T>(keys.slice()?, deviation, cols, x.slice()?);
+        }),
+        gpu @ Device::Gpu(_) => return Err(gpu.no_kernel("noise")),
     }
     Ok(())
 }

@@ -4,7 +4,7 @@
 use super::group::{Drawing, Form, Trajectory};
 use super::masks::{MaskPlan, Part, Rollout};
 use crate::base::Result;
-use crate::model::{Input, Model, Record, Room, RowPlan, Scores, Segment, Sequences};
+use crate::model::{Input, LatentNoise, Model, Record, Room, RowPlan, Scores, Segment, Sequences};
 use crate::ops::mask::MaskSet;
 
 /// Room to audit one rollout at a time.
@@ -112,7 +112,11 @@ impl Audit {
             position += 1;
         }
         for step in 1..=self.form.latents {
-            let segment = one(Input::Latent, plan.instance(audited, Part::Latent(step), position));
+            let mut segment = one(Input::Latent, plan.instance(audited, Part::Latent(step), position));
+            segment.noise = (self.drawing.latent_noise != 0.0).then(|| LatentNoise {
+                deviation: self.drawing.latent_noise,
+                keys: vec![(trajectory.member.coordinates.noise(self.drawing.seed), step as u32)],
+            });
             latest = model.forward(&mut self.sequences, &segment, masks)?.start;
             position += 1;
         }

@@ -54,7 +54,13 @@ pub fn generate(
         stop: options.stop.clone(),
         max_new_tokens: options.max_new_tokens,
     };
-    let drawing = Drawing { masking: Masking::NONE, law: options.law, seed: options.seed, share: false };
+    let drawing = Drawing {
+        masking: Masking::NONE,
+        latent_noise: 0.0,
+        law: options.law,
+        seed: options.seed,
+        share: false,
+    };
     let limits = Limits {
         prompts: prompts.len(),
         members: prompts.len(),

@@ -11,7 +11,7 @@
 use super::decode::Decoder;
 use super::masks::{MaskPlan, Masking, Part, Rollout, Scope};
 use crate::base::{Error, Result};
-use crate::model::{Input, Model, Record, Room, RowPlan, Segment, Sequences};
+use crate::model::{Input, LatentNoise, Model, Record, Room, RowPlan, Segment, Sequences};
 use crate::ops::mask::MaskSet;
 use crate::ops::sampler::Law;
 use std::ops::{ControlFlow, Range};
@@ -44,6 +44,8 @@ impl Form {
 pub struct Drawing {
     /// Dropout of each rollout.
     pub masking: Masking,
+    /// Standard deviation of Gaussian noise on each latent input; 0 = none.
+    pub latent_noise: f64,
     /// Law of the answer's tokens.
     pub law: Law,
     /// Seed of masks and tokens; each rollout's coordinates do the rest.
@@ -430,6 +432,10 @@ impl Rollouts {
                 let instance = rows.instance(plan, index, Part::Latent(step), position);
                 segment.push_under(row, Input::Latent, instance);
             }
+            segment.noise = (self.drawing.latent_noise != 0.0 && !segment.is_empty()).then(|| LatentNoise {
+                deviation: self.drawing.latent_noise,
+                keys: members.iter().map(|m| (m.coordinates.noise(self.drawing.seed), step as u32)).collect(),
+            });
             run(model, &mut self.sequences, &segment, masks, &mut latest)?;
         }
         Ok(latest)
@@ -483,8 +489,10 @@ fn run(
 /// What the members of a prompt share.
 pub fn share(form: &Form, drawing: &Drawing, prompts: usize, members: usize) -> Share {
     let thinks = !form.start.is_empty() || form.latents > 0;
+    let noisy = drawing.latent_noise != 0.0 && form.latents > 0;
     match (drawing.share && members > prompts, drawing.masking.is_active(), drawing.masking.scope) {
         (false, _, _) => Share::Nothing,
+        (true, false, _) if noisy => Share::Prompt,
         (true, false, _) => Share::Thoughts,
         (true, true, Scope::Latent) if thinks => Share::Prompt,
         // Latent scope masks nothing where there is nothing to think.

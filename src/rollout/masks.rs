@@ -113,6 +113,13 @@ pub struct Rollout {
     pub attempt: u32,
 }
 
+impl Rollout {
+    /// The stream of its noise on latents.
+    pub fn noise(&self, seed: u64) -> StreamKey {
+        StreamKey::new(seed, self.update, self.prompt, self.rollout, Purpose::LatentNoise)
+    }
+}
+
 impl Masking {
     /// No mask at all.
     pub const NONE: Masking = Masking { p: 0.0, sites: Vec::new(), scope: Scope::Latent, mode: Mode::None };

@@ -1,0 +1,164 @@
+//! The device buffers of a policy loss: what goes up, what comes down, and what is counted.
+
+use super::policy_report::Judged;
+use crate::base::{Dtype, Error, Result};
+use crate::model::{Model, Scores};
+use crate::ops::policy_loss::{self, Hyper, Inputs, Outputs, Statistic};
+use crate::ops::{Tensor, View};
+
+/// What one pass measured over the tokens it trained.
+#[derive(Clone, Debug, Default)]
+pub struct Passed {
+    /// The loss.
+    pub loss: f64,
+    /// Tokens trained.
+    pub tokens: usize,
+    /// Sum over tokens of the entropy of the distribution they were drawn from (nats).
+    entropy: f64,
+    /// Sums over tokens of each [`Statistic`].
+    statistics: [f64; Statistic::COUNT],
+    /// Largest |ratio - 1|.
+    pub ratio_spread: f64,
+    /// Largest difference between a log-probability now and as sampled.
+    pub log_ratio: f64,
+}
+
+impl Passed {
+    /// Mean over tokens of a statistic; for flags, the share of tokens.
+    pub fn mean(&self, statistic: Statistic) -> f64 {
+        self.statistics[statistic as usize] / self.tokens.max(1) as f64
+    }
+
+    /// Mean entropy (nats).
+    pub fn entropy(&self) -> f64 {
+        self.entropy / self.tokens.max(1) as f64
+    }
+}
+
+/// Buffers for a number of rows and tokens.
+#[derive(Debug)]
+pub(super) struct Batch {
+    tokens: usize,
+    rows: usize,
+    old: Tensor,
+    reference: Tensor,
+    has_reference: bool,
+    advantage: Tensor,
+    weight: Tensor,
+    starts: Tensor,
+    term: Tensor,
+    statistics: Tensor,
+    /// On the host: the same weights and log-probabilities.
+    weights: Vec<f64>,
+    sampled: Vec<f64>,
+}
+
+impl Batch {
+    pub fn reserve(model: &Model, rows: usize, tokens: usize) -> Result<Batch> {
+        let (device, dtype) = (model.device(), model.dtype());
+        let column = || Tensor::zeros(device, [tokens, 1], dtype);
+        Ok(Batch {
+            tokens: 0,
+            rows: 0,
+            old: column()?,
+            reference: column()?,
+            has_reference: false,
+            advantage: column()?,
+            weight: column()?,
+            starts: Tensor::zeros(device, [rows + 1, 1], Dtype::U32)?,
+            term: column()?,
+            statistics: Tensor::zeros(device, [tokens, Statistic::COUNT], dtype)?,
+            weights: Vec::with_capacity(tokens),
+            sampled: Vec::with_capacity(tokens),
+        })
+    }
+
+    /// Brings up the rows `judged`, each token of a row with the row's weight, and their log-probabilities under the
+    /// reference.
+    pub fn load(&mut self, judged: &[&Judged], weights: &[f64], reference: Option<&[f64]>) -> Result<()> {
+        let per_token = |value: &dyn Fn(usize) -> f64| -> Vec<f64> {
+            let rows = judged.iter().enumerate();
+            rows.flat_map(|(row, judged)| vec![value(row); judged.trajectory.tokens.len()]).collect()
+        };
+        let lengths = judged.iter().map(|judged| judged.trajectory.tokens.len());
+        let starts: Vec<u32> = std::iter::once(0)
+            .chain(lengths.scan(0, |end, length| {
+                *end += length as u32;
+                Some(*end)
+            }))
+            .collect();
+        self.sampled.clear();
+        self.sampled.extend(judged.iter().flat_map(|judged| &judged.trajectory.log_probabilities));
+        (self.rows, self.tokens) = (judged.len(), self.sampled.len());
+        if starts[self.rows] as usize != self.tokens {
+            return Err(Error::shape("log-probabilities of rollouts", self.tokens, starts[self.rows]));
+        }
+        self.weights = per_token(&|row| weights[row]);
+        let advantages = per_token(&|row| judged[row].advantage);
+        self.starts.upload_at(0, &starts)?;
+        upload(&mut self.old, &self.sampled)?;
+        upload(&mut self.weight, &self.weights)?;
+        upload(&mut self.advantage, &advantages)?;
+        self.has_reference = reference.is_some();
+        reference.map_or(Ok(()), |reference| upload(&mut self.reference, reference))
+    }
+
+    /// Computes the loss and leaves its gradient by the log-probabilities in `scores`; adds to what was `passed`.
+    ///
+    /// # Errors
+    /// A loss that is not finite.
+    pub fn run(&mut self, scores: &mut Scores, hyper: &Hyper, passed: &mut Passed) -> Result<()> {
+        let tokens = 0..self.tokens;
+        let (log_probability, coefficient) = scores.coefficients_mut()?;
+        let inputs = Inputs {
+            log_probability,
+            old: self.old.rows(tokens.clone())?,
+            reference: self.has_reference.then(|| self.reference.rows(tokens.clone())).transpose()?,
+            advantage: self.advantage.rows(tokens.clone())?,
+            starts: self.starts.rows(0..self.rows + 1)?,
+        };
+        let out = Outputs {
+            term: self.term.rows_mut(tokens.clone())?,
+            statistics: self.statistics.rows_mut(tokens.clone())?,
+        };
+        policy_loss::forward(&inputs, hyper, out)?;
+        policy_loss::backward(self.weight.rows(tokens.clone())?, &inputs, hyper, coefficient)?;
+        let terms = values(self.term.rows(tokens.clone())?)?;
+        let loss: f64 = terms.iter().zip(&self.weights).map(|(term, weight)| term * weight).sum();
+        if !loss.is_finite() {
+            return Err(Error::NotFinite {
+                what: "the policy loss".into(),
+                found: loss.to_string(),
+                advice: "lower the learning rate, or look for non-finite weights; nothing was updated".into(),
+            });
+        }
+        passed.loss += loss;
+        passed.tokens += self.tokens;
+        passed.entropy += scores.entropies()?.iter().sum::<f64>();
+        for token in values(self.statistics.rows(tokens)?)?.chunks_exact(Statistic::COUNT) {
+            for (sum, value) in passed.statistics.iter_mut().zip(token) {
+                *sum += value;
+            }
+            let spread = (token[Statistic::Ratio as usize] - 1.0).abs();
+            passed.ratio_spread = passed.ratio_spread.max(spread);
+        }
+        for (now, sampled) in scores.log_probabilities()?.iter().zip(&self.sampled) {
+            passed.log_ratio = passed.log_ratio.max((now - sampled).abs());
+        }
+        Ok(())
+    }
+}
+
+fn upload(tensor: &mut Tensor, values: &[f64]) -> Result<()> {
+    match tensor.dtype() {
+        Dtype::F64 => tensor.upload_at(0, values),
+        _ => tensor.upload_at(0, &values.iter().map(|&value| value as f32).collect::<Vec<_>>()),
+    }
+}
+
+fn values(view: View) -> Result<Vec<f64>> {
+    match view.dtype() {
+        Dtype::F64 => view.download::<f64>(),
+        _ => Ok(view.download::<f32>()?.into_iter().map(f64::from).collect()),
+    }
+}
