@@ -9,5 +9,6 @@ mod layering;
 mod parity;
 mod philox;
 mod real_model;
+mod run;
 mod sequences;
 mod verify_grad;
