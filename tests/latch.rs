@@ -10,5 +10,6 @@ mod parity;
 mod philox;
 mod real_model;
 mod rollouts;
+mod run;
 mod sequences;
 mod verify_grad;

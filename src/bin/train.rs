@@ -6,7 +6,7 @@ use latch::cpu::parallel;
 use latch::device::Device;
 use latch::model::Precision;
 use latch::model::save::Companions;
-use latch::run::recipe::{self, Recipe};
+use latch::run::addition_recipe::{self, Recipe};
 use latch::run::train::{Event, evaluate, fresh_model, train};
 use latch::text::addition;
 use std::io::IsTerminal;
@@ -64,7 +64,7 @@ fn main() -> ExitCode {
 fn run(arguments: &Arguments) -> Result<ExitCode> {
     let mut recipe = match &arguments.recipe {
         Some(path) => Recipe::read(path)?,
-        None => Recipe::parse(recipe::DEFAULT, Path::new("the built-in recipe"))?,
+        None => Recipe::parse(addition_recipe::DEFAULT, Path::new("the built-in recipe"))?,
     };
     recipe.seed = arguments.seed.unwrap_or(recipe.seed);
     recipe.train.steps = arguments.steps.unwrap_or(recipe.train.steps);

@@ -1,6 +1,6 @@
 //! The supervised job: learn additions through latent steps, and show held-out accuracy as it grows.
 
-use super::recipe::Recipe;
+use super::addition_recipe::Recipe;
 use crate::base::rng::{Purpose, StreamKey};
 use crate::base::{Error, Result};
 use crate::device::Device;

@@ -1,0 +1,474 @@
+//! Every key of a recipe: its name, type, documentation and allowed range, once. The values of keys that a recipe leaves
+//! out stand in recipes/default.toml, once.
+
+use super::keys::{self, ANY, KeyInfo, Keys, Setting, above, below, between, choices, named, section};
+use crate::base::Dtype;
+use crate::ops::mask::SiteKind;
+use crate::rollout::masks::{Mode, Scope};
+use toml::de::DeValue;
+
+/// A count that has no natural limit.
+const MANY: f64 = 1e9;
+
+section! {
+    /// A whole run.
+    Recipe {
+        /// Seed of everything random.
+        seed: u64, between(0.0, 9007199254740991.0);
+    } holds {
+        /// The model.
+        model: ModelKeys,
+        /// The problems.
+        data: DataKeys,
+        /// Chain-of-thought training.
+        cot: CotKeys,
+        /// The Coconut curriculum.
+        coconut: CoconutKeys,
+        /// Reinforcement learning.
+        grpo: GrpoKeys,
+        /// Dropout masks.
+        mask: MaskKeys,
+        /// Evaluation.
+        evaluation: EvaluationKeys,
+        /// Files and terminal.
+        run: RunKeys,
+    }
+}
+
+section! {
+    /// The model: a folder or GGUF file to start from, or the sizes of a fresh one.
+    ModelKeys {
+        /// Hugging Face folder or GGUF file to start from; empty = a fresh model of the sizes below.
+        path: String, ANY;
+        /// Family of a fresh model.
+        family: Family, ANY;
+        /// Transformer layers of a fresh model.
+        layers: usize, between(1.0, 1000.0);
+        /// Width of its residual stream; a multiple of heads.
+        width: usize, between(2.0, 65536.0);
+        /// Attention heads.
+        heads: usize, between(1.0, 1024.0);
+        /// Heads of keys and values (llama; gpt2 has as many as heads); divides heads.
+        kv_heads: usize, between(1.0, 1024.0);
+        /// Hidden width of the MLP.
+        mlp_hidden: usize, between(1.0, 1e6);
+        /// Longest sequence of a fresh model, latents included.
+        max_positions: usize, between(8.0, 1e6);
+        /// How matrices are stored; arithmetic is f32 either way.
+        dtype: Dtype, ANY;
+    }
+}
+
+section! {
+    /// The problems: embedded generators, or files.
+    DataKeys {
+        /// words = generated word problems, graph = generated reachability questions, file = the files below.
+        source: Source, ANY;
+        /// Training file (source = "file").
+        train: String, ANY;
+        /// Validation file; recipes are tuned on it.
+        valid: String, ANY;
+        /// Test file; only reported.
+        test: String, ANY;
+        /// Format of the files; auto looks at the first item.
+        format: Format, ANY;
+        /// Leave out malformed items and count them; otherwise the first one stops the run.
+        skip_bad: bool, ANY;
+        /// Training problems used; 0 = all.
+        limit_train: usize, between(0.0, MANY);
+        /// Validation problems used; 0 = all.
+        limit_valid: usize, between(0.0, MANY);
+        /// Test problems used; 0 = all.
+        limit_test: usize, between(0.0, MANY);
+        /// Longer examples are left out and counted; 0 = as long as the model takes.
+        max_positions: usize, between(0.0, 1e6);
+        /// Fewest reasoning steps of a generated word problem.
+        words_steps_min: usize, between(1.0, 16.0);
+        /// Most reasoning steps of a generated word problem.
+        words_steps_max: usize, between(1.0, 16.0);
+        /// Numbers of a generated word problem stay below this.
+        words_bound: usize, between(4.0, 1e6);
+        /// Steps from the question's node to its answer in a generated graph.
+        graph_path: usize, between(1.0, 16.0);
+        /// Nodes of a generated graph.
+        graph_nodes: usize, between(4.0, 256.0);
+        /// How an answer is read from generated text and compared: numeric = number after the last ####, strict_string =
+        /// that text to the letter, last_number = the last number anywhere.
+        extractor: Extractor, ANY;
+    }
+}
+
+section! {
+    /// Supervised training on written-out reasoning, before any latents.
+    CotKeys {
+        /// Passes over the training problems; 0 = start the curriculum from the model as it is.
+        epochs: usize, between(0.0, 10000.0);
+        /// Examples an update.
+        batch: usize, between(1.0, 65536.0);
+        /// Learning rate after the warm-up, constant.
+        learning_rate: f64, between(0.0, 1.0);
+        /// Decoupled weight decay.
+        weight_decay: f64, between(0.0, 1.0);
+        /// Largest gradient norm; 0 = no clipping.
+        clip: f64, between(0.0, 1e6);
+        /// Updates over which the learning rate rises to its value.
+        warmup_steps: usize, between(0.0, MANY);
+    }
+}
+
+section! {
+    /// The Coconut curriculum: stage k replaces the first k reasoning steps by k * c_thought latents.
+    CoconutKeys {
+        /// coconut; or the comparisons: cot (no curriculum), no_cot (question and answer only), no_thoughts (steps
+        /// removed, no latents), pause (learned pause tokens instead of latents).
+        variant: Variant, ANY;
+        /// Latents that replace one reasoning step.
+        c_thought: usize, between(0.0, 64.0);
+        /// Last stage that still shows the steps after the latents.
+        max_latent_stage: usize, between(0.0, 64.0);
+        /// Passes over the training problems a stage.
+        epochs_per_stage: usize, between(0.0, 10000.0);
+        /// Passes after the last stage, with all steps removed.
+        extra_epochs: usize, between(0.0, 10000.0);
+        /// Give short problems as many latents as the stage has, instead of as many as they have steps.
+        pad_latent_to_max: bool, ANY;
+        /// Chance that an example is trained at a stage drawn at random.
+        uniform_prob: f64, between(0.0, 1.0);
+        /// When AdamW starts afresh.
+        reset_optimizer: ResetOptimizer, ANY;
+        /// Examples an update.
+        batch: usize, between(1.0, 65536.0);
+        /// Learning rate after the warm-up, constant.
+        learning_rate: f64, between(0.0, 1.0);
+        /// Decoupled weight decay.
+        weight_decay: f64, between(0.0, 1.0);
+        /// Largest gradient norm; 0 = no clipping.
+        clip: f64, between(0.0, 1e6);
+        /// Updates over which the learning rate rises to its value.
+        warmup_steps: usize, between(0.0, MANY);
+    }
+}
+
+section! {
+    /// Reinforcement learning after the curriculum; each arm starts from the same model.
+    GrpoKeys {
+        /// What is compared: temp = answers sampled, no masks; dropout_latent and dropout_all = masks in scope latent or
+        /// all; sft = supervised training continued for as many updates. Empty = stop after the curriculum.
+        arms: Vec<Arm>, ANY;
+        /// Updates of each arm.
+        updates: usize, between(0.0, MANY);
+        /// Prompts an update.
+        prompts: usize, between(1.0, 65536.0);
+        /// Rollouts a prompt (K).
+        group: usize, between(1.0, 4096.0);
+        /// Loss, ratio clipping, scaling of advantages and summation, as a named family member.
+        preset: Preset, ANY;
+        /// What is subtracted from a reward; preset = the preset's.
+        baseline: Baseline, ANY;
+        /// Weight of the KL divergence from the model before reinforcement learning; 0 = none, and no reference is kept.
+        kl_beta: f64, between(0.0, 100.0);
+        /// Estimator of that divergence per token (Schulman's k1, k2, k3).
+        kl_estimator: KlEstimator, ANY;
+        /// Run the reference under each rollout's mask, or without masks.
+        kl_reference: KlReference, ANY;
+        /// Temperature of sampled answers. Never 0: a greedy policy has no score function.
+        temperature: f64, above(0.0, 100.0);
+        /// Sample among the k likeliest tokens; 0 = all.
+        top_k: usize, between(0.0, 1e6);
+        /// Sample among the likeliest tokens of this total probability; 1 = all.
+        top_p: f64, above(0.0, 1.0);
+        /// Leave out tokens less likely than this times the likeliest; 0 = none.
+        min_p: f64, between(0.0, 1.0);
+        /// Longest sampled answer, in tokens.
+        max_new_tokens: usize, between(1.0, 65536.0);
+        /// Passes over each batch of rollouts (mu); the first reuses what sampling computed.
+        inner_epochs: usize, between(1.0, 64.0);
+        /// Learning rate, constant.
+        learning_rate: f64, between(0.0, 1.0);
+        /// Decoupled weight decay.
+        weight_decay: f64, between(0.0, 1.0);
+        /// Largest gradient norm; 0 = no clipping.
+        clip: f64, between(0.0, 1e6);
+        /// Memory for what sampling leaves for backward, in MiB; beyond it rollouts are computed again. 0 = no limit.
+        tape_mib: usize, between(0.0, 1e7);
+        /// No gradient through the state that is fed back.
+        detach_latent: bool, ANY;
+        /// No gradient through keys and values of latent positions.
+        detach_kv: bool, ANY;
+        /// Latent steps that gradients pass through, counted from the answer; 0 = all.
+        bptt: usize, between(0.0, 1024.0);
+        /// Times that groups with equal rewards are replaced by fresh prompts (DAPO); 0 = they stay.
+        dynamic_sampling_refills: usize, between(0.0, 64.0);
+        /// Compute every rollout again from its key and compare, instead of one an update.
+        verify_replay: bool, ANY;
+    }
+}
+
+section! {
+    /// Dropout masks of rollouts.
+    MaskKeys {
+        /// Probability that a unit is dropped; 0 = no masks.
+        p: f64, below(0.0, 1.0);
+        /// Which activations are masked.
+        sites: Vec<SiteKind>, ANY;
+        /// One mask a rollout, held over all latent steps (shared), or fresh ones (per_step, per_position), or none.
+        mode: Mode, ANY;
+        /// Which positions are masked in evaluation under masks; the arms of [grpo] name their own.
+        scope: Scope, ANY;
+    }
+}
+
+section! {
+    /// Accuracy on held-out problems.
+    EvaluationKeys {
+        /// Updates between evaluations while training; 0 = only at the end of each stage.
+        every: usize, between(0.0, MANY);
+        /// Problems asked in an evaluation while training; 0 = all. The closing table asks all.
+        problems: usize, between(0.0, MANY);
+        /// What is asked: det = no masks, greedy; mc = masks, greedy; temp = sampled; mc+temp = both.
+        modes: Vec<EvaluationMode>, ANY;
+        /// Masks (or samples) a problem.
+        masks: usize, between(1.0, 4096.0);
+        /// The k of pass@k and maj@k; at most masks.
+        k: usize, between(1.0, 4096.0);
+        /// Temperature of sampled answers.
+        temperature: f64, above(0.0, 100.0);
+        /// Problems run at once.
+        batch: usize, between(1.0, 65536.0);
+    }
+}
+
+section! {
+    /// Checkpoints, and what the terminal shows.
+    RunKeys {
+        /// Updates between checkpoints; 0 = only at the end of each stage.
+        checkpoint_every: usize, between(0.0, MANY);
+        /// Newest checkpoints that are kept.
+        keep_last: usize, between(1.0, MANY);
+        /// Also keep the checkpoint with the best validation score.
+        keep_best: bool, ANY;
+        /// Sampled answers shown at a time: best, worst, then others.
+        samples_print: usize, between(0.0, 1000.0);
+        /// Updates between lines in the terminal; files get every update.
+        log_every: usize, between(1.0, MANY);
+    }
+}
+
+choices! {
+    /// Families of fresh models.
+    Family {
+        /// Learned positions, layer norm, GELU, tied head.
+        Gpt2 = "gpt2",
+        /// Rotary positions, RMS norm, SwiGLU.
+        Llama = "llama",
+    }
+}
+
+choices! {
+    /// Where problems come from.
+    Source {
+        /// Generated multi-step word problems.
+        Words = "words",
+        /// Generated graph reachability questions.
+        Graph = "graph",
+        /// Files.
+        File = "file",
+    }
+}
+
+choices! {
+    /// Formats of problem files.
+    Format {
+        /// Told apart by the first item.
+        Auto = "auto",
+        /// GSM8K's JSON lines.
+        Gsm8k = "gsm8k",
+        /// `question||steps #### answer`.
+        Icot = "icot",
+        /// Coconut's JSON array.
+        Coconut = "coconut",
+        /// ProsQA's JSON array.
+        Prosqa = "prosqa",
+        /// SVAMP's JSON array.
+        Svamp = "svamp",
+        /// MultiArith's JSON array.
+        Multiarith = "multiarith",
+        /// ASDiv's XML.
+        Asdiv = "asdiv",
+    }
+}
+
+choices! {
+    /// How answers are read and compared.
+    Extractor {
+        /// The number after the last `####`, compared as a number.
+        Numeric = "numeric",
+        /// The text after the last `#`, compared to the letter (Coconut).
+        StrictString = "strict_string",
+        /// The last number anywhere (CODI).
+        LastNumber = "last_number",
+    }
+}
+
+choices! {
+    /// Coconut and its comparisons.
+    Variant {
+        /// Latent thoughts.
+        Coconut = "coconut",
+        /// Written-out steps, no curriculum.
+        Cot = "cot",
+        /// Question and answer only.
+        NoCot = "no_cot",
+        /// The curriculum without latents.
+        NoThoughts = "no_thoughts",
+        /// Learned pause tokens in place of latents.
+        Pause = "pause",
+    }
+}
+
+choices! {
+    /// When the optimiser of the curriculum starts afresh.
+    ResetOptimizer {
+        /// At each epoch, as Coconut's code does.
+        Epoch = "epoch",
+        /// At each stage, as Coconut's paper says.
+        Stage = "stage",
+        /// Never.
+        Never = "never",
+    }
+}
+
+choices! {
+    /// What reinforcement learning is compared with.
+    Arm {
+        /// Sampled answers, no masks.
+        Temp = "temp",
+        /// Masks on the latents.
+        DropoutLatent = "dropout_latent",
+        /// Masks on every position.
+        DropoutAll = "dropout_all",
+        /// Supervised training continued.
+        Sft = "sft",
+    }
+}
+
+choices! {
+    /// Members of the GRPO family.
+    Preset {
+        /// Rewards minus the group's mean, sums over tokens divided by K: unbiased up to (K-1)/K.
+        DropoutGrpo = "dropout_grpo",
+        /// DeepSeekMath.
+        Grpo = "grpo",
+        /// Divided by the tokens of the local batch.
+        Bnpo = "bnpo",
+        /// No standard deviation, constant divisor.
+        DrGrpo = "dr_grpo",
+        /// Clip-higher, dynamic sampling, token mean, overlong shaping.
+        Dapo = "dapo",
+        /// Leave-one-out baseline.
+        Rloo = "rloo",
+        /// One ratio a sequence.
+        Gspo = "gspo",
+        /// Clipped weights, no clipped gradients.
+        Cispo = "cispo",
+    }
+}
+
+choices! {
+    /// What is subtracted from a reward.
+    Baseline {
+        /// What the preset says.
+        Preset = "preset",
+        /// The group's mean.
+        GroupMean = "group_mean",
+        /// The mean of the others.
+        LeaveOneOut = "leave_one_out",
+        /// Nothing.
+        None = "none",
+    }
+}
+
+choices! {
+    /// Estimators of the KL divergence per token, with D = log pi - log pi_ref.
+    KlEstimator {
+        /// D.
+        K1 = "k1",
+        /// D^2 / 2.
+        K2 = "k2",
+        /// exp(-D) - 1 + D.
+        K3 = "k3",
+    }
+}
+
+choices! {
+    /// How the reference model is run.
+    KlReference {
+        /// Under the rollout's mask.
+        Masked = "masked",
+        /// Without masks.
+        Clean = "clean",
+    }
+}
+
+choices! {
+    /// Ways to ask.
+    EvaluationMode {
+        /// No masks, greedy.
+        Det = "det",
+        /// Masks, greedy.
+        Mc = "mc",
+        /// No masks, sampled.
+        Temp = "temp",
+        /// Masks, sampled.
+        McTemp = "mc+temp",
+    }
+}
+
+named!(Dtype { "f32" => Dtype::F32, "bf16" => Dtype::Bf16, });
+named!(Scope { "latent" => Scope::Latent, "prompt+latent" => Scope::PromptLatent, "all" => Scope::All, });
+named!(Mode {
+    "shared" => Mode::Shared,
+    "per_step" => Mode::PerStep,
+    "per_position" => Mode::PerPosition,
+    "none" => Mode::None,
+});
+named!(SiteKind {
+    "emb" => SiteKind::Emb,
+    "attn_out" => SiteKind::AttnOut,
+    "mlp_out" => SiteKind::MlpOut,
+    "mlp_hid" => SiteKind::MlpHid,
+    "latent" => SiteKind::Latent,
+});
+
+impl Recipe {
+    /// The sections by name; the keys outside any section come first, under an empty name.
+    pub(super) fn sections(&self) -> [(&'static str, &dyn Keys); 9] {
+        [
+            ("", self),
+            ("model", &self.model),
+            ("data", &self.data),
+            ("cot", &self.cot),
+            ("coconut", &self.coconut),
+            ("grpo", &self.grpo),
+            ("mask", &self.mask),
+            ("evaluation", &self.evaluation),
+            ("run", &self.run),
+        ]
+    }
+
+    /// One section, to change.
+    pub(super) fn section_mut(&mut self, name: &str) -> Option<&mut dyn Keys> {
+        Some(match name {
+            "" => self,
+            "model" => &mut self.model,
+            "data" => &mut self.data,
+            "cot" => &mut self.cot,
+            "coconut" => &mut self.coconut,
+            "grpo" => &mut self.grpo,
+            "mask" => &mut self.mask,
+            "evaluation" => &mut self.evaluation,
+            "run" => &mut self.run,
+            _ => return None,
+        })
+    }
+}
