@@ -8,7 +8,7 @@ use latch::model::{Model, Precision, Record, Scores};
 use latch::ops::mask::SiteKind;
 use latch::ops::sampler::Law;
 use latch::rollout::audit::Audit;
-use latch::rollout::group::{Drawing, Form, Limits, Member, Rollouts, Trajectory};
+use latch::rollout::group::{Drawing, Form, Limits, Member, Rollouts, Thoughts, Trajectory};
 use latch::rollout::masks::{Masking, Mode, Rollout, Scope};
 use serde_json::json;
 use std::ops::ControlFlow;
@@ -30,7 +30,7 @@ pub fn form() -> Form {
 pub fn drawing(scope: Scope, mode: Mode, share: bool) -> Drawing {
     let masking = Masking { p: 0.2, sites: SiteKind::ALL.to_vec(), scope, mode };
     let law = Law::Categorical { temperature: 0.8, top_k: None, top_p: None, min_p: None };
-    Drawing { masking, latent_noise: 0.0, law, seed: 11, share }
+    Drawing { masking, latent_noise: 0.0, thoughts: Thoughts::Own, law, seed: 11, share }
 }
 
 pub fn prompts() -> Vec<Vec<u32>> {

@@ -162,15 +162,16 @@ impl Model {
                         "check that the tokenizer belongs to the model",
                     ));
                 }
-                Input::Latent if before > 0 => {
+                Input::Latent | Input::LatentOf(_) if before > 0 => {
                     return Err(Error::input(
                         "segment",
                         format!("position {n} of row {row} is a latent, but an earlier position of the row stands in the same segment"),
                         "begin a new segment at each latent: its input is the final hidden state of the position before",
                     ));
                 }
-                Input::Latent => {
-                    let (feedback_row, source) = sequences.source_of(row)?;
+                Input::Latent | Input::LatentOf(_) => {
+                    let of = if let Input::LatentOf(other) = input { *other } else { row };
+                    let (feedback_row, source) = sequences.source_of(of)?;
                     placed.feedback_rows[n] = feedback_row;
                     placed.feeds.push(Feed { at: at + n, source, ordinal: state.latents, row });
                     -1

@@ -13,6 +13,8 @@ pub enum Input {
     /// The final hidden state, after the final norm, of the row's previous position (algorithms: Coconut A.2).
     /// It must be the row's first position in its segment, because that state must exist already.
     Latent,
+    /// The same of another row: what that row would read now.
+    LatentOf(u32),
     /// A weighted sum of token embeddings; every soft position of one segment has the same number of terms.
     Soft(Vec<(u32, f64)>),
 }

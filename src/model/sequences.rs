@@ -243,7 +243,9 @@ pub(super) fn not_recording() -> Error {
 impl Sequences {
     /// Which row's feedback state, and which position of the tape, a latent of `row` reads now.
     pub(super) fn source_of(&self, row: u32) -> Result<(u32, usize)> {
-        let state = &self.rows[row as usize];
+        let Some(state) = self.rows.get(row as usize) else {
+            return Err(Error::shape("row of a latent", row, format!("one of {} rows", self.rows.len())));
+        };
         let nothing = || {
             Error::input(
                 "segment",

@@ -1,6 +1,6 @@
 //! Generation: one rollout a prompt, without masks, each token handed out as it is sampled.
 
-use super::group::{Drawing, Form, Limits, Member, Rollouts};
+use super::group::{Drawing, Form, Limits, Member, Rollouts, Thoughts};
 use super::masks::{Masking, Rollout};
 use crate::base::Result;
 use crate::model::{Model, Record};
@@ -57,6 +57,7 @@ pub fn generate(
     let drawing = Drawing {
         masking: Masking::NONE,
         latent_noise: 0.0,
+        thoughts: Thoughts::Own,
         law: options.law,
         seed: options.seed,
         share: false,

@@ -46,12 +46,25 @@ pub struct Drawing {
     pub masking: Masking,
     /// Standard deviation of Gaussian noise on each latent input; 0 = none.
     pub latent_noise: f64,
+    /// Whose thoughts each answer is conditioned on.
+    pub thoughts: Thoughts,
     /// Law of the answer's tokens.
     pub law: Law,
     /// Seed of masks and tokens; each rollout's coordinates do the rest.
     pub seed: u64,
     /// Whether members share what is the same for all of them. Results are the same to the bit.
     pub share: bool,
+}
+
+/// Whose thoughts an answer is conditioned on: questions asked of a model that may not need them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Thoughts {
+    /// Its own.
+    Own,
+    /// None: the form has no latent steps.
+    Removed,
+    /// Those of the next prompt in the batch: step j reads what that prompt, thinking undisturbed, read at step j.
+    Shuffled,
 }
 
 /// The largest batch there is room for.
@@ -340,9 +353,14 @@ impl Rollouts {
         };
         let mut plans = Vec::new();
         let mut rows = Rows { share, owners: Vec::new(), members: Vec::new() };
-        if share != Share::Nothing {
+        let shuffled = self.drawing.thoughts == Thoughts::Shuffled;
+        if share != Share::Nothing || shuffled {
+            let own = |prompt: usize| match shuffled {
+                true => form.positions(prompts[prompt].len(), 0),
+                false => prefix(prompt),
+            };
             rows.owners = (0..prompts.len() as u32).collect();
-            plans.extend((0..prompts.len()).map(|prompt| RowPlan::own(prefix(prompt))));
+            plans.extend((0..prompts.len()).map(|prompt| RowPlan::own(own(prompt))));
         }
         for (member, &answer) in members.iter().zip(answers) {
             let capacity = form.positions(prompts[member.prompt].len(), answer);
@@ -408,6 +426,10 @@ impl Rollouts {
                         segment.push_under(rows.members[index], Input::Token(token), instance);
                     }
                 }
+                for (&owner, prompt) in rows.owners.iter().zip(prompts) {
+                    segment.extend_tokens(owner, prompt);
+                    segment.extend_tokens(owner, &self.form.start);
+                }
             }
             _ => {
                 for (owner, prompt) in rows.owners.iter().zip(prompts) {
@@ -430,7 +452,11 @@ impl Rollouts {
             for (index, &row) in thinkers.iter().enumerate() {
                 let position = self.sequences.length(row);
                 let instance = rows.instance(plan, index, Part::Latent(step), position);
-                segment.push_under(row, Input::Latent, instance);
+                segment.push_under(row, rows.thought(index, members), instance);
+            }
+            // Shuffled thoughts come from rows that think for themselves.
+            for &owner in rows.owners.iter().filter(|_| rows.share == Share::Nothing) {
+                segment.push(owner, Input::Latent);
             }
             segment.noise = (self.drawing.latent_noise != 0.0 && !segment.is_empty()).then(|| LatentNoise {
                 deviation: self.drawing.latent_noise,
@@ -465,6 +491,16 @@ impl Rows {
         if self.share == Share::Thoughts { None } else { plan.instance(index, part, position) }
     }
 
+    /// What member `index` reads at a latent step.
+    fn thought(&self, index: usize, members: &[Member]) -> Input {
+        match (self.share, self.owners.len()) {
+            (Share::Nothing, prompts @ 1..) => {
+                Input::LatentOf(self.owners[(members[index].prompt + 1) % prompts])
+            }
+            _ => Input::Latent,
+        }
+    }
+
     /// The row whose latest position predicts the first answer token of member `index`.
     fn source(&self, index: usize, members: &[Member]) -> u32 {
         if self.share == Share::Thoughts { self.owners[members[index].prompt] } else { self.members[index] }
@@ -490,6 +526,9 @@ fn run(
 pub fn share(form: &Form, drawing: &Drawing, prompts: usize, members: usize) -> Share {
     let thinks = !form.start.is_empty() || form.latents > 0;
     let noisy = drawing.latent_noise != 0.0 && form.latents > 0;
+    if drawing.thoughts == Thoughts::Shuffled {
+        return Share::Nothing;
+    }
     match (drawing.share && members > prompts, drawing.masking.is_active(), drawing.masking.scope) {
         (false, _, _) => Share::Nothing,
         (true, false, _) if noisy => Share::Prompt,
@@ -514,12 +553,14 @@ pub fn room(form: &Form, drawing: &Drawing, limits: Limits, record: Record) -> R
     // A batch with one member a prompt shares nothing, whatever the largest batch does.
     let own = Room::slots_of(longest, false).max(Room::slots_of(longest - shared, true));
     let unshared = prompts.min(members) * longest;
+    let shuffled = drawing.thoughts == Thoughts::Shuffled;
+    let thinking = if shuffled { prompts * form.positions(prompt_tokens, 0) } else { 0 };
     let step = form.start.len().max(form.end.len()).max(form.max_new_tokens).max(1);
     Room {
         rows: prompts + members,
-        slots: prompts * Room::slots_of(shared, false) + members * own,
+        slots: prompts * Room::slots_of(shared.max(thinking), false) + members * own,
         longest,
-        tape_positions: match (record, share) {
+        tape_positions: thinking + match (record, share) {
             (Record::Nothing, Share::Nothing) => members * prompt_tokens.max(step),
             (Record::Nothing, _) => (prompts * prompt_tokens).max(members * step),
             _ => (prompts * shared + members * (longest - shared)).max(unshared),

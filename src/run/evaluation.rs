@@ -1,0 +1,275 @@
+//! Accuracy on problems (algorithms B.7): deterministic, over masks, sampled, or both; with the latents as they are,
+//! removed, or taken from another problem.
+
+use super::problems::Item;
+use crate::base::{Error, Result};
+use crate::learn::coconut::{Curriculum, Markers};
+use crate::learn::estimators;
+use crate::learn::intervals;
+use crate::model::{Model, Record};
+use crate::ops::sampler::Law;
+use crate::rollout::group::{Drawing, Form, Limits, Member, Rollouts, Thoughts};
+use crate::rollout::masks::{Masking, Rollout};
+use crate::text::Tokenizer;
+use crate::text::answer::{self, Extractor};
+use serde::Serialize;
+use std::collections::BTreeMap;
+use std::ops::ControlFlow;
+
+/// What stays for a run's evaluations.
+#[derive(Clone, Copy, Debug)]
+pub struct Examiner<'a> {
+    /// How questions are asked.
+    pub curriculum: &'a Curriculum,
+    /// Its tokens.
+    pub markers: Markers,
+    /// To read answers.
+    pub tokenizer: &'a Tokenizer,
+    /// How answers are read.
+    pub extractor: Extractor,
+    /// Longest answer, in tokens.
+    pub max_new_tokens: usize,
+    /// Rows at once.
+    pub batch: usize,
+    /// Seed of masks and samples.
+    pub seed: u64,
+}
+
+/// One way to ask.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Ask {
+    /// Stage of the curriculum.
+    pub stage: usize,
+    /// Masks of each answer.
+    pub masking: Masking,
+    /// Temperature; none = greedy.
+    pub temperature: Option<f64>,
+    /// Answers a problem.
+    pub samples: usize,
+    /// What becomes of the latents.
+    pub thoughts: Thoughts,
+    /// Keeps the randomness of different evaluations apart: stands in the place of the update.
+    pub key: u32,
+}
+
+impl Ask {
+    /// Without masks, greedy, one answer.
+    pub fn deterministic(stage: usize) -> Ask {
+        Ask {
+            stage,
+            masking: Masking::NONE,
+            temperature: None,
+            samples: 1,
+            thoughts: Thoughts::Own,
+            key: u32::MAX,
+        }
+    }
+}
+
+/// One answer.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Answer {
+    /// Its text.
+    pub text: String,
+    /// What was read from it.
+    pub value: Option<String>,
+    /// Whether it is right, and ended.
+    pub right: bool,
+    /// Sum of its tokens' log-probabilities.
+    pub log_probability: f64,
+    /// Tokens.
+    pub tokens: usize,
+}
+
+/// A share with its 95 % interval.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+pub struct Share {
+    /// The share.
+    pub value: f64,
+    /// Lower end.
+    pub low: f64,
+    /// Upper end.
+    pub high: f64,
+}
+
+/// What came of asking a set of problems.
+#[derive(Clone, Debug)]
+pub struct Outcome {
+    /// By problem, its answers.
+    pub answers: Vec<Vec<Answer>>,
+}
+
+/// The numbers of an outcome.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Scores {
+    /// Problems asked.
+    pub problems: usize,
+    /// Answers a problem.
+    pub samples: usize,
+    /// Mean accuracy of single answers (avg@n; pass@1), with Wilson's interval for one answer a problem and the normal
+    /// one over problems for more.
+    pub accuracy: Share,
+    /// The k of the next two.
+    pub k: usize,
+    /// Expected best of k answers drawn from those given, unbiased.
+    pub pass_at_k: f64,
+    /// Expected accuracy of the most frequent of k answers.
+    pub majority_at_k: f64,
+    /// Problems with at least one right answer.
+    pub coverage: f64,
+    /// Accuracy of the most frequent answer of all: the vote of the Bayesian model average.
+    pub average_by_vote: f64,
+    /// Accuracy of the answer with the largest summed probability over the answers given.
+    pub average_by_probability: f64,
+    /// Mean tokens an answer.
+    pub tokens: f64,
+}
+
+impl Examiner<'_> {
+    /// Asks `items`.
+    ///
+    /// # Errors
+    /// Those of rollouts.
+    pub fn ask(&self, model: &Model, items: &[Item], ask: &Ask) -> Result<Outcome> {
+        if ask.samples == 0 {
+            return Err(Error::input("evaluation", "0 answers a problem", "ask for at least one"));
+        }
+        // Problems of different numbers of steps may have different numbers of latents.
+        let mut alike: BTreeMap<usize, Vec<usize>> = BTreeMap::new();
+        for (index, item) in items.iter().enumerate() {
+            let thoughts = self.curriculum.thoughts(ask.stage, item.tokens.steps.len());
+            alike.entry(thoughts).or_default().push(index);
+        }
+        let mut answers = vec![Vec::new(); items.len()];
+        for indices in alike.values() {
+            let steps = items[indices[0]].tokens.steps.len();
+            let form = self.curriculum.form(ask.stage, steps, &self.markers, self.max_new_tokens);
+            self.ask_alike(model, items, indices, form, ask, &mut answers)?;
+        }
+        Ok(Outcome { answers })
+    }
+
+    fn ask_alike(
+        &self,
+        model: &Model,
+        items: &[Item],
+        indices: &[usize],
+        form: Form,
+        ask: &Ask,
+        answers: &mut [Vec<Answer>],
+    ) -> Result<()> {
+        let form = if ask.thoughts == Thoughts::Removed { Form { latents: 0, ..form } } else { form };
+        let prompts_at_once = (self.batch / ask.samples).clamp(1, indices.len());
+        let law = match ask.temperature {
+            None => Law::Greedy,
+            Some(temperature) => Law::Categorical { temperature, top_k: None, top_p: None, min_p: None },
+        };
+        let drawing = Drawing {
+            masking: ask.masking.clone(),
+            latent_noise: 0.0,
+            thoughts: ask.thoughts,
+            law,
+            seed: self.seed,
+            share: true,
+        };
+        let limits = Limits {
+            prompts: prompts_at_once,
+            members: prompts_at_once * ask.samples,
+            prompt_tokens: indices.iter().map(|&i| items[i].tokens.question.len()).max().unwrap_or(1),
+        };
+        let mut rollouts = Rollouts::reserve(model, form, drawing, limits, Record::Nothing)?;
+        for part in indices.chunks(prompts_at_once) {
+            let prompts: Vec<Vec<u32>> = part.iter().map(|&i| items[i].tokens.question.clone()).collect();
+            let member = |prompt: usize, rollout: usize| Member {
+                prompt,
+                coordinates: Rollout {
+                    update: ask.key,
+                    prompt: items[part[prompt]].number,
+                    rollout: rollout as u32,
+                    attempt: 0,
+                },
+            };
+            let members: Vec<Member> = (0..part.len())
+                .flat_map(|prompt| (0..ask.samples).map(move |rollout| (prompt, rollout)))
+                .map(|(prompt, rollout)| member(prompt, rollout))
+                .collect();
+            for trajectory in rollouts.sample(model, &prompts, &members, |_, _| ControlFlow::Continue(()))? {
+                let index = part[trajectory.member.prompt];
+                let text = self.tokenizer.decode(&trajectory.tokens, true)?;
+                let gold = &items[index].problem.answer;
+                answers[index].push(Answer {
+                    value: answer::extracted(self.extractor, &text),
+                    right: answer::reward(self.extractor, &text, trajectory.stopped, gold) > 0.0,
+                    log_probability: trajectory.log_probabilities.iter().sum(),
+                    tokens: trajectory.tokens.len(),
+                    text,
+                });
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Outcome {
+    /// Whether each problem's first answer is right.
+    pub fn first_right(&self) -> Vec<bool> {
+        self.answers.iter().map(|answers| answers.first().is_some_and(|answer| answer.right)).collect()
+    }
+
+    /// The numbers; `k` is bounded by the answers a problem has.
+    pub fn scores(&self, k: usize) -> Scores {
+        let problems = self.answers.len();
+        let samples = self.answers.iter().map(Vec::len).min().unwrap_or(0);
+        let k = k.clamp(1, samples.max(1));
+        let mean = |value: &dyn Fn(&[Answer]) -> f64| {
+            self.answers.iter().map(|answers| value(answers)).sum::<f64>() / problems.max(1) as f64
+        };
+        let right = |answers: &[Answer]| answers.iter().filter(|answer| answer.right).count();
+        let single = |answers: &[Answer]| right(answers) as f64 / answers.len().max(1) as f64;
+        let accuracy = match samples {
+            0 | 1 => {
+                let [low, high] = intervals::wilson(self.first_right().iter().filter(|r| **r).count(), problems);
+                Share { value: mean(&single), low, high }
+            }
+            _ => {
+                let values: Vec<f64> = self.answers.iter().map(|answers| single(answers)).collect();
+                let (value, half) = intervals::mean(&values);
+                Share { value, low: value - half, high: value + half }
+            }
+        };
+        // Votes count values; a missing value is one of its own.
+        let ids = |answers: &[Answer]| -> Vec<usize> {
+            let mut seen: Vec<&Option<String>> = Vec::new();
+            answers
+                .iter()
+                .map(|answer| {
+                    seen.iter().position(|value| **value == answer.value).unwrap_or_else(|| {
+                        seen.push(&answer.value);
+                        seen.len() - 1
+                    })
+                })
+                .collect()
+        };
+        let rights = |answers: &[Answer]| answers.iter().map(|answer| answer.right).collect::<Vec<_>>();
+        Scores {
+            problems,
+            samples,
+            accuracy,
+            k,
+            pass_at_k: mean(&|answers| estimators::pass_at_k(answers.len(), right(answers), k)),
+            majority_at_k: mean(&|answers| estimators::majority_at_k(&ids(answers), &rights(answers), k)),
+            coverage: mean(&|answers| f64::from(u8::from(right(answers) > 0))),
+            average_by_vote: mean(&|answers| {
+                f64::from(u8::from(estimators::vote(&ids(answers)).is_some_and(|n| answers[n].right)))
+            }),
+            average_by_probability: mean(&|answers| {
+                let weights: Vec<f64> = answers.iter().map(|answer| answer.log_probability).collect();
+                let chosen = estimators::vote_by_probability(&ids(answers), &weights);
+                f64::from(u8::from(chosen.is_some_and(|n| answers[n].right)))
+            }),
+            tokens: mean(&|answers| {
+                answers.iter().map(|answer| answer.tokens as f64).sum::<f64>() / answers.len().max(1) as f64
+            }),
+        }
+    }
+}

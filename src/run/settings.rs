@@ -1,0 +1,110 @@
+//! A recipe's keys as the settings of the floors below.
+
+use super::recipe::{
+    Baseline as BaselineKey, Extractor as ExtractorKey, GrpoKeys, KlEstimator, KlReference, MaskKeys,
+    Preset as PresetKey, Recipe, Variant as VariantKey,
+};
+use crate::learn::advantages::Baseline;
+use crate::learn::coconut::{Curriculum, Variant};
+use crate::learn::objective::{Objective, Preset};
+use crate::learn::optimizer;
+use crate::model::Truncation;
+use crate::ops::policy_loss::{Estimator, Kl};
+use crate::ops::sampler::Law;
+use crate::rollout::masks::{Masking, Mode, Scope};
+use crate::text::answer::Extractor;
+
+/// The curriculum of a recipe.
+pub fn curriculum(recipe: &Recipe) -> Curriculum {
+    let keys = &recipe.coconut;
+    Curriculum {
+        variant: match keys.variant {
+            VariantKey::Coconut => Variant::Coconut,
+            VariantKey::Cot => Variant::Cot,
+            VariantKey::NoCot => Variant::NoCot,
+            VariantKey::NoThoughts => Variant::NoThoughts,
+            VariantKey::Pause => Variant::Pause,
+        },
+        thoughts_per_step: keys.c_thought,
+        max_latent_stage: keys.max_latent_stage,
+        pad_latent_to_max: keys.pad_latent_to_max,
+        uniform_prob: keys.uniform_prob,
+        seed: recipe.seed,
+    }
+}
+
+/// How answers are read.
+pub fn extractor(recipe: &Recipe) -> Extractor {
+    match recipe.data.extractor {
+        ExtractorKey::Numeric => Extractor::Numeric,
+        ExtractorKey::StrictString => Extractor::StrictString,
+        ExtractorKey::LastNumber => Extractor::LastNumber,
+    }
+}
+
+/// The masks of a recipe in a given scope.
+pub fn masking(keys: &MaskKeys, scope: Scope) -> Masking {
+    match keys.mode {
+        Mode::None => Masking::NONE,
+        mode => Masking { p: keys.p, sites: keys.sites.clone(), scope, mode },
+    }
+}
+
+/// What updates optimise.
+pub fn objective(keys: &GrpoKeys) -> Objective {
+    let preset = match keys.preset {
+        PresetKey::DropoutGrpo => Preset::DropoutGrpo,
+        PresetKey::Grpo => Preset::Grpo,
+        PresetKey::Bnpo => Preset::TrlBnpo,
+        PresetKey::DrGrpo => Preset::DrGrpo,
+        PresetKey::Dapo => Preset::Dapo,
+        PresetKey::Rloo => Preset::Rloo,
+        PresetKey::Gspo => Preset::Gspo,
+        PresetKey::Cispo => Preset::Cispo,
+    };
+    let mut objective = preset.objective();
+    match keys.baseline {
+        BaselineKey::Preset => {}
+        BaselineKey::GroupMean => objective.baseline = Baseline::GroupMean,
+        BaselineKey::LeaveOneOut => objective.baseline = Baseline::LeaveOneOut,
+        BaselineKey::None => objective.baseline = Baseline::None,
+    }
+    let estimator = match keys.kl_estimator {
+        KlEstimator::K1 => Estimator::K1,
+        KlEstimator::K2 => Estimator::K2,
+        KlEstimator::K3 => Estimator::K3,
+    };
+    // The recipe's penalty replaces the preset's: a recipe says what runs.
+    objective.loss.kl =
+        (keys.kl_beta > 0.0).then_some(Kl { estimator, beta: keys.kl_beta, clamp: Some(20.0), cap: Some(10.0) });
+    objective
+}
+
+/// Whether the reference runs under each rollout's mask.
+pub fn reference_masked(keys: &GrpoKeys) -> bool {
+    keys.kl_reference == KlReference::Masked
+}
+
+/// The law that answers are sampled from.
+pub fn law(keys: &GrpoKeys) -> Law {
+    Law::Categorical {
+        temperature: keys.temperature,
+        top_k: (keys.top_k > 0).then_some(keys.top_k),
+        top_p: (keys.top_p < 1.0).then_some(keys.top_p),
+        min_p: (keys.min_p > 0.0).then_some(keys.min_p),
+    }
+}
+
+/// Where gradients stop.
+pub fn truncation(keys: &GrpoKeys) -> Truncation {
+    Truncation {
+        detach_latent: keys.detach_latent,
+        detach_kv: keys.detach_kv,
+        latent_steps: (keys.bptt > 0).then_some(keys.bptt),
+    }
+}
+
+/// AdamW with the given decay and clipping; 0 = no clipping.
+pub fn optimizer(weight_decay: f64, clip: f64) -> optimizer::Settings {
+    optimizer::Settings { weight_decay, clip: (clip > 0.0).then_some(clip), ..optimizer::Settings::default() }
+}
