@@ -10,4 +10,5 @@ mod parity;
 mod philox;
 mod real_model;
 mod sequences;
+mod text;
 mod verify_grad;
