@@ -12,4 +12,5 @@ mod real_model;
 mod rollouts;
 mod run;
 mod sequences;
+mod text;
 mod verify_grad;
