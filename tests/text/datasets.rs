@@ -88,7 +88,8 @@ fn bad_items_are_named_or_left_out() {
     let asdiv =
         ASDIV.replace("<Answer>9 (apples)</Answer>", "").replace("<Body>B.</Body>", "<Body>B.</Body>\n");
     // Text, good items, and for each bad one its line, item and words of the reason.
-    let cases: [(&str, usize, &[(usize, usize, &str)]); 6] = [
+    type Bad = (usize, usize, &'static str);
+    let cases: [(&str, usize, &[Bad]); 6] = [
         (
             icot,
             2,
