@@ -39,6 +39,7 @@ const ONE_IMPORTER: &[(&str, &[&str])] = &[
     ("tokenizers", &["src/text/"]),
     ("memmap2", &["src/model/"]),
     ("minijinja", &["src/text/"]),
+    ("roxmltree", &["src/text/"]),
     ("rayon", &["src/cpu/"]),
 ];
 

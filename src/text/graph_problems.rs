@@ -29,16 +29,16 @@ impl Default for GraphProblems {
     }
 }
 
-const PEOPLE: [&str; 16] = [
+const PEOPLE: [&str; 17] = [
     "Alex", "Bob", "Carol", "Davis", "Eva", "Fae", "Gabriel", "Jack", "Max", "Oliver", "Polly", "Rex",
-    "Sally", "Sam", "Stella", "Tom",
+    "Sally", "Sam", "Stella", "Tom", "Wren",
 ];
 
-const KINDS: [&str; 36] = [
+const KINDS: [&str; 37] = [
     "bompus", "boompus", "brimpus", "chorpus", "dumpus", "felpus", "fompus", "gerpus", "gorpus", "grimpus",
     "gwompus", "hilpus", "jelpus", "jompus", "kerpus", "lempus", "lorpus", "numpus", "quimpus", "rempus",
     "rompus", "rorpus", "scrompus", "shumpus", "sterpus", "storpus", "terpus", "timpus", "tumpus", "vumpus",
-    "worpus", "wumpus", "yerpus", "yimpus", "zhorpus", "zumpus",
+    "worpus", "wumpus", "yerpus", "yimpus", "yumpus", "zhorpus", "zumpus",
 ];
 
 /// A node of the graph: what sentences call it, and how far it is from its person.
@@ -172,8 +172,9 @@ fn shuffle<T>(items: &mut [T], draws: &mut Draws) {
     }
 }
 
-/// Sentences with every word of all problems.
+/// Sentences with every word of all problems, and of ProsQA's, which also has `impus`.
 pub(super) fn all_sentences() -> Vec<String> {
     let people = PEOPLE.iter().map(|person| format!("{person} is a"));
-    people.chain(KINDS.iter().map(|kind| format!("Is Every {kind} or"))).collect()
+    let kinds = KINDS.iter().chain(&["impus"]);
+    people.chain(kinds.map(|kind| format!("Is Every {kind} or"))).collect()
 }

@@ -4,6 +4,7 @@ pub mod addition;
 pub mod answer;
 mod builtin_tokenizer;
 mod chat_template;
+pub mod datasets;
 mod gguf_vocabulary;
 mod graph_problems;
 mod problem;

@@ -1,6 +1,7 @@
 //! Embedded problems, their tokenizer, and readers of real data.
 
 mod builtin_tokenizer;
+mod datasets;
 mod graph_problems;
 mod special_tokens;
 mod word_problems;
