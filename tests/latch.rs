@@ -6,6 +6,7 @@ mod files;
 mod generate;
 mod golden;
 mod layering;
+mod learn;
 mod parity;
 mod philox;
 mod real_model;

@@ -89,6 +89,7 @@ fn a_fault_in_any_gradient_of_any_operation_is_found() {
         "linear",
         "log_probability",
         "masked_residual",
+        "policy_loss",
         "rmsnorm",
         "rope",
         "swiglu",

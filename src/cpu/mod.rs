@@ -23,6 +23,7 @@ pub mod log_probability;
 pub mod mask;
 pub mod masked_residual;
 pub mod parallel;
+pub mod policy_loss;
 pub mod random;
 pub mod rmsnorm;
 pub mod rope;

@@ -1,8 +1,9 @@
 //! Learning: examples to losses to parameter updates.
 
+pub mod advantages;
 pub mod coconut;
+pub mod estimators;
+pub mod intervals;
+pub mod objective;
 pub mod optimizer;
-pub mod policy;
-pub mod policy_batch;
-pub mod policy_report;
 pub mod supervised;

@@ -18,6 +18,7 @@ pub mod linear;
 pub mod log_probability;
 pub mod mask;
 pub mod masked_residual;
+pub mod policy_loss;
 pub mod random;
 pub mod rmsnorm;
 pub mod rope;

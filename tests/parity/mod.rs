@@ -14,6 +14,7 @@ mod linear;
 mod log_probability;
 mod mask;
 mod masked_residual;
+mod policy_loss;
 mod rmsnorm;
 mod rope;
 mod sampler;

@@ -10,6 +10,7 @@ pub mod layernorm;
 pub mod linear;
 pub mod log_probability;
 pub mod masked_residual;
+pub mod policy_loss;
 pub mod rmsnorm;
 pub mod rope;
 pub mod swiglu;
@@ -54,5 +55,6 @@ pub fn all() -> Vec<Case<'static>> {
     cases.extend(swiglu::cases());
     cases.extend(masked_residual::cases());
     cases.extend(log_probability::cases());
+    cases.extend(policy_loss::cases());
     cases
 }

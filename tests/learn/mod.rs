@@ -1,0 +1,6 @@
+//! Advantages, objectives, estimates and intervals: against golden numbers, brute force and published values.
+
+mod advantages;
+mod estimators;
+mod intervals;
+mod objective;
