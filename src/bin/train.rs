@@ -1,15 +1,18 @@
-//! `train [RECIPE]`: trains a small latent model on embedded data and shows its held-out accuracy.
+//! `train [RECIPE]`: teaches a model to reason in latents, improves it by reinforcement, and compares what helped.
 
 use clap::Parser;
-use latch::base::{Dtype, Error, Result};
+use latch::base::{Error, Result};
 use latch::cpu::parallel;
 use latch::device::Device;
-use latch::model::Precision;
-use latch::model::save::Companions;
-use latch::run::addition_recipe::{self, Recipe};
-use latch::run::train::{Event, evaluate, fresh_model, train};
-use latch::text::addition;
-use std::io::IsTerminal;
+use latch::run::folder::{Existing, RunFolder};
+use latch::run::recipe::{self, Recipe};
+use latch::run::story::{self, Ending, Event, Story};
+use latch::run::student::Student;
+use latch::run::terminal::{
+    GRPO_COLUMNS, GrpoStep, SUPERVISED_COLUMNS, Screen, StepTable, Style, SupervisedStep,
+};
+use latch::run::{dry_run, environment, problems, settings};
+use std::io::{IsTerminal, Stderr};
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -17,34 +20,46 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
-/// Trains a model that thinks in latent steps before it answers. Without arguments: the built-in recipe.
+/// Trains a model that thinks in latent steps: reasoning in words, the Coconut curriculum, then Dropout-GRPO and its
+/// comparisons, with held-out accuracy at each stage and a table at the end.
+///
+/// Without arguments: the built-in recipe on embedded problems, about five minutes on two cores.
 #[derive(Parser)]
 #[command(version)]
 struct Arguments {
-    /// Recipe file (TOML); recipes/addition.toml documents every key
-    recipe: Option<PathBuf>,
-    /// Folder to save the trained model in (Hugging Face format); it must not exist
-    #[arg(long)]
-    out: Option<PathBuf>,
+    /// Recipe: a TOML file, or the name of a built-in one (default, gsm8k-gpt2, gsm8k-smollm2, prosqa)
+    recipe: Option<String>,
+    /// Changes one key, e.g. --set grpo.updates=20; may be repeated
+    #[arg(long = "set", value_name = "KEY=VALUE")]
+    set: Vec<String>,
     /// Seed, instead of the recipe's
     #[arg(long)]
     seed: Option<u64>,
-    /// Updates, instead of the recipe's
+    /// Folder of the run (default: runs/RECIPE-NN)
     #[arg(long)]
-    steps: Option<usize>,
+    out: Option<PathBuf>,
+    /// Goes on where a run in the folder stopped, to the same bits
+    #[arg(long, conflicts_with = "clean")]
+    resume: bool,
+    /// Removes a run that the folder holds, and starts anew
+    #[arg(long)]
+    clean: bool,
+    /// Shows the recipe as resolved, what will be done and the memory it takes, and stops
+    #[arg(long)]
+    dry_run: bool,
+    /// Shows every key of a recipe with its default and meaning, and stops
+    #[arg(long)]
+    describe: bool,
     /// auto, cpu, cuda or cuda:N
     #[arg(long, default_value = "auto")]
     device: String,
-    /// Storage of matrices: f32 or bf16
-    #[arg(long, default_value = "f32")]
-    dtype: Dtype,
     /// Worker threads (0 = one per core)
     #[arg(long, default_value_t = 0)]
     threads: usize,
-    /// One JSON object a line on stdout instead of the table
+    /// One JSON object on stdout at the end (what OUT/summary.json holds), nothing else
     #[arg(long)]
     json: bool,
-    /// Only the result
+    /// Only the closing table
     #[arg(long, short)]
     quiet: bool,
 }
@@ -62,130 +77,271 @@ fn main() -> ExitCode {
 }
 
 fn run(arguments: &Arguments) -> Result<ExitCode> {
-    let mut recipe = match &arguments.recipe {
-        Some(path) => Recipe::read(path)?,
-        None => Recipe::parse(addition_recipe::DEFAULT, Path::new("the built-in recipe"))?,
-    };
-    recipe.seed = arguments.seed.unwrap_or(recipe.seed);
-    recipe.train.steps = arguments.steps.unwrap_or(recipe.train.steps);
-    if let Some(out) = &arguments.out
-        && out.exists()
-    {
-        return Err(Error::input("--out", format!("{} exists", out.display()), "name a new folder"));
+    let mut overrides = arguments.set.clone();
+    overrides.extend(arguments.seed.map(|seed| format!("seed={seed}")));
+    let recipe = Recipe::resolve(arguments.recipe.as_deref(), &overrides)?;
+    if arguments.describe {
+        print!("{}", recipe.describe());
+        return Ok(ExitCode::SUCCESS);
     }
-    let interrupted = Arc::new(AtomicBool::new(false));
-    on_interrupt(interrupted.clone());
-
     let device = Device::open(&arguments.device)?;
-    let mut model = fresh_model(&recipe, &device, Precision::of(arguments.dtype))?;
-    let show = !arguments.quiet && !arguments.json;
-    if show {
-        let parameters: usize = model.parameters().iter().map(|p| p.shape().elements()).sum();
-        eprintln!(
-            "model     {} layers, width {}, {parameters} parameters, {} on {}, {} threads",
-            recipe.model.layers,
-            recipe.model.width,
-            arguments.dtype,
-            device.name(),
-            parallel::threads()
-        );
-        eprintln!(
-            "data      additions below {}, {} held out; {} latent steps before each answer",
-            recipe.data.bound, recipe.data.held_out, recipe.train.latents
-        );
-        eprintln!("{:>9}  {:>8}  {:>9}  {:>9}  {:>11}", "step", "loss", "|grad|", "lr", "positions/s");
+    if arguments.dry_run {
+        return forecast(&recipe, &device);
     }
-    let started = Instant::now();
-    let (mut clock, mut positions) = (Instant::now(), 0);
-    let every = (recipe.train.steps / 20).max(1);
-    let steps = recipe.train.steps;
-    let mut accuracies: Vec<(usize, f64)> = Vec::new();
-    train(&recipe, &mut model, |event| {
+    let began = Instant::now();
+    let name = recipe::name(arguments.recipe.as_deref());
+    let mut folder = open_folder(arguments, &name)?;
+    if folder.resumed() {
+        refuse_other_recipe(&folder, &recipe)?;
+    }
+    folder.write_recipe(&recipe)?;
+    folder.write_environment(&environment::capture(&device))?;
+    let path = folder.path().to_path_buf();
+    let stop = on_interrupt();
+    let mut view = View::new(&recipe, arguments, stop);
+    let mut log = Log::default();
+    let mut watch = |event: &Event| {
+        log.note(event);
+        view.show(event)
+    };
+    let mut story = Story::open(&recipe, &mut folder, &device, &mut watch)?;
+    let ending = story.run(&mut watch)?;
+    let progress = story.progress().clone();
+    drop(story);
+    for line in log.lines {
+        folder.log(&line)?;
+    }
+    view.finish();
+    if let Ending::Stopped { checkpoint } = ending {
+        eprintln!("stopped; {} holds everything: go on with --resume --out {}", checkpoint.display(), path.display());
+        return Ok(ExitCode::from(130));
+    }
+    if arguments.json {
+        println!("{}", story::summary(&recipe, &progress));
+        return Ok(ExitCode::SUCCESS);
+    }
+    println!("{}", story::stage_table(&progress));
+    println!("{}", story::closing_table(&recipe, &progress));
+    println!("{}", story::time_table(&progress));
+    println!("{:.0} s in all; the run is in {}", began.elapsed().as_secs_f64(), path.display());
+    Ok(ExitCode::SUCCESS)
+}
+
+fn open_folder(arguments: &Arguments, name: &str) -> Result<RunFolder> {
+    let runs = Path::new("runs");
+    let existing = match (arguments.resume, arguments.clean) {
+        (true, _) => Existing::Resume,
+        (_, true) => Existing::Clean,
+        _ => Existing::Refuse,
+    };
+    match (&arguments.out, arguments.resume) {
+        (Some(path), _) => RunFolder::create(path, existing),
+        (None, true) => RunFolder::create(&RunFolder::newest(runs, name)?, existing),
+        (None, false) => RunFolder::numbered(runs, name),
+    }
+}
+
+/// A run that goes on must be the same run.
+fn refuse_other_recipe(folder: &RunFolder, recipe: &Recipe) -> Result<()> {
+    let differences = folder.recipe()?.differences(recipe);
+    match differences.first() {
+        None => Ok(()),
+        Some((key, before, now)) => Err(Error::input(
+            "--resume",
+            format!(
+                "the run in {} has {key} = {before}, now it is {now} ({} keys differ)",
+                folder.path().display(),
+                differences.len()
+            ),
+            format!("resume with {}/recipe.toml, or start a new run", folder.path().display()),
+        )),
+    }
+}
+
+fn forecast(recipe: &Recipe, device: &Device) -> Result<ExitCode> {
+    let student = Student::of(recipe, device)?;
+    let longest = story::longest(recipe, &student.model);
+    let curriculum = settings::curriculum(recipe);
+    let problems =
+        problems::load(recipe, &student.tokenizer, student.markers.stop, &curriculum, longest)?;
+    let forecast = dry_run::forecast(recipe, &student, &problems)?;
+    println!("{}", recipe.to_toml());
+    print!("{}", forecast.text(dry_run::free_memory()));
+    Ok(ExitCode::SUCCESS)
+}
+
+/// What goes to log.txt: notes and evaluations with their times.
+#[derive(Default)]
+struct Log {
+    lines: Vec<String>,
+}
+
+impl Log {
+    fn note(&mut self, event: &Event) {
         match event {
-            Event::Step { step, report, learning_rate } => {
-                positions += report.positions;
-                if arguments.json {
-                    println!(
-                        "{}",
-                        serde_json::json!({"step": step, "loss": report.loss, "gradient_norm": report.gradient_norm, "learning_rate": learning_rate})
-                    );
-                } else if show && (step % every == 0 || *step == steps) {
-                    let rate = positions as f64 / clock.elapsed().as_secs_f64();
-                    eprintln!(
-                        "{step:>4}/{steps:<4}  {:>8.4}  {:>9.3}  {learning_rate:>9.2e}  {rate:>11.0}",
-                        report.loss, report.gradient_norm
-                    );
-                    (clock, positions) = (Instant::now(), 0);
-                }
+            Event::Note(text) => self.lines.push(text.to_string()),
+            Event::Part { name, updates, done, .. } => {
+                self.lines.push(format!("{name}: {updates} updates, {done} done"))
             }
-            Event::Evaluation { step, right, asked, samples } => {
-                let accuracy = *right as f64 / *asked as f64;
-                accuracies.push((*step, accuracy));
-                if arguments.json {
-                    println!(
-                        "{}",
-                        serde_json::json!({"step": step, "held_out_accuracy": accuracy, "right": right, "asked": asked})
-                    );
-                } else if show {
-                    let examples: Vec<String> = samples
-                        .iter()
-                        .map(|(problem, answer)| format!("{}{answer}", problem.prompt()))
-                        .collect();
-                    eprintln!(
-                        "           held-out accuracy {:.1} % ({right}/{asked})   {}",
-                        100.0 * accuracy,
-                        examples.join("  ")
-                    );
-                }
-                clock = Instant::now();
+            Event::Evaluated { what, scores } => {
+                self.lines.push(format!("{what}: accuracy {:.4} of {}", scores.accuracy.value, scores.problems))
             }
+            Event::Saved(path) => self.lines.push(format!("saved {}", path.display())),
+            _ => {}
         }
-        match interrupted.load(Ordering::Relaxed) {
+    }
+}
+
+/// The terminal.
+struct View {
+    screen: Screen<Stderr>,
+    steps: StepTable,
+    log_every: usize,
+    part: (String, usize),
+    began: Instant,
+    reward: Option<f64>,
+    stop: Arc<AtomicBool>,
+}
+
+impl View {
+    fn new(recipe: &Recipe, arguments: &Arguments, stop: Arc<AtomicBool>) -> View {
+        let plain = std::env::var_os("NO_COLOR").is_some();
+        let style = Style::of(std::io::stderr().is_terminal(), plain, arguments.quiet, arguments.json);
+        View {
+            screen: Screen::new(std::io::stderr(), style),
+            steps: StepTable::new(&SUPERVISED_COLUMNS),
+            log_every: recipe.run.log_every,
+            part: (String::new(), 0),
+            began: Instant::now(),
+            reward: None,
+            stop,
+        }
+    }
+
+    fn line(&mut self, text: &str) {
+        // A terminal that is gone does not end a run.
+        let _ = self.screen.line(text);
+    }
+
+    fn step(&mut self, cells: &[latch::run::terminal::Cell]) {
+        if let Some(heading) = self.steps.heading() {
+            self.line(&heading);
+        }
+        let line = self.steps.line(cells);
+        self.line(&line);
+    }
+
+    fn progress(&mut self, update: usize) {
+        let (name, updates) = self.part.clone();
+        let _ = self.screen.progress(&name, update as u64, updates as u64, self.began.elapsed());
+    }
+
+    fn show(&mut self, event: &Event) -> ControlFlow<()> {
+        match event {
+            Event::Part { name, updates, rewarded, .. } => {
+                self.steps = match rewarded {
+                    true => StepTable::new(&GRPO_COLUMNS),
+                    false => StepTable::new(&SUPERVISED_COLUMNS),
+                };
+                (self.part, self.began, self.reward) = ((name.to_string(), *updates), Instant::now(), None);
+                self.line(&format!("\n{name}"));
+            }
+            Event::Supervised { update, report, learning_rate, seconds } => {
+                if update % (10 * self.log_every) == 0 || *update == self.part.1 {
+                    let step = SupervisedStep {
+                        step: *update as u64,
+                        steps: self.part.1 as u64,
+                        loss: report.loss,
+                        gradient_norm: report.gradient_norm,
+                        learning_rate: *learning_rate,
+                        seconds: *seconds,
+                        tokens_per_second: report.positions as f64 / seconds,
+                    };
+                    self.step(&step.cells());
+                }
+                self.progress(*update);
+            }
+            Event::Rewarded { update, report, samples, learning_rate, seconds } => {
+                if update % self.log_every == 0 || *update == self.part.1 {
+                    let groups = report.groups();
+                    let thoughts = report.thoughts.unwrap_or_default();
+                    let reward = report.reward();
+                    let step = GrpoStep {
+                        step: *update as u64,
+                        steps: self.part.1 as u64,
+                        reward,
+                        change: self.reward.map(|before| reward - before),
+                        live: groups.live,
+                        all_wrong: groups.dead_low,
+                        all_right: groups.dead_high,
+                        entropy: report.entropy(),
+                        kl: report.kl(),
+                        length: report.length(),
+                        latent_norm: thoughts.norm,
+                        latent_similarity: thoughts.similarity,
+                        gradient_norm: report.gradient_norms.last().copied().unwrap_or(0.0),
+                        learning_rate: *learning_rate,
+                        seconds: *seconds,
+                        tokens_per_second: report.tokens as f64 / seconds,
+                    };
+                    self.reward = Some(reward);
+                    self.step(&step.cells());
+                    if groups.live == 0 {
+                        self.line("  all groups had equal rewards, so no gradient came from the reward: try easier or harder prompts, a larger group or more exploration");
+                    }
+                }
+                if update % (20 * self.log_every) == 0 {
+                    for sample in *samples {
+                        self.line(&format!(
+                            "  reward {:.0} (gold {})  {}  ->  {}",
+                            sample.reward,
+                            sample.gold,
+                            sample.question,
+                            sample.answer.replace('\n', " ")
+                        ));
+                    }
+                }
+                self.progress(*update);
+            }
+            Event::Evaluated { what, scores } => {
+                let accuracy = scores.accuracy;
+                self.line(&format!(
+                    "  {what}: {:.1} % of {} right [{:.1}, {:.1}]",
+                    100.0 * accuracy.value,
+                    scores.problems,
+                    100.0 * accuracy.low,
+                    100.0 * accuracy.high
+                ));
+            }
+            Event::Saved(_) => {}
+            Event::Note(text) => self.line(text),
+        }
+        match self.stop.load(Ordering::Relaxed) {
             true => ControlFlow::Break(()),
             false => ControlFlow::Continue(()),
         }
-    })?;
-    let stopped = interrupted.load(Ordering::Relaxed);
-    if let Some(out) = &arguments.out {
-        model.save(out, &Companions::default())?;
-        eprintln!("saved     {}", out.display());
     }
-    if !arguments.json {
-        summary(&recipe, &model, &accuracies, started.elapsed().as_secs_f64())?;
+
+    fn finish(&mut self) {
+        let _ = self.screen.clear();
     }
-    Ok(ExitCode::from(if stopped { 130 } else { 0 }))
 }
 
-/// The closing table: accuracy with the latents and with none.
-fn summary(
-    recipe: &Recipe,
-    model: &latch::model::Model,
-    accuracies: &[(usize, f64)],
-    seconds: f64,
-) -> Result<()> {
-    let (held_out, _) = addition::split(recipe.data.bound, recipe.data.held_out, recipe.seed);
-    println!("\nheld-out accuracy over {} problems ({seconds:.0} s)", held_out.len());
-    for (step, accuracy) in accuracies {
-        println!("  after {step:>5} updates            {:>5.1} %", 100.0 * accuracy);
-    }
-    if let Event::Evaluation { right, asked, .. } = evaluate(model, &held_out, 0, 0)? {
-        println!("  with the latents left away     {:>5.1} %", 100.0 * right as f64 / asked as f64);
-    }
-    Ok(())
-}
-
-/// Ctrl-C once: finish the step, save, report. Twice: stop now.
-fn on_interrupt(interrupted: Arc<AtomicBool>) {
+/// Ctrl-C once: finish the update, save, stop. Twice: stop now.
+fn on_interrupt() -> Arc<AtomicBool> {
+    let interrupted = Arc::new(AtomicBool::new(false));
+    let flag = interrupted.clone();
     let tidy = std::io::stderr().is_terminal();
     let handler = ctrlc::set_handler(move || {
-        if interrupted.swap(true, Ordering::Relaxed) {
+        if flag.swap(true, Ordering::Relaxed) {
             std::process::exit(130);
         }
         if tidy {
-            eprintln!("\nfinishing this step; Ctrl-C again stops now");
+            eprintln!("\nfinishing this update and saving; Ctrl-C again stops now");
         }
     });
     if let Err(error) = handler {
         eprintln!("warning: Ctrl-C will stop at once: {error}");
     }
+    interrupted
 }

@@ -10,7 +10,7 @@
 use super::supervised::Example;
 use crate::base::rng::{Purpose, StreamKey};
 use crate::rollout::group::Form;
-use crate::text::problem::EncodedProblem;
+use crate::text::EncodedProblem;
 use std::str::FromStr;
 
 /// What is trained.

@@ -6,4 +6,7 @@ pub mod estimators;
 pub mod intervals;
 pub mod objective;
 pub mod optimizer;
+pub mod policy;
+pub mod policy_batch;
+pub mod policy_report;
 pub mod supervised;

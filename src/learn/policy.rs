@@ -300,6 +300,7 @@ impl Policy {
             report.replay_gap = if gap <= report.replay_gap { report.replay_gap } else { gap };
             report.audited += 1;
         }
+        report.thoughts = self.audit.thoughts()?;
         report.times.audit += began.elapsed();
         Ok(())
     }

@@ -17,6 +17,8 @@ pub struct Passed {
     entropy: f64,
     /// Sums over tokens of each [`Statistic`].
     statistics: [f64; Statistic::COUNT],
+    /// Whether a reference was scored.
+    pub has_reference: bool,
     /// Largest |ratio - 1|.
     pub ratio_spread: f64,
     /// Largest difference between a log-probability now and as sampled.
@@ -133,6 +135,7 @@ impl Batch {
             });
         }
         passed.loss += loss;
+        passed.has_reference = self.has_reference;
         passed.tokens += self.tokens;
         passed.entropy += scores.entropies()?.iter().sum::<f64>();
         for token in values(self.statistics.rows(tokens)?)?.chunks_exact(Statistic::COUNT) {

@@ -2,6 +2,8 @@
 
 use super::policy::Source;
 use super::policy_batch::Passed;
+use crate::ops::policy_loss::Statistic;
+use crate::rollout::audit::ThoughtStatistics;
 use crate::rollout::group::Trajectory;
 use std::ops::Range;
 use std::time::Duration;
@@ -58,6 +60,8 @@ pub struct Report {
     pub replay_gap: f64,
     /// Rollouts audited.
     pub audited: usize,
+    /// Thoughts of the rollout audited last; none without latents.
+    pub thoughts: Option<ThoughtStatistics>,
     /// Where the time went.
     pub times: Times,
     /// Tokens sampled.
@@ -122,6 +126,12 @@ impl Report {
             let squares: f64 = rewards.iter().map(|reward| (reward - centre).powi(2)).sum();
             (squares / (rewards.len() as f64 - 1.0).max(1.0)).sqrt()
         }))
+    }
+
+    /// Mean estimate of the divergence from the reference in the last pass; none without one.
+    pub fn kl(&self) -> Option<f64> {
+        let last = self.passes.last()?;
+        last.has_reference.then(|| last.mean(Statistic::Kl))
     }
 
     /// Mean length of the answers, in tokens.

@@ -105,6 +105,11 @@ impl Trainer {
         &mut self.optimizer
     }
 
+    /// The optimiser, for whoever goes on.
+    pub fn into_optimizer(self) -> Optimizer {
+        self.optimizer
+    }
+
     /// The optimiser.
     pub fn optimizer(&self) -> &Optimizer {
         &self.optimizer

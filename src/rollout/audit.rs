@@ -3,9 +3,10 @@
 
 use super::group::{Drawing, Form, Trajectory};
 use super::masks::{MaskPlan, Part, Rollout};
-use crate::base::Result;
+use crate::base::{Dtype, Result};
 use crate::model::{Input, LatentNoise, Model, Record, Room, RowPlan, Scores, Segment, Sequences};
 use crate::ops::mask::MaskSet;
+use std::ops::Range;
 
 /// Room to audit one rollout at a time.
 #[derive(Debug)]
@@ -15,6 +16,17 @@ pub struct Audit {
     sequences: Sequences,
     scores: Scores,
     masks: Option<MaskSet>,
+    /// Where the states that the latents read stand on the tape.
+    thoughts: Range<usize>,
+}
+
+/// How large thoughts are, and how alike.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct ThoughtStatistics {
+    /// Mean norm of the states that are fed back.
+    pub norm: f64,
+    /// Mean cosine of each with the one before.
+    pub similarity: f64,
 }
 
 /// Row of the audited rollout; row 0 is a stranger that makes the batch another one.
@@ -39,6 +51,7 @@ impl Audit {
             masks: drawing.masking.reserve(model, form.latents, longest, 2)?,
             form,
             drawing,
+            thoughts: 0..0,
         })
     }
 
@@ -65,6 +78,30 @@ impl Audit {
         let pairs = replayed.iter().zip(&trajectory.log_probabilities);
         // NaN must not pass for a small gap.
         Ok(pairs.map(|(a, b)| (a - b).abs()).fold(0.0, |most, gap| if gap <= most { most } else { gap }))
+    }
+
+    /// The thoughts of the rollout that was audited last; none without latents (one download).
+    ///
+    /// # Errors
+    /// Nothing was audited yet.
+    pub fn thoughts(&self) -> Result<Option<ThoughtStatistics>> {
+        let states = self.sequences.hidden(self.thoughts.clone())?;
+        let (count, width) = (states.count(), states.cols());
+        if count == 0 {
+            return Ok(None);
+        }
+        let values: Vec<f64> = match states.dtype() {
+            Dtype::F64 => states.download::<f64>()?,
+            _ => states.download::<f32>()?.into_iter().map(f64::from).collect(),
+        };
+        let states: Vec<&[f64]> = values.chunks_exact(width).collect();
+        let dot = |a: &[f64], b: &[f64]| a.iter().zip(b).map(|(x, y)| x * y).sum::<f64>();
+        let norms: Vec<f64> = states.iter().map(|state| dot(state, state).sqrt()).collect();
+        let cosine = |n: usize| dot(states[n], states[n + 1]) / (norms[n] * norms[n + 1]).max(f64::MIN_POSITIVE);
+        Ok(Some(ThoughtStatistics {
+            norm: norms.iter().sum::<f64>() / count as f64,
+            similarity: (0..count - 1).map(cosine).sum::<f64>() / (count - 1).max(1) as f64,
+        }))
     }
 
     fn log_probabilities(
@@ -111,6 +148,7 @@ impl Audit {
             latest = model.forward(&mut self.sequences, &segment, masks)?.start;
             position += 1;
         }
+        self.thoughts = latest..latest + self.form.latents;
         for step in 1..=self.form.latents {
             let mut segment = one(Input::Latent, plan.instance(audited, Part::Latent(step), position));
             segment.noise = (self.drawing.latent_noise != 0.0).then(|| LatentNoise {

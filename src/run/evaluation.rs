@@ -12,7 +12,7 @@ use crate::rollout::group::{Drawing, Form, Limits, Member, Rollouts, Thoughts};
 use crate::rollout::masks::{Masking, Rollout};
 use crate::text::Tokenizer;
 use crate::text::answer::{self, Extractor};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::ops::ControlFlow;
 
@@ -82,7 +82,7 @@ pub struct Answer {
 }
 
 /// A share with its 95 % interval.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Share {
     /// The share.
     pub value: f64,
@@ -100,14 +100,14 @@ pub struct Outcome {
 }
 
 /// The numbers of an outcome.
-#[derive(Clone, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Scores {
     /// Problems asked.
     pub problems: usize,
     /// Answers a problem.
     pub samples: usize,
-    /// Mean accuracy of single answers (avg@n; pass@1), with Wilson's interval for one answer a problem and the normal
-    /// one over problems for more.
+    /// Mean accuracy of single answers (avg@n; pass@1), with Wilson's interval for one answer a problem and
+    /// Student's over problems for more.
     pub accuracy: Share,
     /// The k of the next two.
     pub k: usize,
@@ -119,8 +119,6 @@ pub struct Scores {
     pub coverage: f64,
     /// Accuracy of the most frequent answer of all: the vote of the Bayesian model average.
     pub average_by_vote: f64,
-    /// Accuracy of the answer with the largest summed probability over the answers given.
-    pub average_by_probability: f64,
     /// Mean tokens an answer.
     pub tokens: f64,
 }
@@ -217,59 +215,43 @@ impl Outcome {
     }
 
     /// The numbers; `k` is bounded by the answers a problem has.
-    pub fn scores(&self, k: usize) -> Scores {
+    ///
+    /// # Errors
+    /// No problems.
+    pub fn scores(&self, k: usize) -> Result<Scores> {
         let problems = self.answers.len();
         let samples = self.answers.iter().map(Vec::len).min().unwrap_or(0);
         let k = k.clamp(1, samples.max(1));
-        let mean = |value: &dyn Fn(&[Answer]) -> f64| {
-            self.answers.iter().map(|answers| value(answers)).sum::<f64>() / problems.max(1) as f64
-        };
         let right = |answers: &[Answer]| answers.iter().filter(|answer| answer.right).count();
-        let single = |answers: &[Answer]| right(answers) as f64 / answers.len().max(1) as f64;
+        let single: Vec<f64> =
+            self.answers.iter().map(|answers| right(answers) as f64 / answers.len().max(1) as f64).collect();
         let accuracy = match samples {
-            0 | 1 => {
-                let [low, high] = intervals::wilson(self.first_right().iter().filter(|r| **r).count(), problems);
-                Share { value: mean(&single), low, high }
-            }
-            _ => {
-                let values: Vec<f64> = self.answers.iter().map(|answers| single(answers)).collect();
-                let (value, half) = intervals::mean(&values);
-                Share { value, low: value - half, high: value + half }
-            }
+            0 | 1 => intervals::proportion(self.first_right().iter().filter(|right| **right).count(), problems)?,
+            _ => intervals::mean(&single)?,
         };
-        // Votes count values; a missing value is one of its own.
-        let ids = |answers: &[Answer]| -> Vec<usize> {
-            let mut seen: Vec<&Option<String>> = Vec::new();
-            answers
-                .iter()
-                .map(|answer| {
-                    seen.iter().position(|value| **value == answer.value).unwrap_or_else(|| {
-                        seen.push(&answer.value);
-                        seen.len() - 1
-                    })
-                })
-                .collect()
-        };
-        let rights = |answers: &[Answer]| answers.iter().map(|answer| answer.right).collect::<Vec<_>>();
-        Scores {
+        let (mut pass, mut majority, mut covered, mut voted, mut tokens) = (0.0, 0.0, 0.0, 0.0, 0.0);
+        for answers in &self.answers {
+            pass += estimators::pass_at_k(answers.len(), right(answers), k)?;
+            // An unreadable answer votes as a value of its own. Equal values are right or wrong alike, but an answer
+            // that did not end is wrong whatever it says, so whether it is right is part of what is voted on.
+            let votes: Vec<(&Option<String>, bool)> =
+                answers.iter().map(|answer| (&answer.value, answer.right)).collect();
+            majority += estimators::maj_at_k(&votes, |vote| vote.1, k)?;
+            covered += f64::from(u8::from(right(answers) > 0));
+            voted += f64::from(u8::from(estimators::majority(&votes).is_some_and(|n| answers[n].right)));
+            tokens += answers.iter().map(|answer| answer.tokens as f64).sum::<f64>() / answers.len() as f64;
+        }
+        let count = problems as f64;
+        Ok(Scores {
             problems,
             samples,
-            accuracy,
+            accuracy: Share { value: accuracy.estimate, low: accuracy.low, high: accuracy.high },
             k,
-            pass_at_k: mean(&|answers| estimators::pass_at_k(answers.len(), right(answers), k)),
-            majority_at_k: mean(&|answers| estimators::majority_at_k(&ids(answers), &rights(answers), k)),
-            coverage: mean(&|answers| f64::from(u8::from(right(answers) > 0))),
-            average_by_vote: mean(&|answers| {
-                f64::from(u8::from(estimators::vote(&ids(answers)).is_some_and(|n| answers[n].right)))
-            }),
-            average_by_probability: mean(&|answers| {
-                let weights: Vec<f64> = answers.iter().map(|answer| answer.log_probability).collect();
-                let chosen = estimators::vote_by_probability(&ids(answers), &weights);
-                f64::from(u8::from(chosen.is_some_and(|n| answers[n].right)))
-            }),
-            tokens: mean(&|answers| {
-                answers.iter().map(|answer| answer.tokens as f64).sum::<f64>() / answers.len().max(1) as f64
-            }),
-        }
+            pass_at_k: pass / count,
+            majority_at_k: majority / count,
+            coverage: covered / count,
+            average_by_vote: voted / count,
+            tokens: tokens / count,
+        })
     }
 }

@@ -1,12 +1,29 @@
 //! Whole jobs: what the binaries do, without their command lines.
 //!
 //! ```text
-//! recipe                what a run does: TOML, every key documented and checked
-//! probe                 the public oracle
-//! train                 the job on additions, with addition_recipe
+//! recipe                 what a run does: TOML, every key documented and checked
+//! settings               its keys as settings of the floors below
+//! problems, student      what is learned, and by which model
+//! schooling              supervised phases;  reinforcement: one arm;  evaluation: how well problems are answered
+//! story                  the main job: phases, arms, the closing table
+//! folder, metrics        a run's files; checkpoints: saved states that survive kills; environment: what it ran on
+//! terminal               the text a person sees; the binaries print it
+//! dry_run                what a run will do and take
+//! probe                  the public oracle
 //! ```
 
-pub mod addition_recipe;
+pub mod checkpoints;
+pub mod dry_run;
+pub mod environment;
+pub mod evaluation;
+pub mod folder;
+pub mod metrics;
 pub mod probe;
+pub mod problems;
 pub mod recipe;
-pub mod train;
+pub mod reinforcement;
+pub mod schooling;
+pub mod settings;
+pub mod story;
+pub mod student;
+pub mod terminal;

@@ -3,11 +3,9 @@
 use super::recipe::{Recipe, Source};
 use crate::base::{Error, Result};
 use crate::learn::coconut::Curriculum;
-use crate::text::Tokenizer;
-use crate::text::datasets::{self, Format, OnBad};
-use crate::text::graph_problems::GraphProblems;
-use crate::text::problem::{EncodedProblem, Problem, Split};
-use crate::text::word_problems::{Templates, WordProblems};
+use crate::text::datasets::{self, Format, OnBad, SameQuestion};
+use crate::text::{EncodedProblem, GraphProblems, Problem, Split, Templates, Tokenizer, WordProblems};
+use std::collections::BTreeSet;
 use std::path::Path;
 
 /// One problem, as text and as tokens.
@@ -45,7 +43,7 @@ pub struct Problems {
     pub test: ProblemSet,
     /// Out of the training distribution: other stories, longer chains.
     pub shifted: Vec<ProblemSet>,
-    /// Questions that training shares with validation and with test.
+    /// Questions of validation and of test that the training file has too; they are left out of training.
     pub overlap: [usize; 2],
 }
 
@@ -138,10 +136,24 @@ pub fn load(
             let train = read(&keys.train, "train", keys.limit_train)?;
             let valid = read(&keys.valid, "valid", keys.limit_valid)?;
             let test = read(&keys.test, "test", keys.limit_test)?;
+            // Questions that are asked later are not trained on.
+            let texts = |set: &ProblemSet| set.items.iter().map(|item| item.problem.clone()).collect::<Vec<_>>();
+            let known = texts(&train);
+            let mut shared: BTreeSet<usize> = BTreeSet::new();
             let overlap = [&valid, &test].map(|set| {
-                let texts = |set: &ProblemSet| set.items.iter().map(|item| item.problem.clone()).collect::<Vec<_>>();
-                datasets::overlap(&texts(&train), &texts(set)).len()
+                let pairs = datasets::overlap(&known, &texts(set), SameQuestion::First80);
+                shared.extend(pairs.iter().map(|(index, _)| *index));
+                pairs.iter().map(|(_, index)| *index).collect::<BTreeSet<_>>().len()
             });
+            let mut train = train;
+            let mut index = 0;
+            train.items.retain(|_| {
+                index += 1;
+                !shared.contains(&(index - 1))
+            });
+            for (number, item) in train.items.iter_mut().enumerate() {
+                item.number = number as u32;
+            }
             Problems { train, valid, test, shifted: Vec::new(), overlap }
         }
     };
@@ -164,7 +176,7 @@ pub fn load(
 pub fn read(path: &Path, format: &str, skip_bad: bool) -> Result<(Vec<Problem>, usize)> {
     let format: Option<Format> = match format {
         "auto" => None,
-        name => Some(name.parse().map_err(|problem: String| Error::input("data format", problem, "name a known one"))?),
+        name => Some(name.parse()?),
     };
     let on_bad = if skip_bad { OnBad::Skip } else { OnBad::Fail };
     let dataset = datasets::read(path, format, on_bad)?;

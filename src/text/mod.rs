@@ -1,6 +1,5 @@
 //! Text: tokens in and out, chat templates, problems and their answers. Knows neither devices nor models.
 
-pub mod addition;
 pub mod answer;
 mod builtin_tokenizer;
 mod chat_template;

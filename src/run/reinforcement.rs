@@ -1,0 +1,167 @@
+//! One arm of reinforcement learning: prompts in an order that all arms share, rewards, updates.
+
+use super::problems::Item;
+use super::recipe::Recipe;
+use super::schooling::order;
+use super::settings;
+use crate::base::Result;
+use crate::learn::coconut::{Curriculum, Markers};
+use crate::learn::objective::Objective;
+use crate::learn::optimizer::Optimizer;
+use crate::learn::policy::{Policy, Replay, Settings};
+use crate::learn::policy_report::{Question, Report};
+use crate::model::{Model, Truncation};
+use crate::ops::sampler::Law;
+use crate::rollout::group::{Drawing, Form, Thoughts};
+use crate::rollout::masks::Masking;
+use crate::text::Tokenizer;
+use crate::text::answer::{self, Extractor};
+
+/// Everything that tells one arm from another.
+#[derive(Clone, Debug)]
+pub struct ArmPlan {
+    /// What it is called in tables.
+    pub name: String,
+    /// Dropout of its rollouts.
+    pub masking: Masking,
+    /// Gaussian noise on its latents; 0 = none.
+    pub latent_noise: f64,
+    /// What it optimises.
+    pub objective: Objective,
+    /// Which mask its updates run under.
+    pub replay: Replay,
+    /// Where its gradients stop.
+    pub truncation: Truncation,
+    /// Rollouts a prompt.
+    pub group: usize,
+    /// Prompts an update.
+    pub prompts: usize,
+}
+
+impl ArmPlan {
+    /// The arm of a recipe under `masking`.
+    pub fn of(recipe: &Recipe, name: &str, masking: Masking) -> ArmPlan {
+        ArmPlan {
+            name: name.into(),
+            masking,
+            latent_noise: 0.0,
+            objective: settings::objective(&recipe.grpo),
+            replay: Replay::Same,
+            truncation: settings::truncation(&recipe.grpo),
+            group: recipe.grpo.group,
+            prompts: recipe.grpo.prompts,
+        }
+    }
+}
+
+/// An arm under way.
+#[derive(Debug)]
+pub struct Arm<'a> {
+    recipe: &'a Recipe,
+    items: &'a [Item],
+    tokenizer: &'a Tokenizer,
+    extractor: Extractor,
+    policy: Policy,
+    /// Questions drawn so far.
+    pub drawn: usize,
+    order: (usize, Vec<usize>),
+}
+
+/// The form in which an arm asks: that of the curriculum's end.
+pub fn form(recipe: &Recipe, curriculum: &Curriculum, markers: &Markers) -> Form {
+    let stage = curriculum.max_latent_stage + 1;
+    curriculum.form(stage, usize::MAX, markers, recipe.grpo.max_new_tokens)
+}
+
+impl<'a> Arm<'a> {
+    /// Reserves room; `reference` is the model before, for a KL penalty.
+    ///
+    /// # Errors
+    /// Settings that contradict each other, or too little memory.
+    pub fn new(
+        model: &Model,
+        recipe: &'a Recipe,
+        plan: &ArmPlan,
+        form: Form,
+        items: &'a [Item],
+        tokenizer: &'a Tokenizer,
+        reference: Option<Model>,
+    ) -> Result<Arm<'a>> {
+        let keys = &recipe.grpo;
+        let drawing = Drawing {
+            masking: plan.masking.clone(),
+            latent_noise: plan.latent_noise,
+            thoughts: Thoughts::Own,
+            law: settings::law(keys),
+            seed: recipe.seed,
+            share: true,
+        };
+        let settings = Settings {
+            group: plan.group,
+            prompts: plan.prompts,
+            prompt_tokens: items.iter().map(|item| item.tokens.question.len()).max().unwrap_or(1),
+            passes: keys.inner_epochs,
+            truncation: plan.truncation,
+            tape_bytes: if keys.tape_mib == 0 { usize::MAX } else { keys.tape_mib << 20 },
+            audit_all: keys.verify_replay,
+            reference_masked: settings::reference_masked(keys),
+            refills: keys.dynamic_sampling_refills,
+            replay: plan.replay,
+        };
+        let optimizer = Optimizer::new(model, settings::optimizer(keys.weight_decay, keys.clip))?;
+        Ok(Arm {
+            policy: Policy::new(model, (form, drawing), plan.objective, settings, optimizer, reference)?,
+            extractor: settings::extractor(recipe),
+            recipe,
+            items,
+            tokenizer,
+            drawn: 0,
+            order: (usize::MAX, Vec::new()),
+        })
+    }
+
+    /// The policy.
+    pub fn policy(&self) -> &Policy {
+        &self.policy
+    }
+
+    /// The policy, whose optimiser may be restored.
+    pub fn policy_mut(&mut self) -> &mut Policy {
+        &mut self.policy
+    }
+
+    /// Update number `update`, from 0.
+    ///
+    /// # Errors
+    /// A loss or gradient that is not finite.
+    pub fn update(&mut self, model: &mut Model, update: usize) -> Result<Report> {
+        let Arm { recipe, items, tokenizer, extractor, policy, drawn, order: current } = self;
+        let draw = |count: usize| -> Vec<Question> {
+            (0..count)
+                .map(|_| {
+                    let round = *drawn / items.len();
+                    if current.0 != round {
+                        // Apart from the rounds of supervised training.
+                        *current = (round, order(items.len(), recipe.seed, round + (1 << 20)));
+                    }
+                    let item = &items[current.1[*drawn % items.len()]];
+                    *drawn += 1;
+                    Question { tokens: item.tokens.question.clone(), number: item.number }
+                })
+                .collect()
+        };
+        policy.update(model, update as u32, recipe.grpo.learning_rate, draw, |question, trajectory| {
+            let text = tokenizer.decode(&trajectory.tokens, true)?;
+            let gold = &items[question.number as usize].problem.answer;
+            Ok(answer::reward(*extractor, &text, trajectory.stopped, gold))
+        })
+    }
+}
+
+/// The law of an arm's answers in words.
+pub fn law_in_words(law: &Law) -> String {
+    match law {
+        Law::Greedy => "greedy".into(),
+        Law::Categorical { temperature, .. } => format!("temperature {temperature}"),
+    }
+}

@@ -1,0 +1,208 @@
+//! Supervised phases: reasoning in words, then the curriculum. An epoch is a permutation of the training problems that
+//! depends on seed and epoch alone.
+
+use super::problems::Item;
+use super::recipe::{Recipe, ResetOptimizer, Variant as VariantKey};
+use super::settings;
+use crate::base::Result;
+use crate::base::rng::{Purpose, StreamKey};
+use crate::learn::coconut::{Curriculum, Markers, Variant};
+use crate::learn::optimizer::Optimizer;
+use crate::learn::supervised::{Example, Limits, StepReport, Trainer};
+use crate::model::{Model, Record};
+
+/// Positions that a supervised batch may keep on the tape at once; larger batches run in parts.
+const POSITIONS_AT_ONCE: usize = 8192;
+
+/// One supervised phase.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Phase {
+    /// What it is called, e.g. `stage 2`.
+    pub name: String,
+    /// How problems become examples.
+    pub curriculum: Curriculum,
+    /// Stage of the curriculum.
+    pub stage: usize,
+    /// Passes over the problems.
+    pub epochs: usize,
+    /// Number of its first epoch, over all phases.
+    pub first_epoch: usize,
+    /// Examples an update.
+    pub batch: usize,
+    /// Learning rate after the warm-up.
+    pub learning_rate: f64,
+    /// Decoupled weight decay.
+    pub weight_decay: f64,
+    /// Largest gradient norm; 0 = no clipping.
+    pub clip: f64,
+    /// Updates over which the learning rate rises.
+    pub warmup_steps: usize,
+    /// Whether the optimiser starts afresh with the phase, with each of its epochs, or not at all.
+    pub reset: ResetOptimizer,
+}
+
+/// The supervised phases of a recipe.
+pub fn phases(recipe: &Recipe) -> Vec<Phase> {
+    let curriculum = settings::curriculum(recipe);
+    let (cot, keys) = (&recipe.cot, &recipe.coconut);
+    let mut phases = Vec::new();
+    let mut first_epoch = 0;
+    let mut push = |phase: Phase| {
+        if phase.epochs > 0 {
+            first_epoch += phase.epochs;
+            phases.push(Phase { first_epoch: first_epoch - phase.epochs, ..phase });
+        }
+    };
+    if keys.variant != VariantKey::NoCot {
+        push(Phase {
+            name: "words".into(),
+            curriculum: Curriculum { variant: Variant::Cot, uniform_prob: 0.0, ..curriculum },
+            stage: 0,
+            epochs: cot.epochs,
+            first_epoch: 0,
+            batch: cot.batch,
+            learning_rate: cot.learning_rate,
+            weight_decay: cot.weight_decay,
+            clip: cot.clip,
+            warmup_steps: cot.warmup_steps,
+            reset: ResetOptimizer::Stage,
+        });
+    }
+    let stage = |name: String, stage: usize, epochs: usize| Phase {
+        name,
+        curriculum,
+        stage,
+        epochs,
+        first_epoch: 0,
+        batch: keys.batch,
+        learning_rate: keys.learning_rate,
+        weight_decay: keys.weight_decay,
+        clip: keys.clip,
+        warmup_steps: keys.warmup_steps,
+        reset: keys.reset_optimizer,
+    };
+    match keys.variant {
+        VariantKey::Cot => {}
+        VariantKey::NoCot => {
+            let epochs = keys.epochs_per_stage * keys.max_latent_stage + keys.extra_epochs;
+            push(stage("answers only".into(), 0, epochs));
+        }
+        _ => {
+            for number in 1..=keys.max_latent_stage {
+                push(stage(format!("stage {number}"), number, keys.epochs_per_stage));
+            }
+            push(stage("all steps removed".into(), keys.max_latent_stage + 1, keys.extra_epochs));
+        }
+    }
+    phases
+}
+
+/// Updates of one epoch.
+pub fn updates_an_epoch(problems: usize, batch: usize) -> usize {
+    problems.div_ceil(batch)
+}
+
+/// The problems of an epoch, in their order.
+pub fn order(problems: usize, seed: u64, epoch: usize) -> Vec<usize> {
+    let mut draws = StreamKey::new(seed, epoch as u32, 0, 0, Purpose::DataOrder).draws(0, 0);
+    let mut all: Vec<usize> = (0..problems).collect();
+    // Fisher and Yates.
+    for last in (1..all.len()).rev() {
+        all.swap(last, draws.below(last + 1));
+    }
+    all
+}
+
+/// The room that any batch of a phase needs.
+pub fn limits_of(phase: &Phase, items: &[Item], markers: Markers) -> Limits {
+    // An example may be shown at any stage where stages are mixed.
+    let first = if phase.curriculum.uniform_prob > 0.0 { 0 } else { phase.stage };
+    let examples: Vec<Example> = items
+        .iter()
+        .flat_map(|item| {
+            (first..=phase.stage).map(|stage| phase.curriculum.example(&item.tokens, stage, &markers))
+        })
+        .collect();
+    Limits::of(&examples, phase.batch, POSITIONS_AT_ONCE)
+}
+
+/// A phase under way.
+#[derive(Debug)]
+pub struct School<'a> {
+    phase: &'a Phase,
+    items: &'a [Item],
+    markers: Markers,
+    seed: u64,
+    trainer: Trainer,
+    order: (usize, Vec<usize>),
+}
+
+impl<'a> School<'a> {
+    /// Reserves room for any batch of the phase.
+    ///
+    /// # Errors
+    /// A device without the memory.
+    pub fn new(
+        model: &Model,
+        phase: &'a Phase,
+        items: &'a [Item],
+        markers: Markers,
+        seed: u64,
+        optimizer: Optimizer,
+    ) -> Result<School<'a>> {
+        let limits = limits_of(phase, items, markers);
+        let trainer = Trainer::new(model, optimizer, limits, Record::Everything)?;
+        Ok(School { phase, items, markers, seed, trainer, order: (usize::MAX, Vec::new()) })
+    }
+
+    /// Updates of the whole phase.
+    pub fn updates(&self) -> usize {
+        self.phase.epochs * updates_an_epoch(self.items.len(), self.phase.batch)
+    }
+
+    /// The optimiser.
+    pub fn optimizer(&self) -> &Optimizer {
+        self.trainer.optimizer()
+    }
+
+    /// The optimiser, for the next phase.
+    pub fn into_optimizer(self) -> Optimizer {
+        self.trainer.into_optimizer()
+    }
+
+    /// The optimiser, to be restored.
+    pub fn optimizer_mut(&mut self) -> &mut Optimizer {
+        self.trainer.optimizer_mut()
+    }
+
+    /// Update number `update` of the phase, from 0; returns its report and learning rate.
+    ///
+    /// # Errors
+    /// A loss or gradient that is not finite.
+    pub fn update(&mut self, model: &mut Model, update: usize) -> Result<(StepReport, f64)> {
+        let an_epoch = updates_an_epoch(self.items.len(), self.phase.batch);
+        let (epoch, batch) = (self.phase.first_epoch + update / an_epoch, update % an_epoch);
+        if self.order.0 != epoch {
+            self.order = (epoch, order(self.items.len(), self.seed, epoch));
+        }
+        let begins = batch == 0 && (update > 0 || self.phase.reset != ResetOptimizer::Never);
+        if begins && (self.phase.reset == ResetOptimizer::Epoch || update == 0) {
+            let optimizer = Optimizer::new(model, settings::optimizer(self.phase.weight_decay, self.phase.clip))?;
+            *self.trainer.optimizer_mut() = optimizer;
+        }
+        let chosen = self.order.1.chunks(self.phase.batch).nth(batch).unwrap_or_default();
+        let examples: Vec<Example> = chosen
+            .iter()
+            .map(|&index| {
+                let item = &self.items[index];
+                let steps = item.tokens.steps.len();
+                let curriculum = &self.phase.curriculum;
+                let stage = curriculum.stage_of(self.phase.stage, steps, epoch as u32, item.number);
+                curriculum.example(&item.tokens, stage, &self.markers)
+            })
+            .collect();
+        let warmth = (update + 1) as f64 / self.phase.warmup_steps.max(1) as f64;
+        let learning_rate = self.phase.learning_rate * warmth.min(1.0);
+        Ok((self.trainer.step(model, &examples, learning_rate)?, learning_rate))
+    }
+}

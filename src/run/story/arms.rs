@@ -1,0 +1,263 @@
+//! Reinforcement learning parts of a story, and what every model is asked at the end.
+
+use super::progress::{Entry, Tally, marks};
+use super::{Event, Sample, Story, form};
+use crate::base::Result;
+use crate::learn::policy_report::Report;
+use crate::ops::policy_loss::Statistic;
+use crate::model::{Model, Precision};
+use crate::rollout::group::Thoughts;
+use crate::run::evaluation::{Ask, Share};
+use crate::run::metrics::Record;
+use crate::run::recipe::EvaluationMode;
+use crate::run::reinforcement::{Arm, ArmPlan};
+use crate::run::settings;
+use std::ops::ControlFlow;
+use std::time::Instant;
+
+impl Story<'_> {
+    /// One arm: it starts from the base.
+    pub(super) fn arm(
+        &mut self,
+        plan: &ArmPlan,
+        watch: &mut dyn FnMut(&Event) -> ControlFlow<()>,
+    ) -> Result<ControlFlow<()>> {
+        self.begin_arm()?;
+        let (recipe, updates) = (self.recipe, self.recipe.grpo.updates);
+        let done = self.progress.update;
+        let _ = watch(&Event::Part { name: &plan.name, updates, done, rewarded: true });
+        let reference = match plan.objective.loss.kl {
+            None => None,
+            Some(_) => Some(Model::load(&self.base_folder(), self.device, Precision::of(recipe.model.dtype))?),
+        };
+        let form = form(recipe, &self.curriculum, &self.student);
+        let (items, tokenizer) = (self.problems.train.items.clone(), self.student.tokenizer.clone());
+        let mut arm = Arm::new(&self.student.model, recipe, plan, form, &items, &tokenizer, reference)?;
+        arm.drawn = self.progress.drawn;
+        self.restore(arm.policy_mut().optimizer_mut())?;
+        while self.progress.update < updates {
+            let (began, update) = (Instant::now(), self.progress.update);
+            let report =
+                arm.update(&mut self.student.model, update).map_err(|error| self.fault(error, &plan.name))?;
+            let seconds = began.elapsed().as_secs_f64();
+            self.progress.update += 1;
+            self.progress.step += 1;
+            self.progress.drawn = arm.drawn;
+            self.count(&report);
+            let record = metrics(self.record(&plan.name, update + 1), &report, seconds);
+            self.metrics.write(record)?;
+            let samples = self.log_samples(plan, update, &report)?;
+            let rate = recipe.grpo.learning_rate;
+            let event = Event::Rewarded { update: update + 1, report: &report, samples: &samples, learning_rate: rate, seconds };
+            let stop = watch(&event).is_break();
+            let score = self.maybe_evaluate(&plan.name, watch)?;
+            let every = recipe.run.checkpoint_every;
+            if stop || (every > 0 && self.progress.step.is_multiple_of(every as u64)) {
+                self.checkpoint(Some(arm.policy().optimizer()), score, watch)?;
+            }
+            if stop {
+                return Ok(ControlFlow::Break(()));
+            }
+        }
+        drop(arm);
+        self.end_arm(&plan.name, watch)?;
+        Ok(ControlFlow::Continue(()))
+    }
+
+    /// Puts the base in the place of the model, unless the arm goes on from a checkpoint.
+    pub(super) fn begin_arm(&mut self) -> Result<()> {
+        self.optimizer = None;
+        if self.progress.update == 0 {
+            self.restored = None;
+            if self.base_folder().is_dir() {
+                let precision = Precision::of(self.recipe.model.dtype);
+                self.student.model = Model::load(&self.base_folder(), self.device, precision)?;
+            } else {
+                self.student.model.save(&self.base_folder(), &self.student.companions)?;
+            }
+            if self.progress.entries.is_empty() {
+                self.close("coconut", &mut |_| ControlFlow::Continue(()))?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Asks the finished arm, keeps its model, and moves on.
+    pub(super) fn end_arm(&mut self, name: &str, watch: &mut dyn FnMut(&Event) -> ControlFlow<()>) -> Result<()> {
+        self.optimizer = None;
+        let folder = self.folder.path().join("models").join(name);
+        self.student.model.save(&folder, &self.student.companions)?;
+        self.close(name, watch)?;
+        self.part_done();
+        let score = self.progress.entries.last().map(|entry| entry.det.accuracy.value);
+        self.checkpoint(None, score, watch)
+    }
+
+    fn count(&mut self, report: &Report) {
+        let groups = report.groups();
+        let tally = &mut self.progress.tally;
+        if tally.updates == 0 {
+            tally.first_reward = report.reward();
+        }
+        *tally = Tally {
+            updates: tally.updates + 1,
+            rollouts: tally.rollouts + report.rollouts.len(),
+            dead_low: tally.dead_low + groups.dead_low,
+            dead_high: tally.dead_high + groups.dead_high,
+            live: tally.live + groups.live,
+            replay_gap: tally.replay_gap.max(report.replay_gap),
+            audited: tally.audited + report.audited,
+            first_reward: tally.first_reward,
+            last_reward: report.reward(),
+        };
+        let times = report.times;
+        for (what, spent) in [
+            ("rollout", times.rollout),
+            ("reward", times.reward),
+            ("backward", times.backward),
+            ("optimizer", times.optimizer),
+            ("audit", times.audit),
+        ] {
+            *self.progress.seconds.entry(what.into()).or_default() += spent.as_secs_f64();
+        }
+    }
+
+    /// Writes every rollout to samples.jsonl; returns the best and the worst as text.
+    fn log_samples(&mut self, plan: &ArmPlan, update: usize, report: &Report) -> Result<Vec<Sample>> {
+        let mut samples: Vec<Sample> = Vec::new();
+        for judged in &report.rollouts {
+            let trajectory = &judged.trajectory;
+            let coordinates = trajectory.member.coordinates;
+            let problem = &self.problems.train.items[coordinates.prompt as usize].problem;
+            let sample = Sample {
+                question: problem.question.clone(),
+                gold: problem.answer.clone(),
+                answer: self.student.tokenizer.decode(&trajectory.tokens, true)?,
+                reward: judged.reward,
+                advantage: judged.advantage,
+            };
+            let record = self
+                .record(&plan.name, update + 1)
+                .with("prompt", coordinates.prompt)
+                .with("rollout", coordinates.rollout)
+                .with("attempt", coordinates.attempt)
+                .with("question", sample.question.as_str())
+                .with("gold", sample.gold.as_str())
+                .with("answer", sample.answer.as_str())
+                .with("ids", trajectory.tokens.clone())
+                .numbers("logprobs", &trajectory.log_probabilities)
+                .with("stopped", trajectory.stopped)
+                .number("reward", judged.reward)
+                .number("advantage", judged.advantage);
+            self.samples.write(record)?;
+            samples.push(sample);
+        }
+        let by_reward = |a: &&Sample, b: &&Sample| a.reward.total_cmp(&b.reward);
+        let best = samples.iter().max_by(by_reward).cloned();
+        let worst = samples.iter().min_by(by_reward).cloned();
+        Ok(best.into_iter().chain(worst).take(self.recipe.run.samples_print).collect())
+    }
+
+    /// Greedy accuracy on some validation problems, every so many updates.
+    fn maybe_evaluate(
+        &mut self,
+        name: &str,
+        watch: &mut dyn FnMut(&Event) -> ControlFlow<()>,
+    ) -> Result<Option<f64>> {
+        let keys = &self.recipe.evaluation;
+        let update = self.progress.update;
+        if keys.every == 0 || !update.is_multiple_of(keys.every) {
+            return Ok(None);
+        }
+        let began = Instant::now();
+        let all = &self.problems.valid.items;
+        let items = if keys.problems == 0 { all } else { &all[..keys.problems.min(all.len())] };
+        let ask = Ask::deterministic(self.curriculum.max_latent_stage + 1);
+        let scores = self.examiner().ask(&self.student.model, items, &ask)?.scores(1)?;
+        self.spend("evaluation", began);
+        let what = format!("after {update} updates of {name}, validation");
+        let _ = watch(&Event::Evaluated { what: &what, scores: &scores });
+        let record = self.record(name, update).number("eval/accuracy", scores.accuracy.value);
+        self.metrics.write(record)?;
+        Ok(Some(scores.accuracy.value))
+    }
+
+    /// Asks the model the test problems in every way of the recipe, and enters the result in the closing table.
+    pub(super) fn close(&mut self, name: &str, watch: &mut dyn FnMut(&Event) -> ControlFlow<()>) -> Result<()> {
+        let began = Instant::now();
+        let keys = &self.recipe.evaluation;
+        let base = Ask::deterministic(self.curriculum.max_latent_stage + 1);
+        let (model, test) = (&self.student.model, &self.problems.test.items);
+        let examiner = self.examiner();
+        let greedy = examiner.ask(model, test, &base)?;
+        let det = greedy.scores(1)?;
+        let _ = watch(&Event::Evaluated { what: &format!("{name}, test"), scores: &det });
+        let accuracy = |ask: &Ask, items: &[crate::run::problems::Item]| -> Result<Share> {
+            Ok(examiner.ask(model, items, ask)?.scores(1)?.accuracy)
+        };
+        let mut entry = Entry {
+            name: name.into(),
+            right: marks(&greedy),
+            det,
+            modes: Default::default(),
+            removed: accuracy(&Ask { thoughts: Thoughts::Removed, ..base.clone() }, test)?,
+            shuffled: accuracy(&Ask { thoughts: Thoughts::Shuffled, ..base.clone() }, test)?,
+            shifted: Default::default(),
+            tally: self.progress.tally,
+        };
+        for mode in &keys.modes {
+            let masking = settings::masking(&self.recipe.mask, self.recipe.mask.scope);
+            let temperature = Some(keys.temperature);
+            let samples = keys.masks;
+            let ask = match mode {
+                EvaluationMode::Det => continue,
+                EvaluationMode::Mc => Ask { masking, samples, ..base.clone() },
+                EvaluationMode::Temp => Ask { temperature, samples, ..base.clone() },
+                EvaluationMode::McTemp => Ask { masking, temperature, samples, ..base.clone() },
+            };
+            let scores = examiner.ask(model, test, &ask)?.scores(keys.k)?;
+            entry.modes.insert(mode.to_string(), scores);
+        }
+        for set in &self.problems.shifted {
+            entry.shifted.insert(set.name.clone(), accuracy(&base, &set.items)?);
+        }
+        self.progress.entries.push(entry);
+        self.spend("evaluation", began);
+        Ok(())
+    }
+}
+
+/// The line of one update in metrics.jsonl; names follow TRL's and verl's.
+fn metrics(record: Record, report: &Report, seconds: f64) -> Record {
+    let groups = report.groups();
+    let all = (groups.live + groups.dead_low + groups.dead_high).max(1) as f64;
+    let first = &report.passes[0];
+    let last = &report.passes[report.passes.len() - 1];
+    record
+        .number("reward", report.reward())
+        .number("reward_std", report.reward_deviation())
+        .number("frac_reward_zero_std", (groups.dead_low + groups.dead_high) as f64 / all)
+        .with("groups/live", groups.live)
+        .with("groups/all_wrong", groups.dead_low)
+        .with("groups/all_right", groups.dead_high)
+        .number("entropy", report.entropy())
+        .number("kl", last.mean(Statistic::Kl))
+        .number("clip_ratio/low_mean", last.mean(Statistic::ClippedLow))
+        .number("clip_ratio/high_mean", last.mean(Statistic::ClippedHigh))
+        .number("ratio_spread", last.ratio_spread)
+        .number("completions/mean_length", report.length())
+        .number("completions/clipped_ratio", report.truncated())
+        .number("loss", first.loss)
+        .numbers("grad_norm", &report.gradient_norms)
+        .number("replay_gap", report.replay_gap)
+        .maybe("latent_norm", report.thoughts.map(|thoughts| thoughts.norm))
+        .maybe("latent_similarity", report.thoughts.map(|thoughts| thoughts.similarity))
+        .with("audited", report.audited)
+        .with("tokens", report.tokens)
+        .number("timing_s/rollout", report.times.rollout.as_secs_f64())
+        .number("timing_s/reward", report.times.reward.as_secs_f64())
+        .number("timing_s/backward", report.times.backward.as_secs_f64())
+        .number("timing_s/update", report.times.optimizer.as_secs_f64())
+        .number("timing_s/audit", report.times.audit.as_secs_f64())
+        .number("timing_s/step", seconds)
+}

@@ -1,0 +1,133 @@
+//! The model of a run with its tokenizer: fresh, or loaded and given the tokens that the curriculum needs.
+
+use super::recipe::{Family, Recipe};
+use crate::base::{Error, Result};
+use crate::device::Device;
+use crate::learn::coconut::Markers;
+use crate::model::config::Config;
+use crate::model::save::Companions;
+use crate::model::weights::Source;
+use crate::model::{Model, Precision};
+use crate::text::{
+    END_OF_TEXT, LatentTokens, Tokenizer, add_pause, builtin_files, builtin_tokenizer, initial_row_token,
+};
+use serde_json::json;
+use std::path::Path;
+
+/// A model that can be asked questions.
+#[derive(Debug)]
+pub struct Student {
+    /// The model.
+    pub model: Model,
+    /// Its tokenizer.
+    pub tokenizer: Tokenizer,
+    /// Tokens of the curriculum.
+    pub markers: Markers,
+    /// Files saved beside the weights.
+    pub companions: Companions,
+}
+
+/// What the latent steps of a saved model are: beside the weights as latent_config.json.
+pub const LATENT_CONFIG: &str = "latent_config.json";
+
+impl Student {
+    /// The model that `recipe` begins with.
+    ///
+    /// # Errors
+    /// Sizes that no model can have, or a folder or file that cannot be read.
+    pub fn of(recipe: &Recipe, device: &Device) -> Result<Student> {
+        let precision = Precision::of(recipe.model.dtype);
+        match recipe.model.path.as_str() {
+            "" => fresh(recipe, device, precision),
+            path => Student::load(Path::new(path), device, precision),
+        }
+    }
+
+    /// Loads a model and adds the tokens that are missing; new rows of the vocabulary are copies of the row of `<<`, or of
+    /// the end-of-text token where the tokenizer has no `<<`.
+    ///
+    /// # Errors
+    /// A folder or file that cannot be read.
+    pub fn load(path: &Path, device: &Device, precision: Precision) -> Result<Student> {
+        let source = Source::open(path)?;
+        let mut tokenizer = source.tokenizer()?;
+        let stop = source.stop_tokens()?.first().copied().ok_or_else(|| {
+            Error::file(path, "names no end-of-text token", "set eos_token_id in config.json or generation_config.json")
+        })?;
+        let markers = markers(&mut tokenizer, stop)?;
+        let loaded = Model::from_source(&source, device, precision)?;
+        let vocab = tokenizer.id_bound();
+        let model = match vocab > loaded.config().vocab {
+            true => loaded.with_vocabulary(vocab, initial_row_token(&tokenizer).unwrap_or(stop))?,
+            false => loaded,
+        };
+        let mut companions = source.companions()?;
+        companions.set("tokenizer.json", tokenizer.to_json()?.into_bytes());
+        Ok(Student { model, tokenizer, markers, companions })
+    }
+
+    /// Notes in the files beside the weights how thoughts are asked for.
+    pub fn describe_latents(&mut self, latents: usize) {
+        let config = json!({
+            "start_token_id": self.markers.start,
+            "end_token_id": self.markers.end,
+            "stop_token_id": self.markers.stop,
+            "latents": latents,
+            "fed_back": "final hidden state after the final norm, in place of the token embedding",
+        });
+        self.companions.set(LATENT_CONFIG, format!("{config:#}\n").into_bytes());
+    }
+}
+
+fn markers(tokenizer: &mut Tokenizer, stop: u32) -> Result<Markers> {
+    let latent = LatentTokens::add(tokenizer)?;
+    let pause = add_pause(tokenizer)?;
+    Ok(Markers { start: latent.start, end: latent.end, pause, stop })
+}
+
+fn fresh(recipe: &Recipe, device: &Device, precision: Precision) -> Result<Student> {
+    let mut tokenizer = builtin_tokenizer()?;
+    let stop = tokenizer.required_id(END_OF_TEXT)?;
+    let markers = markers(&mut tokenizer, stop)?;
+    let keys = &recipe.model;
+    let vocab = tokenizer.id_bound();
+    let config = match keys.family {
+        Family::Gpt2 => json!({
+            "model_type": "gpt2",
+            "architectures": ["GPT2LMHeadModel"],
+            "vocab_size": vocab,
+            "n_embd": keys.width,
+            "n_head": keys.heads,
+            "n_layer": keys.layers,
+            "n_inner": keys.mlp_hidden,
+            "n_positions": keys.max_positions,
+            "activation_function": "gelu_new",
+            "eos_token_id": stop,
+            "bos_token_id": stop,
+            "resid_pdrop": 0.0,
+            "embd_pdrop": 0.0,
+            "attn_pdrop": 0.0,
+        }),
+        Family::Llama => json!({
+            "model_type": "llama",
+            "architectures": ["LlamaForCausalLM"],
+            "vocab_size": vocab,
+            "hidden_size": keys.width,
+            "num_attention_heads": keys.heads,
+            "num_key_value_heads": keys.kv_heads,
+            "num_hidden_layers": keys.layers,
+            "intermediate_size": keys.mlp_hidden,
+            "max_position_embeddings": keys.max_positions,
+            "rms_norm_eps": 1e-5,
+            "hidden_act": "silu",
+            "tie_word_embeddings": true,
+            "rope_theta": 10000.0,
+            "eos_token_id": stop,
+            "bos_token_id": stop,
+        }),
+    };
+    let config = Config::from_json(config, Path::new("the recipe"))?;
+    let companions = Companions::of_contents(builtin_files(&tokenizer)?);
+    let model = Model::random(config, recipe.seed, device, precision)?;
+    Ok(Student { model, tokenizer, markers, companions })
+}
