@@ -17,7 +17,7 @@
 //! or, in a process whose CPU has AMX, with the chain of blocks that `units` states. Which of the two is a fact of the
 //! process, never of the sizes.
 //!
-//! Files: `matrix` (operands), `packed` (many rows), `skinny` (few rows), `tile` (the kernel), `pack`, `simd` and
+//! Files: `matrix` (operands), `packed` (many rows), `skinny`, `stream` and `spread` (few rows), `tile` (the kernel), `pack`, `simd` and
 //! `x86` (vectors), `units` and `amx` (matrix units), `workspace` (scratch and tasks), `column_sums` (gradients of biases).
 #![allow(unsafe_code)]
 
@@ -29,6 +29,8 @@ mod pack;
 mod packed;
 mod simd;
 mod skinny;
+mod spread;
+mod stream;
 mod tile;
 mod units;
 mod workspace;

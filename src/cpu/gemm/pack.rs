@@ -129,14 +129,19 @@ where
             }
             let mut k = 0;
             while k < blocks {
-                let mut block = [V::splat(V::Element::default()); 8];
+                let from = strip.start.add(first * strip.lane_stride + k);
                 for i in 0..step {
-                    let lane = first + if i < present { i } else { present - 1 };
-                    let from = strip.start.add(lane * strip.lane_stride + k);
-                    V::prefetch(from.wrapping_add(step * strip.lane_stride));
-                    block[i] = S::load(from);
+                    V::prefetch(from.wrapping_add((step + i) * strip.lane_stride));
                 }
-                V::transpose(&mut block);
+                let mut block = [V::splat(V::Element::default()); 8];
+                if present == step {
+                    block = S::load_columns(from, strip.lane_stride);
+                } else {
+                    for i in 0..step {
+                        block[i] = S::load(from.add(i.min(present - 1) * strip.lane_stride));
+                    }
+                    V::transpose(&mut block);
+                }
                 for i in 0..step {
                     let to = to.add((k + i) * width + first);
                     if wanted == step || width < step {

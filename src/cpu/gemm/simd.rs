@@ -38,6 +38,19 @@ pub(super) trait Vector: Copy + 'static {
     unsafe fn add(self, other: Self) -> Self;
     /// Transposes the first `LANES` vectors as a square.
     unsafe fn transpose(block: &mut [Self; 8]);
+    /// A square transposed: element (i, j) of `LANES` rows `stride` apart becomes lane i of vector j.
+    #[inline(always)]
+    unsafe fn load_columns(from: *const Self::Element, stride: usize) -> [Self; 8] {
+        // SAFETY: the caller promises `LANES` elements of `LANES` rows.
+        unsafe {
+            let mut block = [Self::splat(Self::Element::default()); 8];
+            for (i, row) in block.iter_mut().enumerate().take(Self::LANES) {
+                *row = Self::load(from.add(i * stride));
+            }
+            Self::transpose(&mut block);
+            block
+        }
+    }
     /// Asks for the cache line at `at`, which need not be valid memory.
     unsafe fn prefetch<T>(at: *const T);
     /// The same into the second level: for many lines that share a set of the first.
@@ -55,7 +68,22 @@ pub(super) trait VectorF32: Vector<Element = f32> {
 /// # Safety
 /// `load` as in [`Vector`].
 pub(super) trait Storage<V: Vector>: Copy + Send + Sync + 'static {
+    /// Whether it is `V::Element` itself.
+    const PLAIN: bool;
     unsafe fn load(from: *const Self) -> V;
+    /// As [`Vector::load_columns`].
+    #[inline(always)]
+    unsafe fn load_columns(from: *const Self, stride: usize) -> [V; 8] {
+        // SAFETY: the caller promises `LANES` elements of `LANES` rows.
+        unsafe {
+            let mut block = [V::splat(V::Element::default()); 8];
+            for (i, row) in block.iter_mut().enumerate().take(V::LANES) {
+                *row = Self::load(from.add(i * stride));
+            }
+            V::transpose(&mut block);
+            block
+        }
+    }
     fn widen(self) -> V::Element;
 }
 
@@ -67,10 +95,16 @@ pub(super) struct Rounded(pub f32);
 macro_rules! plain_storage {
     ($type:ty) => {
         impl<V: Vector<Element = $type>> Storage<V> for $type {
+            const PLAIN: bool = true;
             #[inline(always)]
             unsafe fn load(from: *const Self) -> V {
                 // SAFETY: passed on to the caller.
                 unsafe { V::load(from) }
+            }
+            #[inline(always)]
+            unsafe fn load_columns(from: *const Self, stride: usize) -> [V; 8] {
+                // SAFETY: passed on to the caller.
+                unsafe { V::load_columns(from, stride) }
             }
             #[inline(always)]
             fn widen(self) -> $type {
@@ -84,6 +118,7 @@ plain_storage!(f32);
 plain_storage!(f64);
 
 impl<V: VectorF32> Storage<V> for bf16 {
+    const PLAIN: bool = false;
     #[inline(always)]
     unsafe fn load(from: *const Self) -> V {
         // SAFETY: passed on to the caller.
@@ -96,6 +131,7 @@ impl<V: VectorF32> Storage<V> for bf16 {
 }
 
 impl<V: VectorF32> Storage<V> for Rounded {
+    const PLAIN: bool = false;
     #[inline(always)]
     unsafe fn load(from: *const Self) -> V {
         // SAFETY: passed on to the caller; Rounded is a transparent f32.

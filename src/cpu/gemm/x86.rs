@@ -32,7 +32,7 @@ fn with_avx512(body: impl Body) {
 
 macro_rules! vector {
     ($name:ident, $element:ty, $lanes:literal, $block:ty, $enter:ident, $splat:ident, $load:ident, $store:ident,
-     $fma:ident, $add:ident, $transpose:expr) => {
+     $fma:ident, $add:ident, $transpose:expr, $columns:expr) => {
         // SAFETY (every method): the instruction set is the trait's promise, kept by the caller; loads and
         // stores are unaligned and touch the `LANES` elements that the caller promises.
         #[allow(clippy::undocumented_unsafe_blocks)]
@@ -71,6 +71,10 @@ macro_rules! vector {
                 unsafe { $transpose(block) }
             }
             #[inline(always)]
+            unsafe fn load_columns(from: *const $element, stride: usize) -> [Self; 8] {
+                unsafe { $columns(from, stride) }
+            }
+            #[inline(always)]
             unsafe fn prefetch<T>(at: *const T) {
                 unsafe { _mm_prefetch::<_MM_HINT_T0>(at.cast()) }
             }
@@ -93,7 +97,8 @@ vector!(
     _mm256_storeu_ps,
     _mm256_fmadd_ps,
     _mm256_add_ps,
-    transpose_f32x8
+    transpose_f32x8,
+    columns_f32x8
 );
 vector!(
     F64x4,
@@ -106,7 +111,8 @@ vector!(
     _mm256_storeu_pd,
     _mm256_fmadd_pd,
     _mm256_add_pd,
-    transpose_f64x4
+    transpose_f64x4,
+    columns_f64x4
 );
 // Blocks are transposed with AVX2 registers at this level too: `Block` is never the 512-bit type.
 vector!(
@@ -120,7 +126,8 @@ vector!(
     _mm512_storeu_ps,
     _mm512_fmadd_ps,
     _mm512_add_ps,
-    no_transpose
+    no_transpose,
+    no_columns
 );
 vector!(
     F64x8,
@@ -133,11 +140,17 @@ vector!(
     _mm512_storeu_pd,
     _mm512_fmadd_pd,
     _mm512_add_pd,
-    no_transpose
+    no_transpose,
+    no_columns
 );
 
 /// Of the 512-bit types, which are never the `Block`.
 unsafe fn no_transpose<V>(_: &mut [V; 8]) {
+    unreachable!("blocks are transposed with 256-bit vectors")
+}
+
+/// As [`no_transpose`].
+unsafe fn no_columns<T, V>(_: *const T, _: usize) -> [V; 8] {
     unreachable!("blocks are transposed with 256-bit vectors")
 }
 
@@ -174,6 +187,46 @@ unsafe fn transpose_f32x8(block: &mut [F32x8; 8]) {
             block[i] = F32x8(_mm256_permute2f128_ps::<0x20>(upper[i], lower[i]));
             block[i + 4] = F32x8(_mm256_permute2f128_ps::<0x31>(upper[i], lower[i]));
         }
+    }
+}
+
+/// 8x8 from memory: rows i and i + 4 share a register from the start, which leaves the halves where they belong.
+#[inline(always)]
+unsafe fn columns_f32x8(from: *const f32, stride: usize) -> [F32x8; 8] {
+    // SAFETY: the caller promises eight elements of eight rows, and AVX2.
+    unsafe {
+        let half = |row: usize, col: usize| {
+            let low = _mm_loadu_ps(from.add(row * stride + col));
+            let high = _mm_loadu_ps(from.add((row + 4) * stride + col));
+            _mm256_insertf128_ps::<1>(_mm256_castps128_ps256(low), high)
+        };
+        let four = |col: usize| {
+            let r = [half(0, col), half(1, col), half(2, col), half(3, col)];
+            let (a, b) = (_mm256_unpacklo_ps(r[0], r[1]), _mm256_unpackhi_ps(r[0], r[1]));
+            let (c, d) = (_mm256_unpacklo_ps(r[2], r[3]), _mm256_unpackhi_ps(r[2], r[3]));
+            [
+                F32x8(_mm256_shuffle_ps::<0x44>(a, c)),
+                F32x8(_mm256_shuffle_ps::<0xee>(a, c)),
+                F32x8(_mm256_shuffle_ps::<0x44>(b, d)),
+                F32x8(_mm256_shuffle_ps::<0xee>(b, d)),
+            ]
+        };
+        let ([a, b, c, d], [e, f, g, h]) = (four(0), four(4));
+        [a, b, c, d, e, f, g, h]
+    }
+}
+
+/// 4x4 from memory, in the first four places.
+#[inline(always)]
+unsafe fn columns_f64x4(from: *const f64, stride: usize) -> [F64x4; 8] {
+    // SAFETY: the caller promises four elements of four rows, and AVX2.
+    unsafe {
+        let mut block = [F64x4(_mm256_setzero_pd()); 8];
+        for (i, row) in block.iter_mut().enumerate().take(4) {
+            *row = F64x4(_mm256_loadu_pd(from.add(i * stride)));
+        }
+        transpose_f64x4(&mut block);
+        block
     }
 }
 
