@@ -6,6 +6,7 @@
 //! problems, student      what is learned, and by which model
 //! schooling              supervised phases;  reinforcement: one arm;  evaluation: how well problems are answered
 //! story                  the main job: phases, arms, the closing table
+//! experiments            variations of an arm over several seeds
 //! folder, metrics        a run's files; checkpoints: saved states that survive kills; environment: what it ran on
 //! terminal               the text a person sees; the binaries print it
 //! dry_run                what a run will do and take
@@ -16,6 +17,7 @@ pub mod checkpoints;
 pub mod dry_run;
 pub mod environment;
 pub mod evaluation;
+pub mod experiments;
 pub mod folder;
 pub mod metrics;
 pub mod probe;

@@ -1,0 +1,263 @@
+//! `evaluate`: how well a model answers problems, without masks, over masks, sampled, or both.
+
+use clap::Parser;
+use latch::base::{Dtype, Error, Result};
+use latch::cpu::parallel;
+use latch::device::Device;
+use latch::learn::coconut::{Curriculum, Variant};
+use latch::model::Precision;
+use latch::ops::mask::SiteKind;
+use latch::rollout::group::Thoughts;
+use latch::rollout::masks::{Masking, Mode, Scope};
+use latch::run::evaluation::{Ask, Examiner, Scores};
+use latch::run::problems::{self, Item};
+use latch::run::student::{LATENT_CONFIG, Student};
+use latch::run::terminal::table;
+use latch::text::answer::Extractor;
+use latch::text::{Templates, WordProblems};
+use serde_json::{Value, json};
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+/// Asks a model problems and counts right answers (algorithms B.7).
+#[derive(Parser)]
+#[command(version)]
+struct Arguments {
+    /// Hugging Face folder or .gguf file
+    #[arg(long)]
+    model: PathBuf,
+    /// Problem file, or `builtin` for generated word problems
+    #[arg(long, default_value = "builtin")]
+    data: String,
+    /// Format of the file (auto looks at the first item)
+    #[arg(long, default_value = "auto")]
+    format: String,
+    /// Leave out malformed items and count them
+    #[arg(long)]
+    skip_bad: bool,
+    /// det = no masks, greedy; mc = masks, greedy; temp = sampled; mc+temp = both
+    #[arg(long, default_value = "det", value_parser = ["det", "mc", "temp", "mc+temp"])]
+    mode: String,
+    /// Masks or samples a problem (mc, temp, mc+temp)
+    #[arg(long, default_value_t = 16)]
+    masks: usize,
+    /// The k of pass@k and maj@k
+    #[arg(long, default_value_t = 8)]
+    k: usize,
+    /// Seed of masks, samples and generated problems
+    #[arg(long, default_value_t = 0)]
+    seed: u64,
+    /// Latent steps (default: what latent_config.json in the folder says, else 0)
+    #[arg(long)]
+    latents: Option<usize>,
+    /// Temperature of sampled answers
+    #[arg(long, default_value_t = 1.0)]
+    temperature: f64,
+    /// Probability that a unit is dropped
+    #[arg(long, default_value_t = 0.1)]
+    p: f64,
+    /// Where: emb, attn_out, mlp_out, mlp_hid, latent
+    #[arg(long, value_delimiter = ',', default_value = "attn_out,mlp_out")]
+    sites: Vec<String>,
+    /// latent, prompt+latent or all
+    #[arg(long, default_value = "latent")]
+    scope: Scope,
+    /// shared, per_step, per_position
+    #[arg(long, default_value = "shared")]
+    mask_mode: Mode,
+    /// numeric, strict_string or last_number
+    #[arg(long, default_value = "numeric")]
+    extractor: String,
+    /// Longest answer, in tokens
+    #[arg(long, default_value_t = 64)]
+    max_new_tokens: usize,
+    /// Ask only the first so many problems (0 = all)
+    #[arg(long, default_value_t = 0)]
+    limit: usize,
+    /// Answers at once
+    #[arg(long, default_value_t = 64)]
+    batch: usize,
+    /// Steps of generated problems, e.g. 2 or 2-3
+    #[arg(long, default_value = "2-3")]
+    steps: String,
+    /// Largest number of generated problems
+    #[arg(long, default_value_t = 20)]
+    bound: u32,
+    /// Own, removed, or shuffled: what becomes of the latents
+    #[arg(long, default_value = "own", value_parser = ["own", "removed", "shuffled"])]
+    thoughts: String,
+    /// auto, cpu, cuda or cuda:N
+    #[arg(long, default_value = "auto")]
+    device: String,
+    /// Storage of matrices: f32 or bf16
+    #[arg(long, default_value = "f32")]
+    dtype: Dtype,
+    /// Worker threads (0 = one per core)
+    #[arg(long, default_value_t = 0)]
+    threads: usize,
+    /// One JSON object on stdout
+    #[arg(long)]
+    json: bool,
+}
+
+fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    let threads = arguments.threads;
+    match parallel::with_threads(threads, move || run(&arguments)) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error}");
+            ExitCode::from(if matches!(error, Error::Input { .. } | Error::File { .. }) { 2 } else { 1 })
+        }
+    }
+}
+
+fn run(arguments: &Arguments) -> Result<()> {
+    let device = Device::open(&arguments.device)?;
+    let student = Student::load(&arguments.model, &device, Precision::of(arguments.dtype))?;
+    let latents = match arguments.latents {
+        Some(latents) => latents,
+        None => latents_of(&arguments.model)?,
+    };
+    let curriculum = Curriculum {
+        // A model that was not taught to think in latents answers the bare question.
+        variant: if latents > 0 { Variant::Coconut } else { Variant::NoCot },
+        thoughts_per_step: 1,
+        max_latent_stage: latents,
+        pad_latent_to_max: true,
+        uniform_prob: 0.0,
+        seed: arguments.seed,
+    };
+    let (items, skipped) = items(arguments, &student)?;
+    let extractor: Extractor = arguments.extractor.parse()?;
+    let examiner = Examiner {
+        curriculum: &curriculum,
+        markers: student.markers,
+        tokenizer: &student.tokenizer,
+        extractor,
+        max_new_tokens: arguments.max_new_tokens,
+        batch: arguments.batch.max(1),
+        seed: arguments.seed,
+    };
+    let ask = ask(arguments, latents)?;
+    let outcome = examiner.ask(&student.model, &items, &ask)?;
+    let scores = outcome.scores(arguments.k)?;
+    if arguments.json {
+        let mut value = json!(scores);
+        value["mode"] = json!(arguments.mode);
+        value["latents"] = json!(latents);
+        value["thoughts"] = json!(arguments.thoughts);
+        value["seed"] = json!(arguments.seed);
+        value["skipped"] = json!(skipped);
+        println!("{value}");
+        return Ok(());
+    }
+    if skipped > 0 {
+        eprintln!("{skipped} malformed items left out");
+    }
+    print!("{}", show(arguments, latents, &scores));
+    Ok(())
+}
+
+fn ask(arguments: &Arguments, latents: usize) -> Result<Ask> {
+    let mut sites = Vec::new();
+    for name in &arguments.sites {
+        sites.push(SiteKind::from_name(name).ok_or_else(|| {
+            Error::input(
+                "--sites",
+                format!("`{name}` is not known"),
+                format!("name some of {}", SiteKind::ALL.map(SiteKind::name).join(", ")),
+            )
+        })?);
+    }
+    let masked = arguments.mode.starts_with("mc");
+    let sampled = arguments.mode.ends_with("temp");
+    Ok(Ask {
+        stage: latents + 1,
+        masking: match masked {
+            true => {
+                Masking { p: arguments.p, sites, scope: arguments.scope, mode: arguments.mask_mode }
+            }
+            false => Masking::NONE,
+        },
+        temperature: sampled.then_some(arguments.temperature),
+        samples: if masked || sampled { arguments.masks } else { 1 },
+        thoughts: match arguments.thoughts.as_str() {
+            "removed" => Thoughts::Removed,
+            "shuffled" => Thoughts::Shuffled,
+            _ => Thoughts::Own,
+        },
+        key: u32::MAX,
+    })
+}
+
+fn items(arguments: &Arguments, student: &Student) -> Result<(Vec<Item>, usize)> {
+    let (mut problems, skipped) = match arguments.data.as_str() {
+        "builtin" => {
+            let count = if arguments.limit == 0 { 500 } else { arguments.limit };
+            let wrong = || {
+                Error::input("--steps", format!("`{}`", arguments.steps), "give a number, or two as in 2-3")
+            };
+            let number = |text: &str| text.trim().parse::<usize>().map_err(|_| wrong());
+            let (first, last) = arguments.steps.split_once('-').unwrap_or((&arguments.steps, &arguments.steps));
+            let family = WordProblems {
+                steps: number(first)?..=number(last)?,
+                bound: arguments.bound,
+                templates: Templates::Training,
+                ..WordProblems::default()
+            };
+            (family.split(arguments.seed, 0, 0, count)?.test, 0)
+        }
+        path => problems::read(Path::new(path), &arguments.format, arguments.skip_bad)?,
+    };
+    if arguments.limit > 0 {
+        problems.truncate(arguments.limit);
+    }
+    let encode = |(number, problem): (usize, latch::text::Problem)| -> Result<Item> {
+        let tokens = problem.encode(&student.tokenizer, student.markers.stop)?;
+        Ok(Item { problem, tokens, number: number as u32 })
+    };
+    let items: Vec<Item> = problems.into_iter().enumerate().map(encode).collect::<Result<_>>()?;
+    match items.is_empty() {
+        true => Err(Error::input("--data", format!("{} holds no problems", arguments.data), "name another file")),
+        false => Ok((items, skipped)),
+    }
+}
+
+/// What latent_config.json says; 0 where there is none.
+fn latents_of(model: &Path) -> Result<usize> {
+    let path = model.join(LATENT_CONFIG);
+    if !path.is_file() {
+        return Ok(0);
+    }
+    let text = std::fs::read_to_string(&path).map_err(Error::io(&path, "cannot read"))?;
+    let value: Value = serde_json::from_str(&text)
+        .map_err(|error| Error::file(&path, format!("is not JSON: {error}"), "save the model again"))?;
+    let latents = value["latents"].as_u64().ok_or_else(|| {
+        Error::file(&path, "has no number `latents`", "save the model again, or give --latents")
+    })?;
+    Ok(latents as usize)
+}
+
+fn show(arguments: &Arguments, latents: usize, scores: &Scores) -> String {
+    let percent = |value: f64| format!("{:.1}", 100.0 * value);
+    let accuracy = scores.accuracy;
+    let interval = format!("{} [{}, {}]", percent(accuracy.value), percent(accuracy.low), percent(accuracy.high));
+    let mut header = vec!["mode".to_string(), "latents".into(), "problems".into(), "accuracy % [95 %]".into()];
+    let mut row =
+        vec![arguments.mode.clone(), latents.to_string(), scores.problems.to_string(), interval];
+    if scores.samples > 1 {
+        header.extend([
+            format!("pass@{}", scores.k),
+            format!("maj@{}", scores.k),
+            format!("coverage of {}", scores.samples),
+            "vote of all".into(),
+        ]);
+        row.extend(
+            [scores.pass_at_k, scores.majority_at_k, scores.coverage, scores.average_by_vote].map(percent),
+        );
+    }
+    header.push("tokens".into());
+    row.push(format!("{:.1}", scores.tokens));
+    table(&header.iter().map(String::as_str).collect::<Vec<_>>(), &[row])
+}

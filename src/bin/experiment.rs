@@ -1,0 +1,140 @@
+//! `experiment e1 [e4 ...]`: variations of Dropout-GRPO from the same base models on several seeds, with intervals.
+
+use clap::Parser;
+use latch::base::{Error, Result};
+use latch::cpu::parallel;
+use latch::device::Device;
+use latch::run::experiments::{Experiment, Laboratory, Notice, compare, text};
+use latch::run::recipe::Recipe;
+use serde_json::json;
+use std::io::IsTerminal;
+use std::ops::ControlFlow;
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+/// Runs experiments on the embedded problems: mask modes (e1), dropout probabilities (e2), sites and scopes (e3), the
+/// mask of the update (e4), baselines and group sizes (e5), controls (e6), Gaussian noise (e7), gradients through latents
+/// (e8), other distributions (e10).
+///
+/// Base models and results are kept in the folder: what is there already is not run again.
+#[derive(Parser)]
+#[command(version)]
+struct Arguments {
+    /// Experiments, e.g. e1 e4 e6; or `list`
+    #[arg(required = true)]
+    experiments: Vec<String>,
+    /// Seeds 0 to N-1
+    #[arg(long, default_value_t = 5)]
+    seeds: u64,
+    /// Recipe: a TOML file or a built-in name
+    #[arg(long)]
+    recipe: Option<String>,
+    /// Changes one key of the recipe; may be repeated
+    #[arg(long = "set", value_name = "KEY=VALUE")]
+    set: Vec<String>,
+    /// Folder of base models and results
+    #[arg(long, default_value = "runs/experiments")]
+    out: PathBuf,
+    /// auto, cpu, cuda or cuda:N
+    #[arg(long, default_value = "auto")]
+    device: String,
+    /// Worker threads (0 = one per core)
+    #[arg(long, default_value_t = 0)]
+    threads: usize,
+    /// The tables as one JSON object on stdout
+    #[arg(long)]
+    json: bool,
+    /// Only the tables
+    #[arg(long, short)]
+    quiet: bool,
+}
+
+fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    let threads = arguments.threads;
+    match parallel::with_threads(threads, move || run(&arguments)) {
+        Ok(code) => code,
+        Err(error) => {
+            eprintln!("error: {error}");
+            ExitCode::from(if matches!(error, Error::Input { .. } | Error::File { .. }) { 2 } else { 1 })
+        }
+    }
+}
+
+fn run(arguments: &Arguments) -> Result<ExitCode> {
+    if arguments.experiments.iter().any(|name| name == "list") {
+        for (_, name, question) in Experiment::ALL {
+            println!("{name:<4} {question}");
+        }
+        return Ok(ExitCode::SUCCESS);
+    }
+    let experiments: Vec<Experiment> = arguments
+        .experiments
+        .iter()
+        .map(|name| name.parse().map_err(|problem: String| Error::input("experiment", problem, "see `experiment list`")))
+        .collect::<Result<_>>()?;
+    let recipe = Recipe::resolve(arguments.recipe.as_deref(), &arguments.set)?;
+    let mut laboratory = Laboratory::open(&arguments.out, &recipe, Device::open(&arguments.device)?)?;
+    let stop = on_interrupt();
+    let show = !arguments.quiet && !arguments.json;
+    let bars = show && std::io::stderr().is_terminal();
+    let mut watch = |notice: &Notice| {
+        match notice {
+            Notice::Begins { seed, what } if show => eprintln!("seed {seed}  {what}"),
+            Notice::Progress(done, of) if bars => eprint!("\r  {done}/{of} "),
+            Notice::Found(found) if show => {
+                eprintln!("{}  accuracy {:.1} %", if bars { "\r" } else { "" }, 100.0 * found.accuracy)
+            }
+            _ => {}
+        }
+        match stop.load(Ordering::Relaxed) {
+            true => ControlFlow::Break(()),
+            false => ControlFlow::Continue(()),
+        }
+    };
+    let mut tables = serde_json::Map::new();
+    for experiment in experiments {
+        let variations = experiment.variations(&recipe);
+        let mut findings = Vec::new();
+        for seed in 0..arguments.seeds.max(1) {
+            let found = laboratory.run(&recipe, seed, &variations, &mut watch)?;
+            if found.is_empty() {
+                eprintln!("stopped; the same command goes on from here");
+                return Ok(ExitCode::from(130));
+            }
+            findings.push(found);
+        }
+        let comparisons = compare(&variations, &findings)?;
+        let name = experiment.name();
+        if !arguments.json {
+            println!("\n{name}: {} ({} seeds)\n\n{}", experiment.question(), findings.len(), text(&comparisons));
+        }
+        let value = json!({"question": experiment.question(), "variations": comparisons});
+        let path = arguments.out.join(format!("{name}.json"));
+        std::fs::write(&path, format!("{value:#}\n")).map_err(Error::io(&path, "cannot write"))?;
+        let path = arguments.out.join(format!("{name}.txt"));
+        std::fs::write(&path, text(&comparisons)).map_err(Error::io(&path, "cannot write"))?;
+        tables.insert(name.into(), value);
+    }
+    if arguments.json {
+        println!("{}", serde_json::Value::Object(tables));
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Ctrl-C once: stop after this update. Twice: stop now.
+fn on_interrupt() -> Arc<AtomicBool> {
+    let interrupted = Arc::new(AtomicBool::new(false));
+    let flag = interrupted.clone();
+    let handler = ctrlc::set_handler(move || {
+        if flag.swap(true, Ordering::Relaxed) {
+            std::process::exit(130);
+        }
+    });
+    if let Err(error) = handler {
+        eprintln!("warning: Ctrl-C will stop at once: {error}");
+    }
+    interrupted
+}
