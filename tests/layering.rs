@@ -40,6 +40,8 @@ const ONE_IMPORTER: &[(&str, &[&str])] = &[
     ("memmap2", &["src/model/"]),
     ("minijinja", &["src/text/"]),
     ("rayon", &["src/cpu/"]),
+    ("toml", &["src/run/"]),
+    ("sha2", &["src/run/"]),
 ];
 
 fn rust_files(folder: &Path) -> Vec<PathBuf> {

@@ -56,6 +56,42 @@ impl Optimizer {
         self.step
     }
 
+    /// Everything that goes on from step to step besides the count of updates, by name: `m.NAME`, `v.NAME` and, where a
+    /// parameter is bf16, `master.NAME`, for each parameter NAME of `model`.
+    ///
+    /// # Errors
+    /// `model` is not the one the optimiser was made for.
+    pub fn state(&self, model: &Model) -> Result<Vec<(String, &Tensor)>> {
+        let mut list = Vec::with_capacity(3 * self.moments.len());
+        for (name, moments) in names(model, self.moments.len())?.into_iter().zip(&self.moments) {
+            list.push((format!("m.{name}"), &moments.m));
+            list.push((format!("v.{name}"), &moments.v));
+            list.extend(moments.master.as_ref().map(|master| (format!("master.{name}"), master)));
+        }
+        Ok(list)
+    }
+
+    /// Goes on after `step` updates: `fill(name, tensor)` writes each tensor that [`Optimizer::state`] names.
+    ///
+    /// # Errors
+    /// Another model, or what `fill` finds; the optimiser is then of no further use.
+    pub fn restore(
+        &mut self,
+        model: &Model,
+        step: u64,
+        mut fill: impl FnMut(&str, &mut Tensor) -> Result<()>,
+    ) -> Result<()> {
+        for (name, moments) in names(model, self.moments.len())?.into_iter().zip(&mut self.moments) {
+            fill(&format!("m.{name}"), &mut moments.m)?;
+            fill(&format!("v.{name}"), &mut moments.v)?;
+            if let Some(master) = &mut moments.master {
+                fill(&format!("master.{name}"), master)?;
+            }
+        }
+        self.step = step;
+        Ok(())
+    }
+
     /// Clips `gradients` and updates `model`; returns the norm before clipping (one download).
     ///
     /// # Errors
@@ -84,4 +120,14 @@ impl Optimizer {
         }
         Ok(norm)
     }
+}
+
+/// Names of the parameters that moments belong to.
+fn names(model: &Model, expected: usize) -> Result<Vec<&str>> {
+    let list = model.parameter_list();
+    if list.len() != expected {
+        let found = format!("a model with {} parameters", list.len());
+        return Err(Error::shape("optimiser state", found, format!("the one with {expected}")));
+    }
+    Ok(list.iter().map(|parameter| parameter.name.as_str()).collect())
 }

@@ -31,6 +31,9 @@ enum Contents {
 /// Weights in any format; never copied along, since the new ones replace them.
 const WEIGHTS: [&str; 9] = ["safetensors", "bin", "pt", "pth", "gguf", "h5", "msgpack", "onnx", "ot"];
 
+/// Checksums of a folder's files as `sha256sum` writes them; they hold for no other folder and are not copied along.
+pub const CHECKSUMS: &str = "checksums.sha256";
+
 impl Companions {
     /// Every file of a model folder but config.json and weights. Of folders inside, only `additional_chat_templates`.
     ///
@@ -54,6 +57,7 @@ impl Companions {
                     && !weights
                     && !hidden
                     && name != "config.json"
+                    && name != CHECKSUMS
                     && !name.ends_with(".index.json")
                 {
                     files.push((format!("{inside}{name}"), Contents::Copy(path)));

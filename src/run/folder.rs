@@ -1,0 +1,264 @@
+//! A run is a folder: what was asked for, where it ran, every step, samples, a log, checkpoints, the result.
+//!
+//! ```text
+//! recipe.toml        as resolved, every key        metrics.jsonl   one object a step
+//! environment.json   machine and versions          samples.jsonl   what was sampled
+//! checkpoints/       see checkpoints.rs            log.txt         what the terminal showed
+//! summary.json       the closing table
+//! ```
+
+use super::checkpoints::{Checkpoints, Keep};
+use super::metrics::{Cut, Lines};
+use super::recipe::Recipe;
+use crate::base::{Error, Result};
+use serde_json::Value;
+use std::fs::{self, File, OpenOptions};
+use std::io::{ErrorKind, Write};
+use std::path::{Path, PathBuf};
+
+/// The file that tells a run's folder from any other.
+const RECIPE: &str = "recipe.toml";
+/// Everything a run writes; what `--clean` removes.
+const FILES: [&str; 7] = [
+    "recipe.toml",
+    "environment.json",
+    "metrics.jsonl",
+    "samples.jsonl",
+    "log.txt",
+    "summary.json",
+    "report.html",
+];
+const CHECKPOINTS: &str = "checkpoints";
+
+/// What to do with a folder that holds a run already.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Existing {
+    /// Say so and stop.
+    Refuse,
+    /// Go on with it.
+    Resume,
+    /// Remove that run and start anew.
+    Clean,
+}
+
+/// The folder of one run.
+#[derive(Debug)]
+pub struct RunFolder {
+    path: PathBuf,
+    resumed: bool,
+    log: File,
+}
+
+impl RunFolder {
+    /// The folder `path` for a run. `--clean` removes a run's own files and nothing else.
+    ///
+    /// # Errors
+    /// It holds a run and `existing` is `Refuse`; it holds none and `existing` is `Resume`; it holds other things; or it
+    /// cannot be written to.
+    pub fn create(path: &Path, existing: Existing) -> Result<RunFolder> {
+        if path.exists() && !path.is_dir() {
+            return Err(Error::file(path, "is a file, expected a folder for the run", "choose another name"));
+        }
+        let holds_run = path.join(RECIPE).is_file();
+        let empty =
+            !path.exists() || fs::read_dir(path).map_err(Error::io(path, "cannot list"))?.next().is_none();
+        match existing {
+            _ if !holds_run && !empty => {
+                let problem = "is not empty and holds no run (it has no recipe.toml)";
+                return Err(Error::file(path, problem, "choose another name"));
+            }
+            Existing::Refuse if holds_run => {
+                let advice = "--resume goes on with it, --clean starts it anew, --out names another folder";
+                return Err(Error::file(path, "holds a run already", advice));
+            }
+            Existing::Resume if !holds_run => {
+                let advice = "check the name, or leave --resume away to start a run";
+                return Err(Error::file(path, "holds no run to go on with", advice));
+            }
+            Existing::Clean if holds_run => clean(path)?,
+            _ => {}
+        }
+        fs::create_dir_all(path).map_err(Error::io(path, "cannot create the folder"))?;
+        RunFolder::at(path, existing == Existing::Resume)
+    }
+
+    /// A new folder `runs/NAME-NN` in `parent`, numbered one above all there are.
+    ///
+    /// # Errors
+    /// `parent` cannot be written to.
+    pub fn numbered(parent: &Path, name: &str) -> Result<RunFolder> {
+        fs::create_dir_all(parent).map_err(Error::io(parent, "cannot create the folder"))?;
+        let mut number = numbers(parent, name)?.last().map_or(1, |last| last + 1);
+        loop {
+            let path = parent.join(format!("{name}-{number:02}"));
+            match fs::create_dir(&path) {
+                Ok(()) => return RunFolder::at(&path, false),
+                // Another run took the number in the meantime.
+                Err(error) if error.kind() == ErrorKind::AlreadyExists => number += 1,
+                Err(error) => return Err(Error::io(&path, "cannot create the folder")(error)),
+            }
+        }
+    }
+
+    /// The folder of the newest run of that name in `parent`, for `--resume` without a name.
+    ///
+    /// # Errors
+    /// `parent` cannot be listed, or holds no such run.
+    pub fn newest(parent: &Path, name: &str) -> Result<PathBuf> {
+        let found = if parent.is_dir() { numbers(parent, name)? } else { Vec::new() };
+        let folders = found.iter().rev().map(|number| parent.join(format!("{name}-{number:02}")));
+        folders.into_iter().find(|path| path.join(RECIPE).is_file()).ok_or_else(|| {
+            let problem = format!("holds no run {name}-NN to go on with");
+            Error::file(parent, problem, "name the folder with --out, or leave --resume away")
+        })
+    }
+
+    fn at(path: &Path, resumed: bool) -> Result<RunFolder> {
+        let log = path.join("log.txt");
+        let opened = OpenOptions::new().append(true).create(true).open(&log);
+        Ok(RunFolder {
+            path: path.to_path_buf(),
+            resumed,
+            log: opened.map_err(Error::io(&log, "cannot open"))?,
+        })
+    }
+
+    /// The folder.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Whether the run goes on from an earlier one.
+    pub fn resumed(&self) -> bool {
+        self.resumed
+    }
+
+    /// Writes the resolved recipe. It is written last of a new run's first files, since it marks the folder as a run.
+    ///
+    /// # Errors
+    /// The disk refuses.
+    pub fn write_recipe(&self, recipe: &Recipe) -> Result<()> {
+        replace(&self.path.join(RECIPE), recipe.to_toml().as_bytes())
+    }
+
+    /// The recipe that the run was started with.
+    ///
+    /// # Errors
+    /// None there, or of another version.
+    pub fn recipe(&self) -> Result<Recipe> {
+        let path = self.path.join(RECIPE);
+        let text = fs::read_to_string(&path).map_err(Error::io(&path, "cannot read the recipe"))?;
+        Recipe::parse(&text, &path.display().to_string())
+    }
+
+    /// Writes environment.json ([`super::environment::capture`]).
+    ///
+    /// # Errors
+    /// The disk refuses.
+    pub fn write_environment(&self, environment: &Value) -> Result<()> {
+        replace(&self.path.join("environment.json"), &pretty(environment))
+    }
+
+    /// Writes summary.json.
+    ///
+    /// # Errors
+    /// The disk refuses.
+    pub fn write_summary(&self, summary: &Value) -> Result<()> {
+        replace(&self.path.join("summary.json"), &pretty(summary))
+    }
+
+    /// metrics.jsonl; cut back to the restored step when there is one, to nothing when the run starts at its beginning.
+    ///
+    /// # Errors
+    /// Those of [`Lines::create`] and [`Lines::resume`].
+    pub fn metrics(&self, restored: Option<u64>) -> Result<(Lines, Cut)> {
+        self.lines("metrics", restored)
+    }
+
+    /// samples.jsonl, likewise.
+    ///
+    /// # Errors
+    /// Those of [`Lines::create`] and [`Lines::resume`].
+    pub fn samples(&self, restored: Option<u64>) -> Result<(Lines, Cut)> {
+        self.lines("samples", restored)
+    }
+
+    fn lines(&self, what: &str, restored: Option<u64>) -> Result<(Lines, Cut)> {
+        let path = self.path.join(format!("{what}.jsonl"));
+        match restored {
+            Some(step) => Lines::resume(&path, what, step),
+            None => {
+                // A run that was resumed before its first checkpoint starts over.
+                if self.resumed && path.exists() {
+                    fs::remove_file(&path).map_err(Error::io(&path, "cannot remove"))?;
+                }
+                Ok((Lines::create(&path, what)?, Cut::default()))
+            }
+        }
+    }
+
+    /// The run's checkpoints.
+    ///
+    /// # Errors
+    /// Those of [`Checkpoints::open`].
+    pub fn checkpoints(&self, keep: Keep) -> Result<Checkpoints> {
+        Checkpoints::open(&self.path.join(CHECKPOINTS), keep)
+    }
+
+    /// Appends a line to log.txt.
+    ///
+    /// # Errors
+    /// The disk refuses.
+    pub fn log(&mut self, line: &str) -> Result<()> {
+        let path = self.path.join("log.txt");
+        self.log.write_all(format!("{line}\n").as_bytes()).map_err(Error::io(&path, "cannot write"))
+    }
+}
+
+/// Numbers of the runs `name-NN` in `parent`, rising.
+fn numbers(parent: &Path, name: &str) -> Result<Vec<u64>> {
+    let entries = fs::read_dir(parent).map_err(Error::io(parent, "cannot list"))?;
+    let mut list = Vec::new();
+    for entry in entries {
+        let file = entry.map_err(Error::io(parent, "cannot list"))?.file_name();
+        let digits = file.to_str().and_then(|file| file.strip_prefix(name)?.strip_prefix('-'));
+        list.extend(digits.and_then(|digits| digits.parse::<u64>().ok()));
+    }
+    list.sort_unstable();
+    Ok(list)
+}
+
+/// Removes what runs write. The recipe goes last: until then the folder is known to be a run.
+fn clean(path: &Path) -> Result<()> {
+    let checkpoints = path.join(CHECKPOINTS);
+    if checkpoints.is_dir() {
+        fs::remove_dir_all(&checkpoints).map_err(Error::io(&checkpoints, "cannot remove"))?;
+    }
+    for name in FILES.iter().rev() {
+        let file = path.join(name);
+        match fs::remove_file(&file) {
+            Err(error) if error.kind() != ErrorKind::NotFound => {
+                return Err(Error::io(&file, "cannot remove")(error));
+            }
+            _ => {}
+        }
+    }
+    Ok(())
+}
+
+fn pretty(value: &Value) -> Vec<u8> {
+    format!("{value:#}\n").into_bytes()
+}
+
+/// Replaces a small file in one step.
+fn replace(path: &Path, bytes: &[u8]) -> Result<()> {
+    let folder = path.parent().unwrap_or(Path::new("."));
+    let mut builder = tempfile::Builder::new();
+    builder.prefix(".latch-");
+    #[cfg(unix)]
+    builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666));
+    let mut file = builder.tempfile_in(folder).map_err(Error::io(folder, "cannot write into the folder"))?;
+    file.write_all(bytes).map_err(Error::io(path, "cannot write"))?;
+    file.as_file().sync_all().map_err(Error::io(path, "cannot write"))?;
+    file.persist(path).map(|_| ()).map_err(|error| Error::io(path, "cannot replace")(error.error))
+}

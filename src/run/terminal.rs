@@ -1,0 +1,519 @@
+//! The text a person sees: step lines, a progress bar, tables. Nothing here looks at the environment or opens a terminal:
+//! the binaries hand over a writer and a [`Style`].
+
+use std::collections::VecDeque;
+use std::io::{Result, Write};
+use std::time::{Duration, Instant};
+
+/// Lines between two headings.
+const HEADING_EVERY: usize = 20;
+/// Values that a mark compares with.
+const WINDOW: usize = 128;
+/// With fewer values nothing is surprising.
+const ENOUGH: usize = 16;
+/// Standard deviations from the mean that are marked.
+const SURPRISING: f64 = 3.0;
+
+/// One column of a step table: its title and least width in characters.
+pub type Column = (&'static str, usize);
+
+/// Columns of reinforcement learning, reward first: its loss says nothing.
+pub const GRPO_COLUMNS: [Column; 11] = [
+    ("step", 9),
+    ("reward", 12),
+    ("groups", 15),
+    ("entropy", 9),
+    ("kl", 6),
+    ("len", 4),
+    ("latent |h|", 11),
+    ("grad", 6),
+    ("lr", 7),
+    ("time", 7),
+    ("", 11),
+];
+
+/// Columns of supervised training.
+pub const SUPERVISED_COLUMNS: [Column; 6] =
+    [("step", 12), ("loss", 9), ("grad", 8), ("lr", 9), ("time", 8), ("", 12)];
+
+/// A value of a step line.
+#[derive(Clone, Debug)]
+pub struct Cell {
+    text: String,
+    watched: Option<f64>,
+}
+
+impl Cell {
+    /// Text.
+    pub fn new(text: impl Into<String>) -> Cell {
+        Cell { text: text.into(), watched: None }
+    }
+
+    /// A number as `text`, marked when it is far from what it used to be.
+    pub fn watched(text: impl Into<String>, value: f64) -> Cell {
+        Cell { text: text.into(), watched: Some(value) }
+    }
+}
+
+/// One update of reinforcement learning.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct GrpoStep {
+    /// Updates so far.
+    pub step: u64,
+    /// Updates in all.
+    pub steps: u64,
+    /// Mean reward.
+    pub reward: f64,
+    /// Its change since the line before.
+    pub change: Option<f64>,
+    /// Groups whose rewards differ.
+    pub live: usize,
+    /// Groups all wrong.
+    pub all_wrong: usize,
+    /// Groups all right.
+    pub all_right: usize,
+    /// Mean entropy of answer tokens, nats.
+    pub entropy: f64,
+    /// Divergence from the reference, when there is one.
+    pub kl: Option<f64>,
+    /// Mean answer tokens.
+    pub length: f64,
+    /// Mean norm of latents.
+    pub latent_norm: f64,
+    /// Mean cosine of consecutive latents.
+    pub latent_similarity: f64,
+    /// Gradient norm before clipping.
+    pub gradient_norm: f64,
+    /// Learning rate.
+    pub learning_rate: f64,
+    /// Time of the update.
+    pub seconds: f64,
+    /// Positions computed a second.
+    pub tokens_per_second: f64,
+}
+
+impl GrpoStep {
+    /// The values under [`GRPO_COLUMNS`].
+    pub fn cells(&self) -> Vec<Cell> {
+        let change = self.change.map(|change| format!(" {change:+.2}")).unwrap_or_default();
+        vec![
+            Cell::new(format!("{}/{}", self.step, self.steps)),
+            Cell::watched(format!("{:.2}{change}", self.reward), self.reward),
+            Cell::new(format!("{} live {}↓ {}↑", self.live, self.all_wrong, self.all_right)),
+            Cell::watched(format!("{:.2}", self.entropy), self.entropy),
+            self.kl.map_or(Cell::new("-"), |kl| Cell::watched(format!("{kl:.3}"), kl)),
+            Cell::watched(format!("{:.0}", self.length), self.length),
+            Cell::watched(format!("{:.1} {:.2}", self.latent_norm, self.latent_similarity), self.latent_norm),
+            Cell::watched(format!("{:.2}", self.gradient_norm), self.gradient_norm),
+            Cell::new(format!("{:.1e}", self.learning_rate)),
+            Cell::new(duration(self.seconds)),
+            Cell::new(format!("{} tok/s", count(self.tokens_per_second))),
+        ]
+    }
+}
+
+/// One supervised update.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct SupervisedStep {
+    /// Updates so far.
+    pub step: u64,
+    /// Updates in all.
+    pub steps: u64,
+    /// Mean cross-entropy, nats.
+    pub loss: f64,
+    /// Gradient norm before clipping.
+    pub gradient_norm: f64,
+    /// Learning rate.
+    pub learning_rate: f64,
+    /// Time of the update.
+    pub seconds: f64,
+    /// Positions computed a second.
+    pub tokens_per_second: f64,
+}
+
+impl SupervisedStep {
+    /// The values under [`SUPERVISED_COLUMNS`].
+    pub fn cells(&self) -> Vec<Cell> {
+        vec![
+            Cell::new(format!("{}/{}", self.step, self.steps)),
+            Cell::watched(format!("{:.4}", self.loss), self.loss),
+            Cell::watched(format!("{:.3}", self.gradient_norm), self.gradient_norm),
+            Cell::new(format!("{:.1e}", self.learning_rate)),
+            Cell::new(duration(self.seconds)),
+            Cell::new(format!("{} tok/s", count(self.tokens_per_second))),
+        ]
+    }
+}
+
+/// Step lines under column names that come again every 20 lines.
+#[derive(Clone, Debug)]
+pub struct StepTable {
+    columns: Vec<Column>,
+    lines: usize,
+    history: Vec<VecDeque<f64>>,
+}
+
+impl StepTable {
+    /// A table that has not begun.
+    pub fn new(columns: &[Column]) -> StepTable {
+        StepTable { columns: columns.to_vec(), lines: 0, history: vec![VecDeque::new(); columns.len()] }
+    }
+
+    /// The column names, when they are due before the next line.
+    pub fn heading(&self) -> Option<String> {
+        let titles = self.columns.iter().map(|(title, _)| title.to_string());
+        self.lines.is_multiple_of(HEADING_EVERY).then(|| self.pad(titles))
+    }
+
+    /// The next line. A watched value more than three standard deviations from the mean of the last 128 is marked.
+    pub fn line(&mut self, cells: &[Cell]) -> String {
+        let mut texts = Vec::with_capacity(cells.len());
+        for (cell, history) in cells.iter().zip(&mut self.history) {
+            let mark = cell.watched.and_then(|value| surprise(history, value));
+            texts.push(mark.map_or(cell.text.clone(), |sigmas| format!("{} {sigmas:+.1}σ", cell.text)));
+            if let Some(value) = cell.watched.filter(|value| value.is_finite()) {
+                history.push_back(value);
+                if history.len() > WINDOW {
+                    history.pop_front();
+                }
+            }
+        }
+        self.lines += 1;
+        self.pad(texts.into_iter())
+    }
+
+    fn pad(&self, texts: impl Iterator<Item = String>) -> String {
+        let mut line = String::from(" ");
+        for (text, (_, width)) in texts.zip(&self.columns) {
+            line.push_str(&format!(" {text:<width$}"));
+        }
+        line.trim_end().to_string()
+    }
+}
+
+/// Standard deviations from the mean of `history`, when that is worth a mark.
+fn surprise(history: &VecDeque<f64>, value: f64) -> Option<f64> {
+    if history.len() < ENOUGH || !value.is_finite() {
+        return None;
+    }
+    let count = history.len() as f64;
+    let mean = history.iter().sum::<f64>() / count;
+    let variance = history.iter().map(|x| (x - mean) * (x - mean)).sum::<f64>() / count;
+    // A value that never moved has no scale to be surprised on.
+    let sigmas = (value - mean) / variance.sqrt();
+    (sigmas.is_finite() && sigmas.abs() > SURPRISING).then_some(sigmas)
+}
+
+/// What the terminal can take; the binaries find out.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Style {
+    /// Bars may be drawn: the writer is a terminal, NO_COLOR is not set, and neither --quiet nor --json is given.
+    pub bars: bool,
+    /// Only errors and the result are shown.
+    pub quiet: bool,
+}
+
+impl Style {
+    /// The style for these facts.
+    pub fn of(terminal: bool, no_color: bool, quiet: bool, json: bool) -> Style {
+        Style { bars: terminal && !no_color && !quiet && !json, quiet: quiet || json }
+    }
+}
+
+/// Lines above a progress bar that stays at the bottom.
+pub struct Screen<W: Write> {
+    out: W,
+    style: Style,
+    bar: String,
+    drawn: Option<Instant>,
+}
+
+impl<W: Write> Screen<W> {
+    /// A screen that has shown nothing.
+    pub fn new(out: W, style: Style) -> Screen<W> {
+        Screen { out, style, bar: String::new(), drawn: None }
+    }
+
+    /// Shows a line above the bar.
+    ///
+    /// # Errors
+    /// The writer refuses.
+    pub fn line(&mut self, text: &str) -> Result<()> {
+        if self.style.quiet {
+            return Ok(());
+        }
+        let erase = if self.bar.is_empty() { "" } else { "\r\x1b[K" };
+        write!(self.out, "{erase}{text}\n{}", self.bar)?;
+        self.out.flush()
+    }
+
+    /// Moves the bar, at most ten times a second but always to its end; hidden where [`Style::bars`] says so.
+    ///
+    /// # Errors
+    /// The writer refuses.
+    pub fn progress(&mut self, what: &str, done: u64, total: u64, elapsed: Duration) -> Result<()> {
+        let recent = self.drawn.is_some_and(|drawn| drawn.elapsed() < Duration::from_millis(100));
+        if !self.style.bars || (recent && done < total) {
+            return Ok(());
+        }
+        self.bar = bar(what, done, total, elapsed);
+        self.drawn = Some(Instant::now());
+        write!(self.out, "\r\x1b[K{}", self.bar)?;
+        self.out.flush()
+    }
+
+    /// Takes the bar away.
+    ///
+    /// # Errors
+    /// The writer refuses.
+    pub fn clear(&mut self) -> Result<()> {
+        if !std::mem::take(&mut self.bar).is_empty() {
+            write!(self.out, "\r\x1b[K")?;
+            self.out.flush()?;
+        }
+        self.drawn = None;
+        Ok(())
+    }
+}
+
+/// `cot  ━━━━━━───────  41/500  3.2 s, about 36 s left`.
+pub fn bar(what: &str, done: u64, total: u64, elapsed: Duration) -> String {
+    const WIDTH: u64 = 30;
+    let filled = (done.min(total) * WIDTH).checked_div(total).unwrap_or(WIDTH) as usize;
+    let line = format!("{}{}", "━".repeat(filled), "─".repeat(WIDTH as usize - filled));
+    let left = elapsed.as_secs_f64() / done.max(1) as f64 * total.saturating_sub(done) as f64;
+    let left =
+        if done == 0 || done >= total { String::new() } else { format!(", about {} left", duration(left)) };
+    format!("{what}  {line}  {done}/{total}  {}{left}", duration(elapsed.as_secs_f64()))
+}
+
+/// `12 ms`, `1.9 s`, `4 min 05 s`, `2 h 10 min`.
+pub fn duration(seconds: f64) -> String {
+    match seconds {
+        s if s < 0.9995 => format!("{:.0} ms", 1000.0 * s),
+        s if s < 59.95 => format!("{s:.1} s"),
+        s if s < 3599.5 => format!("{} min {:02} s", s.round() as u64 / 60, s.round() as u64 % 60),
+        s => format!("{} h {:02} min", s.round() as u64 / 3600, s.round() as u64 % 3600 / 60),
+    }
+}
+
+/// `840`, `8.4k`, `1.2M`.
+pub fn count(value: f64) -> String {
+    match value {
+        v if v < 999.5 => format!("{v:.0}"),
+        v if v < 999_950.0 => format!("{:.1}k", v / 1e3),
+        v => format!("{:.1}M", v / 1e6),
+    }
+}
+
+/// A table under its header: columns of numbers stand right, text left; give a column's numbers equal decimals.
+pub fn table(header: &[&str], rows: &[Vec<String>]) -> String {
+    let cell = |row: &[String], column: usize| row.get(column).cloned().unwrap_or_default();
+    let numeric =
+        |text: &str| text.is_empty() || text.starts_with(|c: char| c.is_ascii_digit() || "+-±<".contains(c));
+    let columns: Vec<(usize, bool)> = (0..header.len())
+        .map(|column| {
+            let widths = rows.iter().map(|row| cell(row, column).chars().count());
+            let width = widths.chain([header[column].chars().count()]).max().unwrap_or(0);
+            (width, column > 0 && rows.iter().all(|row| numeric(&cell(row, column))))
+        })
+        .collect();
+    let line = |texts: &dyn Fn(usize) -> String| {
+        let cells = columns.iter().enumerate().map(|(column, &(width, right))| match right {
+            true => format!("{:>width$}", texts(column)),
+            false => format!("{:<width$}", texts(column)),
+        });
+        cells.collect::<Vec<_>>().join("  ").trim_end().to_string() + "\n"
+    };
+    let mut out = line(&|column| header[column].to_string());
+    out.push_str(&line(&|column| "─".repeat(columns[column].0)));
+    for row in rows {
+        out.push_str(&line(&|column| cell(row, column)));
+    }
+    out
+}
+
+/// How sure a number of bytes is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Certainty {
+    /// What will be reserved.
+    Exact,
+    /// What it may come to.
+    Estimate,
+}
+
+/// One line of the memory table.
+#[derive(Clone, Debug)]
+pub struct MemoryRow {
+    /// What the memory is for.
+    pub name: String,
+    /// Bytes.
+    pub bytes: u64,
+    /// How sure that is.
+    pub certainty: Certainty,
+}
+
+/// The memory table of `--dry-run`, with its total beside `free` bytes where they are known.
+pub fn memory_table(rows: &[MemoryRow], free: Option<u64>) -> String {
+    let total: u64 = rows.iter().map(|row| row.bytes).sum();
+    let (unit, name) =
+        if total < 1 << 30 { ((1u64 << 20) as f64, "MiB") } else { ((1u64 << 30) as f64, "GiB") };
+    let width = rows.iter().map(|row| row.name.chars().count()).chain([24]).max().unwrap_or(24);
+    let mut out = format!("{:<1$}{name:>12}\n", "memory", width + 2);
+    for row in rows {
+        let certainty = if row.certainty == Certainty::Exact { "exact" } else { "estimate" };
+        let amount = row.bytes as f64 / unit;
+        out.push_str(&format!("  {:<width$}{amount:>12.1}     {certainty}\n", row.name));
+    }
+    let verdict = match free {
+        Some(free) if free >= total => format!("     of {:.1} free: fits", free as f64 / unit),
+        Some(free) => format!("     of {:.1} free: may not fit", free as f64 / unit),
+        None => String::new(),
+    };
+    out + &format!("  {:<width$}{:>12.1}{verdict}\n", "total", total as f64 / unit)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn grpo(gradient_norm: f64) -> GrpoStep {
+        GrpoStep {
+            step: 41,
+            steps: 500,
+            reward: 0.38,
+            change: Some(0.02),
+            live: 24,
+            all_wrong: 3,
+            all_right: 5,
+            entropy: 1.92,
+            kl: Some(0.004),
+            length: 37.2,
+            latent_norm: 14.2,
+            latent_similarity: 0.71,
+            gradient_norm,
+            learning_rate: 1e-6,
+            seconds: 1.9,
+            tokens_per_second: 8400.0,
+        }
+    }
+
+    #[test]
+    fn a_step_line_leads_with_the_reward() {
+        let mut table = StepTable::new(&GRPO_COLUMNS);
+        let heading = table.heading().unwrap();
+        let line = table.line(&grpo(0.83).cells());
+        assert_eq!(
+            line,
+            "  41/500    0.38 +0.02   24 live 3↓ 5↑   1.92      0.004  37   14.2 0.71   0.83   1.0e-6  1.9 s   8.4k tok/s"
+        );
+        let at = |text: &str, part: &str| text.split(part).next().unwrap().chars().count();
+        for (title, value) in [
+            ("reward", "0.38"),
+            ("groups", "24 live"),
+            ("entropy", "1.92"),
+            ("latent", "14.2"),
+            ("time", "1.9 s"),
+        ] {
+            assert_eq!(at(&heading, title), at(&line, value), "{title}\n{heading}\n{line}");
+        }
+    }
+
+    #[test]
+    fn headings_come_again_every_20_lines() {
+        let mut table = StepTable::new(&SUPERVISED_COLUMNS);
+        let shown: Vec<bool> = (0..41)
+            .map(|_| {
+                let due = table.heading().is_some();
+                table.line(&SupervisedStep::default().cells());
+                due
+            })
+            .collect();
+        let expected: Vec<bool> = (0..41).map(|line| line % 20 == 0).collect();
+        assert_eq!(shown, expected);
+    }
+
+    #[test]
+    fn only_values_past_three_sigma_are_marked() {
+        let mut table = StepTable::new(&GRPO_COLUMNS);
+        for i in 0..15 {
+            table.line(&grpo(1.0 + 0.1 * f64::from(i % 2)).cells());
+        }
+        assert!(!table.line(&grpo(50.0).cells()).contains('σ'), "too few values to judge by");
+        let mut table = StepTable::new(&GRPO_COLUMNS);
+        for i in 0..40 {
+            let line = table.line(&grpo(1.0 + 0.1 * f64::from(i % 2)).cells());
+            assert!(!line.contains('σ'), "{line}");
+        }
+        // Mean 1.05, deviation 0.05.
+        assert!(!table.clone().line(&grpo(1.19).cells()).contains('σ'));
+        assert!(table.clone().line(&grpo(1.21).cells()).contains("1.21 +3.2σ"));
+        assert!(table.clone().line(&grpo(0.80).cells()).contains("0.80 -5.0σ"));
+        assert!(table.clone().line(&grpo(f64::NAN).cells()).contains("NaN"));
+    }
+
+    #[test]
+    fn quiet_and_json_show_nothing_and_pipes_get_no_bar() {
+        for (style, lines, bars) in [
+            (Style::of(true, false, false, false), true, true),
+            (Style::of(false, false, false, false), true, false),
+            (Style::of(true, true, false, false), true, false),
+            (Style::of(true, false, true, false), false, false),
+            (Style::of(true, false, false, true), false, false),
+        ] {
+            let mut out = Vec::new();
+            let mut screen = Screen::new(&mut out, style);
+            screen.progress("cot", 1, 2, Duration::from_secs(1)).unwrap();
+            screen.line("a line").unwrap();
+            screen.clear().unwrap();
+            let text = String::from_utf8(out).unwrap();
+            assert_eq!(text.contains("a line\n"), lines, "{style:?}: {text:?}");
+            assert_eq!(text.contains("1/2"), bars, "{style:?}: {text:?}");
+            assert_eq!(text.contains('\x1b'), bars, "{style:?}: {text:?}");
+        }
+    }
+
+    #[test]
+    fn a_bar_tells_what_is_left() {
+        assert_eq!(
+            bar("cot", 10, 30, Duration::from_secs(5)),
+            format!("cot  {}{}  10/30  5.0 s, about 10.0 s left", "━".repeat(10), "─".repeat(20))
+        );
+        assert!(!bar("cot", 30, 30, Duration::from_secs(5)).contains("left"));
+        assert!(bar("cot", 0, 0, Duration::ZERO).contains("0/0"));
+        assert_eq!(
+            [0.0121, 59.94, 59.96, 3599.6].map(duration),
+            ["12 ms", "59.9 s", "1 min 00 s", "1 h 00 min"]
+        );
+        assert_eq!([7.0, 999.6, 8400.0, 1.25e6].map(count), ["7", "1.0k", "8.4k", "1.2M"]);
+    }
+
+    #[test]
+    fn tables_align_their_numbers() {
+        let row = |cells: [&str; 3]| cells.map(str::to_string).to_vec();
+        let text = table(
+            &["arm", "accuracy", "note"],
+            &[row(["coconut", "41.2 %", "start"]), row(["dropout", "9.5 %", ""])],
+        );
+        assert_eq!(
+            text,
+            "arm      accuracy  note\n───────  ────────  ─────\ncoconut    41.2 %  start\ndropout     9.5 %\n"
+        );
+    }
+
+    #[test]
+    fn the_memory_table_adds_up() {
+        let row = |name: &str, bytes, certainty| MemoryRow { name: name.into(), bytes, certainty };
+        let gib = 1u64 << 30;
+        let rows = [
+            row("weights + master + moments", 8 * gib / 5, Certainty::Exact),
+            row("saved activations", 6 * gib, Certainty::Estimate),
+        ];
+        let text = memory_table(&rows, Some(79 * gib));
+        for words in ["GiB", "1.6     exact", "6.0     estimate", "7.6     of 79.0 free: fits"] {
+            assert!(text.contains(words), "{text}");
+        }
+        assert!(memory_table(&rows, Some(7 * gib)).contains("may not fit"));
+        assert!(memory_table(&[row("weights", 1 << 20, Certainty::Exact)], None).contains("MiB"));
+    }
+}
