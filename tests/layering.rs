@@ -41,6 +41,8 @@ const ONE_IMPORTER: &[(&str, &[&str])] = &[
     ("minijinja", &["src/text/"]),
     ("roxmltree", &["src/text/"]),
     ("rayon", &["src/cpu/"]),
+    ("toml", &["src/run/"]),
+    ("sha2", &["src/run/"]),
 ];
 
 fn rust_files(folder: &Path) -> Vec<PathBuf> {

@@ -471,6 +471,9 @@ fn verify(folder: &Path) -> Result<()> {
     let list = folder.join(CHECKSUMS);
     let text = fs::read_to_string(&list).map_err(Error::io(&list, "cannot read"))?;
     let advice = "the checkpoint is damaged; use the one before it";
+    if !text.is_empty() && !text.ends_with('\n') {
+        return Err(Error::file(&list, "ends in the middle of a line", advice));
+    }
     let mut named = Vec::new();
     for (index, line) in text.lines().enumerate() {
         let Some((expected, name)) = line.split_once("  ").filter(|(sum, _)| sum.len() == 64) else {
