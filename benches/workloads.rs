@@ -79,11 +79,7 @@ impl TrainStep {
         let ids = tokens(BATCH * (LENGTH + 1), model.config().vocab);
         let batch: Vec<Example> = ids
             .chunks(LENGTH + 1)
-            .map(|row| Example {
-                prompt: row[..1].to_vec(),
-                answer: row[1..].to_vec(),
-                ..Example::default()
-            })
+            .map(|row| Example { prompt: row[..1].to_vec(), answer: row[1..].to_vec(), ..Example::default() })
             .collect();
         let optimizer = Optimizer::new(&model, Settings { clip: None, ..Settings::default() })?;
         let limits = Limits { rows: BATCH, longest: LENGTH, positions: BATCH * LENGTH };

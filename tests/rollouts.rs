@@ -89,7 +89,8 @@ fn sampled_recorded_and_replayed_log_probabilities_are_equal_to_the_bit() {
             let old: Vec<Vec<f64>> = sampled.iter().map(|t| t.log_probabilities.clone()).collect();
             assert_eq!(scored(&rollouts, &model, &sampled), old, "tape, {scope:?} {mode:?} {share}");
             // Half of them, in another order of prompts' members.
-            let some: Vec<&Trajectory> = sampled.iter().filter(|t| t.member.coordinates.rollout % 2 == 1).collect();
+            let some: Vec<&Trajectory> =
+                sampled.iter().filter(|t| t.member.coordinates.rollout % 2 == 1).collect();
             rollouts.replay(&model, &prompts(), &some).unwrap();
             let again: Vec<Trajectory> = some.into_iter().cloned().collect();
             let old: Vec<Vec<f64>> = again.iter().map(|t| t.log_probabilities.clone()).collect();
@@ -102,7 +103,8 @@ fn sampled_recorded_and_replayed_log_probabilities_are_equal_to_the_bit() {
 fn a_rollout_is_the_same_alone_in_a_group_shared_recorded_or_not() {
     let model = model(Dtype::F32);
     for (scope, mode) in CASES {
-        let of = |share, record| sample(&mut rollouts(&model, drawing(scope, mode, share), record), &model, 4);
+        let of =
+            |share, record| sample(&mut rollouts(&model, drawing(scope, mode, share), record), &model, 4);
         let together = of(true, Record::Nothing);
         assert_eq!(of(false, Record::Nothing), together, "{scope:?} {mode:?}");
         assert_eq!(of(true, Record::Everything), together, "{scope:?} {mode:?}");

@@ -175,9 +175,7 @@ fn ask(arguments: &Arguments, latents: usize) -> Result<Ask> {
     Ok(Ask {
         stage: latents + 1,
         masking: match masked {
-            true => {
-                Masking { p: arguments.p, sites, scope: arguments.scope, mode: arguments.mask_mode }
-            }
+            true => Masking { p: arguments.p, sites, scope: arguments.scope, mode: arguments.mask_mode },
             false => Masking::NONE,
         },
         temperature: sampled.then_some(arguments.temperature),
@@ -199,7 +197,8 @@ fn items(arguments: &Arguments, student: &Student) -> Result<(Vec<Item>, usize)>
                 Error::input("--steps", format!("`{}`", arguments.steps), "give a number, or two as in 2-3")
             };
             let number = |text: &str| text.trim().parse::<usize>().map_err(|_| wrong());
-            let (first, last) = arguments.steps.split_once('-').unwrap_or((&arguments.steps, &arguments.steps));
+            let (first, last) =
+                arguments.steps.split_once('-').unwrap_or((&arguments.steps, &arguments.steps));
             let family = WordProblems {
                 steps: number(first)?..=number(last)?,
                 bound: arguments.bound,
@@ -219,7 +218,9 @@ fn items(arguments: &Arguments, student: &Student) -> Result<(Vec<Item>, usize)>
     };
     let items: Vec<Item> = problems.into_iter().enumerate().map(encode).collect::<Result<_>>()?;
     match items.is_empty() {
-        true => Err(Error::input("--data", format!("{} holds no problems", arguments.data), "name another file")),
+        true => {
+            Err(Error::input("--data", format!("{} holds no problems", arguments.data), "name another file"))
+        }
         false => Ok((items, skipped)),
     }
 }
@@ -242,10 +243,11 @@ fn latents_of(model: &Path) -> Result<usize> {
 fn show(arguments: &Arguments, latents: usize, scores: &Scores) -> String {
     let percent = |value: f64| format!("{:.1}", 100.0 * value);
     let accuracy = scores.accuracy;
-    let interval = format!("{} [{}, {}]", percent(accuracy.value), percent(accuracy.low), percent(accuracy.high));
-    let mut header = vec!["mode".to_string(), "latents".into(), "problems".into(), "accuracy % [95 %]".into()];
-    let mut row =
-        vec![arguments.mode.clone(), latents.to_string(), scores.problems.to_string(), interval];
+    let interval =
+        format!("{} [{}, {}]", percent(accuracy.value), percent(accuracy.low), percent(accuracy.high));
+    let mut header =
+        vec!["mode".to_string(), "latents".into(), "problems".into(), "accuracy % [95 %]".into()];
+    let mut row = vec![arguments.mode.clone(), latents.to_string(), scores.problems.to_string(), interval];
     if scores.samples > 1 {
         header.extend([
             format!("pass@{}", scores.k),

@@ -73,7 +73,10 @@ fn run(arguments: &Arguments) -> Result<ExitCode> {
     let experiments: Vec<Experiment> = arguments
         .experiments
         .iter()
-        .map(|name| name.parse().map_err(|problem: String| Error::input("experiment", problem, "see `experiment list`")))
+        .map(|name| {
+            name.parse()
+                .map_err(|problem: String| Error::input("experiment", problem, "see `experiment list`"))
+        })
         .collect::<Result<_>>()?;
     let recipe = Recipe::resolve(arguments.recipe.as_deref(), &arguments.set)?;
     let mut laboratory = Laboratory::open(&arguments.out, &recipe, Device::open(&arguments.device)?)?;
@@ -109,7 +112,12 @@ fn run(arguments: &Arguments) -> Result<ExitCode> {
         let comparisons = compare(&variations, &findings)?;
         let name = experiment.name();
         if !arguments.json {
-            println!("\n{name}: {} ({} seeds)\n\n{}", experiment.question(), findings.len(), text(&comparisons));
+            println!(
+                "\n{name}: {} ({} seeds)\n\n{}",
+                experiment.question(),
+                findings.len(),
+                text(&comparisons)
+            );
         }
         let value = json!({"question": experiment.question(), "variations": comparisons});
         let path = arguments.out.join(format!("{name}.json"));

@@ -8,6 +8,7 @@ use latch::model::weights::Source;
 use latch::model::{Model, Precision};
 use latch::ops::sampler::Law;
 use latch::rollout::generate::{Generated, Options, Timing, generate};
+use latch::run::replay;
 use latch::text::{Message, Tokenizer};
 use std::io::{BufRead, Write};
 use std::ops::ControlFlow;
@@ -21,8 +22,11 @@ use std::sync::atomic::{AtomicBool, Ordering};
 #[command(version, group = ArgGroup::new("input").required(true))]
 struct Arguments {
     /// Hugging Face folder or .gguf file
-    #[arg(long, short)]
-    model: PathBuf,
+    #[arg(long, short, required_unless_present = "replay")]
+    model: Option<PathBuf>,
+    /// Runs a logged rollout again, e.g. runs/default-01/samples.jsonl:42, and compares it with what was logged
+    #[arg(long, group = "input", value_name = "RUN/samples.jsonl:LINE", conflicts_with = "model")]
+    replay: Option<String>,
     /// Prompt text; may be given several times for a batch; `-` reads stdin, one prompt a line
     #[arg(long, short, group = "input", allow_hyphen_values = true)]
     prompt: Vec<String>,
@@ -100,7 +104,13 @@ fn run(arguments: &Arguments) -> Result<ExitCode> {
     let law = law(arguments);
     law.validate()?;
     let device = Device::open(&arguments.device)?;
-    let source = Source::open(&arguments.model)?;
+    if let Some(replay) = &arguments.replay {
+        return replay_logged(arguments, replay, &device);
+    }
+    let Some(model) = &arguments.model else {
+        return Err(Error::input("--model", "is missing", "name a Hugging Face folder or a .gguf file"));
+    };
+    let source = Source::open(model)?;
     // Prompts given as ids need no tokenizer; text is then shown where there is one.
     let tokenizer = match (source.tokenizer(), arguments.prompt_ids.is_empty()) {
         (Ok(tokenizer), _) => Some(tokenizer),
@@ -306,6 +316,34 @@ fn report(prompts: &[Vec<u32>], timing: Timing) {
         timing.tokens,
         rate(timing.tokens, timing.decode)
     );
+}
+
+/// Runs a logged rollout again; exit code 1 where it comes out differently.
+fn replay_logged(arguments: &Arguments, place: &str, device: &Device) -> Result<ExitCode> {
+    let wrong =
+        || Error::input("--replay", format!("`{place}`"), "give a file and a line, e.g. samples.jsonl:42");
+    let (file, line) = place.rsplit_once(':').ok_or_else(wrong)?;
+    let line: usize = line.parse().map_err(|_| wrong())?;
+    let replayed = replay::replay(Path::new(file), line, device)?;
+    let same = replayed.gap == 0.0;
+    if arguments.json {
+        println!(
+            "{}",
+            serde_json::json!({
+                "question": replayed.question, "text": replayed.text, "ids": replayed.again.tokens,
+                "logprobs": replayed.again.log_probabilities, "logged_ids": replayed.logged, "same": same,
+            })
+        );
+    } else {
+        println!("{}\n{}", replayed.question, replayed.text);
+        match same {
+            true => eprintln!("the same {} tokens and log-probabilities as logged", replayed.logged.len()),
+            false => {
+                eprintln!("differs from what was logged: gap {}, ids {:?}", replayed.gap, replayed.logged)
+            }
+        }
+    }
+    Ok(ExitCode::from(u8::from(!same)))
 }
 
 /// Ctrl-C once: stop after this token and show what there is. Twice: stop now.

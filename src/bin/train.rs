@@ -113,7 +113,11 @@ fn run(arguments: &Arguments) -> Result<ExitCode> {
     }
     view.finish();
     if let Ending::Stopped { checkpoint } = ending {
-        eprintln!("stopped; {} holds everything: go on with --resume --out {}", checkpoint.display(), path.display());
+        eprintln!(
+            "stopped; {} holds everything: go on with --resume --out {}",
+            checkpoint.display(),
+            path.display()
+        );
         return Ok(ExitCode::from(130));
     }
     if arguments.json {
@@ -162,8 +166,7 @@ fn forecast(recipe: &Recipe, device: &Device) -> Result<ExitCode> {
     let student = Student::of(recipe, device)?;
     let longest = story::longest(recipe, &student.model);
     let curriculum = settings::curriculum(recipe);
-    let problems =
-        problems::load(recipe, &student.tokenizer, student.markers.stop, &curriculum, longest)?;
+    let problems = problems::load(recipe, &student.tokenizer, student.markers.stop, &curriculum, longest)?;
     let forecast = dry_run::forecast(recipe, &student, &problems)?;
     println!("{}", recipe.to_toml());
     print!("{}", forecast.text(dry_run::free_memory()));
@@ -183,9 +186,9 @@ impl Log {
             Event::Part { name, updates, done, .. } => {
                 self.lines.push(format!("{name}: {updates} updates, {done} done"))
             }
-            Event::Evaluated { what, scores } => {
-                self.lines.push(format!("{what}: accuracy {:.4} of {}", scores.accuracy.value, scores.problems))
-            }
+            Event::Evaluated { what, scores } => self
+                .lines
+                .push(format!("{what}: accuracy {:.4} of {}", scores.accuracy.value, scores.problems)),
             Event::Saved(path) => self.lines.push(format!("saved {}", path.display())),
             _ => {}
         }

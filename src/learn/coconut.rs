@@ -96,7 +96,8 @@ impl Curriculum {
     /// Latent thoughts (or pauses) of a problem of `steps` steps at `stage`, as in training beyond the last stage and
     /// in evaluation.
     pub fn thoughts(&self, stage: usize, steps: usize) -> usize {
-        let most = if self.pad_latent_to_max { self.max_latent_stage } else { self.max_latent_stage.min(steps) };
+        let most =
+            if self.pad_latent_to_max { self.max_latent_stage } else { self.max_latent_stage.min(steps) };
         match self.variant {
             Variant::Coconut | Variant::Pause => self.thoughts_per_step * stage.min(most),
             _ => 0,
@@ -106,7 +107,9 @@ impl Curriculum {
     fn view(&self, stage: usize, steps: usize) -> View {
         let thoughts = match self.variant {
             // Training inserts a thought a removed stage even where the problem has fewer steps.
-            Variant::Coconut | Variant::Pause if stage <= self.max_latent_stage => self.thoughts_per_step * stage,
+            Variant::Coconut | Variant::Pause if stage <= self.max_latent_stage => {
+                self.thoughts_per_step * stage
+            }
             _ => self.thoughts(stage, steps),
         };
         let skipped = match self.variant {
@@ -146,9 +149,9 @@ impl Curriculum {
     fn start(&self, thoughts: usize, markers: &Markers) -> Vec<u32> {
         match self.variant {
             Variant::Coconut => vec![markers.start],
-            Variant::Pause => std::iter::once(markers.start)
-                .chain(std::iter::repeat_n(markers.pause, thoughts))
-                .collect(),
+            Variant::Pause => {
+                std::iter::once(markers.start).chain(std::iter::repeat_n(markers.pause, thoughts)).collect()
+            }
             _ => Vec::new(),
         }
     }
@@ -207,12 +210,8 @@ mod tests {
     #[test]
     fn variants_differ_where_they_say() {
         let at = |variant, stage| curriculum(variant).example(&problem(), stage, &MARKERS);
-        let plain = |answer: &[u32]| Example {
-            prompt: vec![1, 2],
-            latents: 0,
-            end: vec![],
-            answer: answer.to_vec(),
-        };
+        let plain =
+            |answer: &[u32]| Example { prompt: vec![1, 2], latents: 0, end: vec![], answer: answer.to_vec() };
         assert_eq!(at(Variant::Cot, 3), plain(&[10, 20, 21, 5, 99]));
         assert_eq!(at(Variant::NoCot, 0), plain(&[5, 99]));
         assert_eq!(at(Variant::NoThoughts, 1), plain(&[20, 21, 5, 99]));

@@ -207,7 +207,10 @@ impl Policy {
                 let of = self.sample(model, update, part, &mut report, &mut judge)?;
                 self.audit(model, update, &of, &mut report)?;
                 self.assign_advantages(&of.clone().collect::<Vec<_>>(), &mut report)?;
-                if source == Source::Tape && questions.len() <= self.part && !self.worth_the_tape(&of, &report) {
+                if source == Source::Tape
+                    && questions.len() <= self.part
+                    && !self.worth_the_tape(&of, &report)
+                {
                     source = Source::Replay;
                 }
                 if source == Source::Tape {
@@ -217,7 +220,10 @@ impl Policy {
             }
             let dynamic = self.settings.refills > 0;
             chosen = (0..report.questions.len()).filter(|&q| !dynamic || report.is_live(q)).collect();
-            if chosen.len() >= self.settings.prompts || questions.len() < wanted || refill == self.settings.refills {
+            if chosen.len() >= self.settings.prompts
+                || questions.len() < wanted
+                || refill == self.settings.refills
+            {
                 break;
             }
         }
@@ -266,8 +272,10 @@ impl Policy {
             prompt,
             coordinates: Rollout { update, prompt: part[prompt].number, rollout, attempt: 0 },
         };
-        let members: Vec<Member> =
-            (0..part.len()).flat_map(|prompt| (0..group).map(move |k| (prompt, k))).map(|(p, k)| member(p, k)).collect();
+        let members: Vec<Member> = (0..part.len())
+            .flat_map(|prompt| (0..group).map(move |k| (prompt, k)))
+            .map(|(p, k)| member(p, k))
+            .collect();
         let sampled = self.rollouts.sample(model, &prompts, &members, |_, _| ControlFlow::Continue(()))?;
         report.times.rollout += began.elapsed();
         let began = Instant::now();
@@ -278,7 +286,8 @@ impl Policy {
             trajectory.member.prompt += first;
             let question = &report.questions[trajectory.member.prompt];
             let length = trajectory.tokens.len();
-            let reward = judge(question, &trajectory)? + self.objective.overlong.map_or(0.0, |overlong| overlong.penalty(length, limit));
+            let reward = judge(question, &trajectory)?
+                + self.objective.overlong.map_or(0.0, |overlong| overlong.penalty(length, limit));
             report.tokens += length;
             report.rollouts.push(Judged { trajectory, reward, advantage: 0.0 });
         }
@@ -539,10 +548,7 @@ fn check(drawing: &Drawing, objective: &Objective, settings: &Settings, referenc
     if settings.group < 2 || settings.prompts == 0 || settings.passes == 0 {
         return Err(Error::input(
             "update",
-            format!(
-                "groups of {}, {} prompts, {} passes",
-                settings.group, settings.prompts, settings.passes
-            ),
+            format!("groups of {}, {} prompts, {} passes", settings.group, settings.prompts, settings.passes),
             "use groups of at least 2 rollouts (an advantage compares them), at least one prompt and one pass",
         ));
     }

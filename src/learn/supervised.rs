@@ -6,9 +6,7 @@
 
 use super::optimizer::Optimizer;
 use crate::base::{Error, Result};
-use crate::model::{
-    Gradients, Model, Record, Room, RowPlan, Scores, Segment, Sequences, Truncation,
-};
+use crate::model::{Gradients, Model, Record, Room, RowPlan, Scores, Segment, Sequences, Truncation};
 
 /// One training example.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]

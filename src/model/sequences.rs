@@ -5,8 +5,8 @@ use super::Model;
 use super::rows::{self, Row, RowPlan};
 use super::tape::{Feed, Record, Tape};
 use crate::base::{Dtype, Error, Result};
-use crate::ops::embedding::Soft;
 use crate::device::Device;
+use crate::ops::embedding::Soft;
 use crate::ops::kv_cache::{CacheLayout, CacheSpan, KvCache, SLOT_BLOCK};
 use crate::ops::rope::RopeTable;
 use crate::ops::{Tensor, View, ViewMut};
@@ -173,7 +173,10 @@ impl Sequences {
             return Err(Error::shape(
                 "rows",
                 format!("{} rows, {slots} slots, longest {longest}", rows.len()),
-                format!("at most {} rows, {} slots, longest {} as reserved", room.rows, room.slots, room.longest),
+                format!(
+                    "at most {} rows, {} slots, longest {} as reserved",
+                    room.rows, room.slots, room.longest
+                ),
             ));
         }
         self.cache_layout.upload(&rows.iter().map(|row| row.span).collect::<Vec<_>>())?;

@@ -180,7 +180,11 @@ impl MaskSet {
     pub fn draw(&mut self, keys: &[MaskKey]) -> Result<()> {
         let instances = self.instances();
         let Some(drawing) = self.drawing.as_mut().filter(|_| keys.len() <= instances) else {
-            return Err(Error::shape("mask keys", keys.len(), format!("at most {instances}, of a reserved set")));
+            return Err(Error::shape(
+                "mask keys",
+                keys.len(),
+                format!("at most {instances}, of a reserved set"),
+            ));
         };
         if !self.active || self.sites.words == 0 || keys.is_empty() {
             return Ok(());

@@ -97,7 +97,8 @@ impl Audit {
         let states: Vec<&[f64]> = values.chunks_exact(width).collect();
         let dot = |a: &[f64], b: &[f64]| a.iter().zip(b).map(|(x, y)| x * y).sum::<f64>();
         let norms: Vec<f64> = states.iter().map(|state| dot(state, state).sqrt()).collect();
-        let cosine = |n: usize| dot(states[n], states[n + 1]) / (norms[n] * norms[n + 1]).max(f64::MIN_POSITIVE);
+        let cosine =
+            |n: usize| dot(states[n], states[n + 1]) / (norms[n] * norms[n + 1]).max(f64::MIN_POSITIVE);
         Ok(Some(ThoughtStatistics {
             norm: norms.iter().sum::<f64>() / count as f64,
             similarity: (0..count - 1).map(cosine).sum::<f64>() / (count - 1).max(1) as f64,

@@ -30,7 +30,13 @@ pub(super) struct Decoder {
 }
 
 impl Decoder {
-    pub fn reserve(model: &Model, rows: usize, max_new_tokens: usize, law: Law, seed: u64) -> Result<Decoder> {
+    pub fn reserve(
+        model: &Model,
+        rows: usize,
+        max_new_tokens: usize,
+        law: Law,
+        seed: u64,
+    ) -> Result<Decoder> {
         law.validate()?;
         let (device, dtype) = (model.device(), model.dtype());
         Ok(Decoder {
@@ -65,7 +71,11 @@ impl Decoder {
     pub fn first(&mut self, model: &Model, sequences: &Sequences, sources: &[u32]) -> Result<Vec<u32>> {
         let count = sources.len();
         self.sources.upload_at(0, sources)?;
-        gather::forward(sequences.latest_hidden(), self.sources.rows(0..count)?, self.hidden.rows_mut(0..count)?)?;
+        gather::forward(
+            sequences.latest_hidden(),
+            self.sources.rows(0..count)?,
+            self.hidden.rows_mut(0..count)?,
+        )?;
         model.logits(self.hidden.rows(0..count)?, self.logits.rows_mut(0..count)?)?;
         self.draw(0..count)
     }

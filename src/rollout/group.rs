@@ -300,7 +300,12 @@ impl Rollouts {
     ///
     /// # Errors
     /// As [`Rollouts::sample`]; a trajectory without tokens or longer than the form allows.
-    pub fn replay(&mut self, model: &Model, prompts: &[Vec<u32>], trajectories: &[&Trajectory]) -> Result<()> {
+    pub fn replay(
+        &mut self,
+        model: &Model,
+        prompts: &[Vec<u32>],
+        trajectories: &[&Trajectory],
+    ) -> Result<()> {
         let members: Vec<Member> = trajectories.iter().map(|trajectory| trajectory.member).collect();
         let answers: Vec<usize> = trajectories.iter().map(|trajectory| trajectory.tokens.len()).collect();
         if let Some(index) = answers.iter().position(|&n| n == 0 || n > self.form.max_new_tokens) {
@@ -314,9 +319,8 @@ impl Rollouts {
         let rows = self.lay_out(prompts, &members, &answers)?;
         let mut latest = self.think(model, prompts, &members, &rows, &plan)?;
         self.end(model, &rows, &plan, &mut latest)?;
-        self.predictors = (0..members.len())
-            .map(|index| vec![latest[rows.source(index, &members) as usize]])
-            .collect();
+        self.predictors =
+            (0..members.len()).map(|index| vec![latest[rows.source(index, &members) as usize]]).collect();
         let mut segment = Segment::new();
         let mut of = Vec::new();
         for (index, trajectory) in trajectories.iter().enumerate() {
@@ -382,7 +386,8 @@ impl Rollouts {
     fn check(&self, prompts: &[Vec<u32>], members: &[Member]) -> Result<()> {
         let limits = self.limits;
         let longest = prompts.iter().map(Vec::len).max().unwrap_or(0);
-        if prompts.len() > limits.prompts || members.len() > limits.members || longest > limits.prompt_tokens {
+        if prompts.len() > limits.prompts || members.len() > limits.members || longest > limits.prompt_tokens
+        {
             return Err(Error::shape(
                 "rollouts",
                 format!("{} prompts, {} rollouts, longest prompt {longest}", prompts.len(), members.len()),
@@ -443,7 +448,11 @@ impl Rollouts {
         for (index, &row) in thinkers.iter().enumerate() {
             let first = self.sequences.length(row);
             for (n, &token) in self.form.start.iter().enumerate() {
-                segment.push_under(row, Input::Token(token), rows.instance(plan, index, Part::Start, first + n));
+                segment.push_under(
+                    row,
+                    Input::Token(token),
+                    rows.instance(plan, index, Part::Start, first + n),
+                );
             }
         }
         run(model, &mut self.sequences, &segment, masks, &mut latest)?;
@@ -473,7 +482,11 @@ impl Rollouts {
         for (index, &row) in rows.thinkers().iter().enumerate() {
             let first = self.sequences.length(row);
             for (n, &token) in self.form.end.iter().enumerate() {
-                segment.push_under(row, Input::Token(token), rows.instance(plan, index, Part::Answer, first + n));
+                segment.push_under(
+                    row,
+                    Input::Token(token),
+                    rows.instance(plan, index, Part::Answer, first + n),
+                );
             }
         }
         run(model, &mut self.sequences, &segment, self.masks.as_ref(), latest)
@@ -560,10 +573,11 @@ pub fn room(form: &Form, drawing: &Drawing, limits: Limits, record: Record) -> R
         rows: prompts + members,
         slots: prompts * Room::slots_of(shared.max(thinking), false) + members * own,
         longest,
-        tape_positions: thinking + match (record, share) {
-            (Record::Nothing, Share::Nothing) => members * prompt_tokens.max(step),
-            (Record::Nothing, _) => (prompts * prompt_tokens).max(members * step),
-            _ => (prompts * shared + members * (longest - shared)).max(unshared),
-        },
+        tape_positions: thinking
+            + match (record, share) {
+                (Record::Nothing, Share::Nothing) => members * prompt_tokens.max(step),
+                (Record::Nothing, _) => (prompts * prompt_tokens).max(members * step),
+                _ => (prompts * shared + members * (longest - shared)).max(unshared),
+            },
     }
 }

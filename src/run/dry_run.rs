@@ -9,9 +9,9 @@ use super::story::{Part, parts};
 use super::student::Student;
 use super::terminal::{Certainty, MemoryRow, memory_table};
 use crate::base::Result;
+use crate::device::Device;
 use crate::learn::policy::Source;
 use crate::model::{Model, Record, Sequences};
-use crate::device::Device;
 use std::fmt::Write;
 
 /// Everything `--dry-run` prints after the recipe.

@@ -226,7 +226,9 @@ impl Outcome {
         let single: Vec<f64> =
             self.answers.iter().map(|answers| right(answers) as f64 / answers.len().max(1) as f64).collect();
         let accuracy = match samples {
-            0 | 1 => intervals::proportion(self.first_right().iter().filter(|right| **right).count(), problems)?,
+            0 | 1 => {
+                intervals::proportion(self.first_right().iter().filter(|right| **right).count(), problems)?
+            }
             _ => intervals::mean(&single)?,
         };
         let (mut pass, mut majority, mut covered, mut voted, mut tokens) = (0.0, 0.0, 0.0, 0.0, 0.0);

@@ -146,7 +146,15 @@ impl RunFolder {
     /// # Errors
     /// None there, or of another version.
     pub fn recipe(&self) -> Result<Recipe> {
-        let path = self.path.join(RECIPE);
+        RunFolder::recipe_of(&self.path)
+    }
+
+    /// The recipe of the run in `folder`.
+    ///
+    /// # Errors
+    /// None there, or of another version.
+    pub fn recipe_of(folder: &Path) -> Result<Recipe> {
+        let path = folder.join(RECIPE);
         let text = fs::read_to_string(&path).map_err(Error::io(&path, "cannot read the recipe"))?;
         Recipe::parse(&text, &path.display().to_string())
     }

@@ -9,6 +9,7 @@
 //! experiments            variations of an arm over several seeds
 //! folder, metrics        a run's files; checkpoints: saved states that survive kills; environment: what it ran on
 //! terminal               the text a person sees; the binaries print it
+//! replay                 a logged rollout run again
 //! dry_run                what a run will do and take
 //! probe                  the public oracle
 //! ```
@@ -24,6 +25,7 @@ pub mod probe;
 pub mod problems;
 pub mod recipe;
 pub mod reinforcement;
+pub mod replay;
 pub mod schooling;
 pub mod settings;
 pub mod story;

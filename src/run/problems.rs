@@ -105,9 +105,8 @@ pub fn load(
             let kinds = keys.graph_nodes.saturating_sub(2);
             let family = |path| GraphProblems { path, kinds, edges: kinds + kinds / 2 };
             let path = keys.graph_path..=keys.graph_path;
-            let split = generated(sizes, |[train, valid, test]| {
-                family(path).split(recipe.seed, train, valid, test)
-            })?;
+            let split =
+                generated(sizes, |[train, valid, test]| family(path).split(recipe.seed, train, valid, test))?;
             let longer = keys.graph_path + 1..=keys.graph_path + 1;
             let longer = family(longer).split(recipe.seed, 0, 0, sizes[2])?;
             Problems {
@@ -137,7 +136,8 @@ pub fn load(
             let valid = read(&keys.valid, "valid", keys.limit_valid)?;
             let test = read(&keys.test, "test", keys.limit_test)?;
             // Questions that are asked later are not trained on.
-            let texts = |set: &ProblemSet| set.items.iter().map(|item| item.problem.clone()).collect::<Vec<_>>();
+            let texts =
+                |set: &ProblemSet| set.items.iter().map(|item| item.problem.clone()).collect::<Vec<_>>();
             let known = texts(&train);
             let mut shared: BTreeSet<usize> = BTreeSet::new();
             let overlap = [&valid, &test].map(|set| {
@@ -161,7 +161,10 @@ pub fn load(
         if set.items.is_empty() {
             return Err(Error::input(
                 format!("{} problems", set.name),
-                format!("none are left ({} malformed, {} longer than {longest} positions)", set.bad, set.too_long),
+                format!(
+                    "none are left ({} malformed, {} longer than {longest} positions)",
+                    set.bad, set.too_long
+                ),
                 "raise data.max_positions, or check the file",
             ));
         }

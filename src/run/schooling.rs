@@ -37,6 +37,8 @@ pub struct Phase {
     pub clip: f64,
     /// Updates over which the learning rate rises.
     pub warmup_steps: usize,
+    /// What is left of it at the end of the phase.
+    pub decay: f64,
     /// Whether the optimiser starts afresh with the phase, with each of its epochs, or not at all.
     pub reset: ResetOptimizer,
 }
@@ -65,6 +67,7 @@ pub fn phases(recipe: &Recipe) -> Vec<Phase> {
             weight_decay: cot.weight_decay,
             clip: cot.clip,
             warmup_steps: cot.warmup_steps,
+            decay: cot.decay,
             reset: ResetOptimizer::Stage,
         });
     }
@@ -79,6 +82,7 @@ pub fn phases(recipe: &Recipe) -> Vec<Phase> {
         weight_decay: keys.weight_decay,
         clip: keys.clip,
         warmup_steps: keys.warmup_steps,
+        decay: keys.decay,
         reset: keys.reset_optimizer,
     };
     match keys.variant {
@@ -187,7 +191,8 @@ impl<'a> School<'a> {
         }
         let begins = batch == 0 && (update > 0 || self.phase.reset != ResetOptimizer::Never);
         if begins && (self.phase.reset == ResetOptimizer::Epoch || update == 0) {
-            let optimizer = Optimizer::new(model, settings::optimizer(self.phase.weight_decay, self.phase.clip))?;
+            let optimizer =
+                Optimizer::new(model, settings::optimizer(self.phase.weight_decay, self.phase.clip))?;
             *self.trainer.optimizer_mut() = optimizer;
         }
         let chosen = self.order.1.chunks(self.phase.batch).nth(batch).unwrap_or_default();
@@ -202,7 +207,9 @@ impl<'a> School<'a> {
             })
             .collect();
         let warmth = (update + 1) as f64 / self.phase.warmup_steps.max(1) as f64;
-        let learning_rate = self.phase.learning_rate * warmth.min(1.0);
+        let done = update as f64 / self.updates().max(1) as f64;
+        let left = 1.0 - (1.0 - self.phase.decay) * done.min(1.0);
+        let learning_rate = self.phase.learning_rate * warmth.min(1.0) * left;
         Ok((self.trainer.step(model, &examples, learning_rate)?, learning_rate))
     }
 }

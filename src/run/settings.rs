@@ -75,8 +75,12 @@ pub fn objective(keys: &GrpoKeys) -> Objective {
         KlEstimator::K3 => Estimator::K3,
     };
     // The recipe's penalty replaces the preset's: a recipe says what runs.
-    objective.loss.kl =
-        (keys.kl_beta > 0.0).then_some(Kl { estimator, beta: keys.kl_beta, clamp: Some(20.0), cap: Some(10.0) });
+    objective.loss.kl = (keys.kl_beta > 0.0).then_some(Kl {
+        estimator,
+        beta: keys.kl_beta,
+        clamp: Some(20.0),
+        cap: Some(10.0),
+    });
     objective
 }
 

@@ -52,7 +52,11 @@ impl Student {
         let source = Source::open(path)?;
         let mut tokenizer = source.tokenizer()?;
         let stop = source.stop_tokens()?.first().copied().ok_or_else(|| {
-            Error::file(path, "names no end-of-text token", "set eos_token_id in config.json or generation_config.json")
+            Error::file(
+                path,
+                "names no end-of-text token",
+                "set eos_token_id in config.json or generation_config.json",
+            )
         })?;
         let markers = markers(&mut tokenizer, stop)?;
         let loaded = Model::from_source(&source, device, precision)?;

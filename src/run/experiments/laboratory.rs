@@ -12,9 +12,9 @@ use crate::run::problems::{self, Item, Problems};
 use crate::run::recipe::Recipe;
 use crate::run::reinforcement::{self, Arm, ArmPlan};
 use crate::run::schooling::{self, School};
+use crate::run::settings;
 use crate::run::story::longest;
 use crate::run::student::Student;
-use crate::run::settings;
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, OpenOptions};
@@ -117,7 +117,13 @@ impl Laboratory {
     ///
     /// # Errors
     /// Those of training; the watcher's break ends with what there is.
-    pub fn run(&mut self, recipe: &Recipe, seed: u64, variations: &[Variation], watch: Watch) -> Result<Vec<Finding>> {
+    pub fn run(
+        &mut self,
+        recipe: &Recipe,
+        seed: u64,
+        variations: &[Variation],
+        watch: Watch,
+    ) -> Result<Vec<Finding>> {
         let recipe = Recipe { seed, ..recipe.clone() };
         let keys: Vec<String> =
             std::iter::once("base".to_string()).chain(variations.iter().map(Variation::key)).collect();
@@ -180,7 +186,12 @@ impl Laboratory {
 }
 
 /// Words and curriculum.
-fn teach(recipe: &Recipe, student: &mut Student, problems: &Problems, watch: Watch) -> Result<ControlFlow<()>> {
+fn teach(
+    recipe: &Recipe,
+    student: &mut Student,
+    problems: &Problems,
+    watch: Watch,
+) -> Result<ControlFlow<()>> {
     let phases = schooling::phases(recipe);
     let mut optimizer: Option<Optimizer> = None;
     for phase in &phases {
@@ -234,7 +245,8 @@ impl Bench {
         let items = &self.problems.train.items;
         let mut arm = Arm::new(&model, recipe, plan, self.form(), items, &student.tokenizer, reference)?;
         let updates = recipe.grpo.updates;
-        let mut finding = Finding { latent_noise: plan.latent_noise, updates, ..Finding::blank(recipe.seed, key) };
+        let mut finding =
+            Finding { latent_noise: plan.latent_noise, updates, ..Finding::blank(recipe.seed, key) };
         let (mut groups, mut dead) = (0, 0);
         let last = updates - updates / 4..updates;
         for update in 0..updates {

@@ -65,7 +65,13 @@ pub(super) fn spread(
 }
 
 /// The deviation of Gaussian noise on the latents that spreads thoughts as `masking` does.
-pub(super) fn deviation(model: &Model, form: &Form, items: &[Item], masking: Masking, seed: u64) -> Result<f64> {
+pub(super) fn deviation(
+    model: &Model,
+    form: &Form,
+    items: &[Item],
+    masking: Masking,
+    seed: u64,
+) -> Result<f64> {
     let wanted = spread(model, form, items, (masking, 0.0), seed)?;
     let (mut low, mut high) = (0.0, 1.0);
     while high < 1e4 && spread(model, form, items, (Masking::NONE, high), seed)? < wanted {

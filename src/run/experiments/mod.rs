@@ -83,9 +83,11 @@ impl Experiment {
         match self {
             Experiment::E1 => {
                 let mut list = vec![temp()];
-                for (name, mode) in
-                    [("shared", Mode::Shared), ("per_step", Mode::PerStep), ("per_position", Mode::PerPosition)]
-                {
+                for (name, mode) in [
+                    ("shared", Mode::Shared),
+                    ("per_step", Mode::PerStep),
+                    ("per_position", Mode::PerPosition),
+                ] {
                     list.extend(both(name, &|plan| plan.masking.mode = mode));
                 }
                 list
@@ -102,7 +104,8 @@ impl Experiment {
                     ("latent", vec![SiteKind::Latent]),
                     ("all sites", SiteKind::ALL.to_vec()),
                 ];
-                let scopes = [(Scope::Latent, "latent"), (Scope::PromptLatent, "prompt+latent"), (Scope::All, "all")];
+                let scopes =
+                    [(Scope::Latent, "latent"), (Scope::PromptLatent, "prompt+latent"), (Scope::All, "all")];
                 sites
                     .iter()
                     .flat_map(|(name, sites)| {
@@ -114,10 +117,12 @@ impl Experiment {
                     })
                     .collect()
             }
-            Experiment::E4 => [("same mask", Replay::Same), ("fresh mask", Replay::Fresh), ("no mask", Replay::Off)]
-                .into_iter()
-                .flat_map(|(name, replay)| both(name, &|plan| plan.replay = replay))
-                .collect(),
+            Experiment::E4 => {
+                [("same mask", Replay::Same), ("fresh mask", Replay::Fresh), ("no mask", Replay::Off)]
+                    .into_iter()
+                    .flat_map(|(name, replay)| both(name, &|plan| plan.replay = replay))
+                    .collect()
+            }
             Experiment::E5 => {
                 let baselines: [(&str, Baseline, Scale); 4] = [
                     ("group mean", Baseline::GroupMean, Scale::None),
@@ -150,7 +155,10 @@ impl Experiment {
             ],
             Experiment::E7 => vec![
                 Variation::Arm(latent("dropout, latent")),
-                Variation::Matched(Box::new(ArmPlan::of(recipe, "Gaussian on z", Masking::NONE)), Box::new(latent(""))),
+                Variation::Matched(
+                    Box::new(ArmPlan::of(recipe, "Gaussian on z", Masking::NONE)),
+                    Box::new(latent("")),
+                ),
                 temp(),
             ],
             Experiment::E8 => {

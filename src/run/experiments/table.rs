@@ -97,10 +97,13 @@ pub fn text(comparisons: &[Comparison]) -> String {
     };
     let first = comparisons.get(1).map_or("", |comparison| comparison.name.as_str());
     let versus = format!("against {first}");
-    let mut header = vec!["variation", "accuracy % [95 %, seeds]", "gain % [95 %, seeds]", versus.as_str(), "p"];
+    let mut header =
+        vec!["variation", "accuracy % [95 %, seeds]", "gain % [95 %, seeds]", versus.as_str(), "p"];
     header.extend(["dead groups", "reward sd", "answers", "log ratio", "gap"]);
-    let shifted: Vec<String> =
-        comparisons.first().map(|c| c.shifted.iter().map(|(name, _)| name.clone()).collect()).unwrap_or_default();
+    let shifted: Vec<String> = comparisons
+        .first()
+        .map(|c| c.shifted.iter().map(|(name, _)| name.clone()).collect())
+        .unwrap_or_default();
     header.extend(shifted.iter().map(String::as_str));
     header.push("s");
     let rows: Vec<Vec<String>> = comparisons

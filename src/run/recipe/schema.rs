@@ -105,7 +105,7 @@ section! {
         epochs: usize, between(0.0, 10000.0);
         /// Examples an update.
         batch: usize, between(1.0, 65536.0);
-        /// Learning rate after the warm-up, constant.
+        /// Learning rate after the warm-up.
         learning_rate: f64, between(0.0, 1.0);
         /// Decoupled weight decay.
         weight_decay: f64, between(0.0, 1.0);
@@ -113,6 +113,8 @@ section! {
         clip: f64, between(0.0, 1e6);
         /// Updates over which the learning rate rises to its value.
         warmup_steps: usize, between(0.0, MANY);
+        /// What is left of the learning rate at the end of a phase, falling linearly; 1 = constant.
+        decay: f64, between(0.0, 1.0);
     }
 }
 
@@ -138,7 +140,7 @@ section! {
         reset_optimizer: ResetOptimizer, ANY;
         /// Examples an update.
         batch: usize, between(1.0, 65536.0);
-        /// Learning rate after the warm-up, constant.
+        /// Learning rate after the warm-up.
         learning_rate: f64, between(0.0, 1.0);
         /// Decoupled weight decay.
         weight_decay: f64, between(0.0, 1.0);
@@ -146,6 +148,8 @@ section! {
         clip: f64, between(0.0, 1e6);
         /// Updates over which the learning rate rises to its value.
         warmup_steps: usize, between(0.0, MANY);
+        /// What is left of the learning rate at the end of a phase, falling linearly; 1 = constant.
+        decay: f64, between(0.0, 1.0);
     }
 }
 

@@ -4,8 +4,8 @@ use super::progress::{Entry, Tally, marks};
 use super::{Event, Sample, Story, form};
 use crate::base::Result;
 use crate::learn::policy_report::Report;
-use crate::ops::policy_loss::Statistic;
 use crate::model::{Model, Precision};
+use crate::ops::policy_loss::Statistic;
 use crate::rollout::group::Thoughts;
 use crate::run::evaluation::{Ask, Share};
 use crate::run::metrics::Record;
@@ -28,7 +28,9 @@ impl Story<'_> {
         let _ = watch(&Event::Part { name: &plan.name, updates, done, rewarded: true });
         let reference = match plan.objective.loss.kl {
             None => None,
-            Some(_) => Some(Model::load(&self.base_folder(), self.device, Precision::of(recipe.model.dtype))?),
+            Some(_) => {
+                Some(Model::load(&self.base_folder(), self.device, Precision::of(recipe.model.dtype))?)
+            }
         };
         let form = form(recipe, &self.curriculum, &self.student);
         let (items, tokenizer) = (self.problems.train.items.clone(), self.student.tokenizer.clone());
@@ -48,7 +50,13 @@ impl Story<'_> {
             self.metrics.write(record)?;
             let samples = self.log_samples(plan, update, &report)?;
             let rate = recipe.grpo.learning_rate;
-            let event = Event::Rewarded { update: update + 1, report: &report, samples: &samples, learning_rate: rate, seconds };
+            let event = Event::Rewarded {
+                update: update + 1,
+                report: &report,
+                samples: &samples,
+                learning_rate: rate,
+                seconds,
+            };
             let stop = watch(&event).is_break();
             let score = self.maybe_evaluate(&plan.name, watch)?;
             let every = recipe.run.checkpoint_every;
@@ -83,7 +91,11 @@ impl Story<'_> {
     }
 
     /// Asks the finished arm, keeps its model, and moves on.
-    pub(super) fn end_arm(&mut self, name: &str, watch: &mut dyn FnMut(&Event) -> ControlFlow<()>) -> Result<()> {
+    pub(super) fn end_arm(
+        &mut self,
+        name: &str,
+        watch: &mut dyn FnMut(&Event) -> ControlFlow<()>,
+    ) -> Result<()> {
         self.optimizer = None;
         let folder = self.folder.path().join("models").join(name);
         self.student.model.save(&folder, &self.student.companions)?;
@@ -183,7 +195,11 @@ impl Story<'_> {
     }
 
     /// Asks the model the test problems in every way of the recipe, and enters the result in the closing table.
-    pub(super) fn close(&mut self, name: &str, watch: &mut dyn FnMut(&Event) -> ControlFlow<()>) -> Result<()> {
+    pub(super) fn close(
+        &mut self,
+        name: &str,
+        watch: &mut dyn FnMut(&Event) -> ControlFlow<()>,
+    ) -> Result<()> {
         let began = Instant::now();
         let keys = &self.recipe.evaluation;
         let base = Ask::deterministic(self.curriculum.max_latent_stage + 1);

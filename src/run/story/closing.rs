@@ -23,11 +23,8 @@ fn against(base: &Entry, arm: &Entry, seed: u64) -> Option<Against> {
     let number = |right: &Vec<bool>| right.iter().map(|&r| f64::from(u8::from(r))).collect::<Vec<f64>>();
     let paired = intervals::paired_bootstrap(&number(&before), &number(&after), RESAMPLES, seed).ok()?;
     let (only_base, only_arm) = intervals::discordant(&before, &after).ok()?;
-    let difference = Share {
-        value: paired.difference.estimate,
-        low: paired.difference.low,
-        high: paired.difference.high,
-    };
+    let difference =
+        Share { value: paired.difference.estimate, low: paired.difference.low, high: paired.difference.high };
     Some(Against { difference, only_base, only_arm, p: intervals::mcnemar(only_base, only_arm) })
 }
 
@@ -45,7 +42,12 @@ pub fn stage_table(progress: &Progress) -> String {
         .stages
         .iter()
         .map(|stage| {
-            vec![stage.name.clone(), stage.updates.to_string(), format!("{:.4}", stage.loss), share(&stage.accuracy)]
+            vec![
+                stage.name.clone(),
+                stage.updates.to_string(),
+                format!("{:.4}", stage.loss),
+                share(&stage.accuracy),
+            ]
         })
         .collect();
     table(&["stage", "updates", "loss", "validation accuracy % [95 %]"], &rows)
@@ -67,7 +69,9 @@ pub fn closing_table(recipe: &Recipe, progress: &Progress) -> String {
         .map(|entry| {
             let against = against(base, entry, recipe.seed).filter(|_| entry.name != base.name);
             let mut row = vec![entry.name.clone(), share(&entry.det.accuracy)];
-            row.push(against.as_ref().map_or(String::new(), |a| format!("{:+.1}", 100.0 * a.difference.value)));
+            row.push(
+                against.as_ref().map_or(String::new(), |a| format!("{:+.1}", 100.0 * a.difference.value)),
+            );
             row.push(against.as_ref().map_or(String::new(), |a| format!("{:.3}", a.p)));
             row.extend(modes.iter().map(|mode| percent(entry.modes[*mode].accuracy.value)));
             row.extend(modes.iter().map(|mode| percent(entry.modes[*mode].pass_at_k)));
@@ -77,9 +81,7 @@ pub fn closing_table(recipe: &Recipe, progress: &Progress) -> String {
             row.extend(match tally.rollouts {
                 0 if tally.updates == 0 => [String::new(), String::new(), String::new()],
                 0 => [String::new(), tally.updates.to_string(), String::new()],
-                rollouts => {
-                    [percent(tally.dead_share()), tally.updates.to_string(), rollouts.to_string()]
-                }
+                rollouts => [percent(tally.dead_share()), tally.updates.to_string(), rollouts.to_string()],
             });
             row
         })
@@ -92,8 +94,7 @@ pub fn closing_table(recipe: &Recipe, progress: &Progress) -> String {
 
 /// Whether the latents are used at all, in words.
 fn verdict(base: &Entry) -> String {
-    let (own, removed, shuffled) =
-        (base.det.accuracy.value, base.removed.value, base.shuffled.value);
+    let (own, removed, shuffled) = (base.det.accuracy.value, base.removed.value, base.shuffled.value);
     // Two standard errors of a difference of two such shares.
     let error = |share: &Share| (share.high - share.low) / 2.0;
     let noise = error(&base.det.accuracy).hypot(error(&base.removed));

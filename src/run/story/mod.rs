@@ -157,9 +157,9 @@ pub fn parts(recipe: &Recipe) -> Vec<Part> {
             ArmKey::Temp => parts.push(Part::Arm(Box::new(ArmPlan::of(recipe, "temp", Masking::NONE)))),
             ArmKey::DropoutLatent => parts.push(masked("dropout_latent", Scope::Latent)),
             ArmKey::DropoutAll => parts.push(masked("dropout_all", Scope::All)),
-            ArmKey::Sft => parts.extend(last.clone().map(|phase| {
-                Part::Continued(Phase { name: "sft".into(), ..phase })
-            })),
+            ArmKey::Sft => {
+                parts.extend(last.clone().map(|phase| Part::Continued(Phase { name: "sft".into(), ..phase })))
+            }
         }
     }
     parts
@@ -193,10 +193,15 @@ impl<'a> Story<'a> {
             }
             if let Some(checkpoint) = latest.checkpoint {
                 progress = serde_json::from_str(&checkpoint.state().job).map_err(|error| {
-                    Error::file(checkpoint.path(), format!("holds another job's state: {error}"), "start a new run")
+                    Error::file(
+                        checkpoint.path(),
+                        format!("holds another job's state: {error}"),
+                        "start a new run",
+                    )
                 })?;
                 student.model = checkpoint.model(device, Precision::of(recipe.model.dtype))?;
-                let note = format!("going on after step {} of {}", progress.step, checkpoint.path().display());
+                let note =
+                    format!("going on after step {} of {}", progress.step, checkpoint.path().display());
                 let _ = watch(&Event::Note(&note));
                 restored = Some(checkpoint);
             }
@@ -311,7 +316,9 @@ impl<'a> Story<'a> {
     /// Gives `optimizer` the state of the checkpoint that this story goes on from, once.
     fn restore(&mut self, optimizer: &mut Optimizer) -> Result<()> {
         match self.restored.take() {
-            Some(checkpoint) if checkpoint.has_optimizer() => checkpoint.restore(&self.student.model, optimizer),
+            Some(checkpoint) if checkpoint.has_optimizer() => {
+                checkpoint.restore(&self.student.model, optimizer)
+            }
             _ => Ok(()),
         }
     }

@@ -33,7 +33,8 @@ impl Story<'_> {
         examiner.max_new_tokens = self.problems.valid.items.iter().map(answer).max().unwrap_or(1) + 2;
         let scores = examiner.ask(&self.student.model, &self.problems.valid.items, &ask)?.scores(1)?;
         self.spend("evaluation", began);
-        let _ = watch(&Event::Evaluated { what: &format!("after {}, validation", phase.name), scores: &scores });
+        let _ =
+            watch(&Event::Evaluated { what: &format!("after {}, validation", phase.name), scores: &scores });
         let accuracy = scores.accuracy;
         self.progress.stages.push(StageResult { name: phase.name.clone(), updates, loss, accuracy });
         self.part_done();
