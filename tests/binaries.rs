@@ -163,27 +163,176 @@ fn probe_writes_what_golden_files_hold() {
     refuses(&unwritable, 1, &["/nonexistent/out", "cannot write"]);
 }
 
-#[test]
-fn train_shows_its_result_and_saves_a_model_that_opens() {
-    let work = tempfile::tempdir().unwrap();
-    let out = work.path().join("model");
-    let train = env!("CARGO_BIN_EXE_train");
-    let output = run(train, &["--steps", "2", "--quiet", "--out", out.to_str().unwrap()]);
-    let table = stdout(&output);
-    assert!(
-        table.contains("held-out accuracy over 500 problems") && table.contains("latents left away"),
-        "{table}"
-    );
-    stdout(&generate(&["--model", out.to_str().unwrap(), "--prompt-ids", "1,10,2,11", "--latents", "2"]));
-    refuses(&run(train, &["--out", out.to_str().unwrap()]), 2, &["exists"]);
-    let json = stdout(&run(train, &["--steps", "2", "--json"]));
-    let first: serde_json::Value = serde_json::from_str(json.lines().next().unwrap()).unwrap();
-    assert!(first["loss"].as_f64().unwrap() > 0.0);
-    // The same seed gives the same losses, whatever the threads.
-    assert_eq!(json, stdout(&run(train, &["--steps", "2", "--json", "--threads", "1"])));
+/// A run of a second: the whole story on a few problems.
+const TINY: [&str; 32] = [
+    "--set",
+    "data.limit_train=64",
+    "--set",
+    "data.limit_valid=16",
+    "--set",
+    "data.limit_test=16",
+    "--set",
+    "model.layers=1",
+    "--set",
+    "model.width=32",
+    "--set",
+    "model.mlp_hidden=32",
+    "--set",
+    "cot.epochs=1",
+    "--set",
+    "coconut.extra_epochs=1",
+    "--set",
+    "grpo.updates=3",
+    "--set",
+    "grpo.prompts=2",
+    "--set",
+    "grpo.group=4",
+    "--set",
+    "evaluation.masks=2",
+    "--set",
+    "evaluation.k=2",
+    "--set",
+    "evaluation.every=2",
+    "--set",
+    "run.checkpoint_every=1",
+    "--set",
+    "grpo.arms=[\"temp\", \"dropout_latent\", \"dropout_all\", \"sft\"]",
+];
 
+fn train(more: &[&str]) -> Output {
+    run(env!("CARGO_BIN_EXE_train"), &TINY.iter().chain(more).copied().collect::<Vec<_>>())
+}
+
+#[test]
+fn train_tells_the_whole_story_and_leaves_a_run() {
+    let work = tempfile::tempdir().unwrap();
+    let out = work.path().join("run");
+    let folder = out.to_str().unwrap();
+    let tables = stdout(&train(&["--quiet", "--out", folder]));
+    for part in [
+        "words",
+        "stage 1",
+        "stage 2",
+        "all steps removed",
+        "coconut",
+        "temp",
+        "dropout_latent",
+        "dropout_all",
+        "sft",
+    ] {
+        assert!(tables.contains(part), "{part}\n{tables}");
+    }
+    assert!(
+        tables.contains("no latents") && tables.contains("shuffled") && tables.contains("time spent on"),
+        "{tables}"
+    );
+    let summary: serde_json::Value =
+        serde_json::from_str(&std::fs::read_to_string(out.join("summary.json")).unwrap()).unwrap();
+    let names: Vec<&str> =
+        summary["models"].as_array().unwrap().iter().map(|m| m["name"].as_str().unwrap()).collect();
+    assert_eq!(names, ["coconut", "temp", "dropout_latent", "dropout_all", "sft"]);
+    assert_eq!(summary["models"][1]["tally"]["replay_gap"], 0.0);
+    assert_eq!(summary["models"][1]["tally"]["rollouts"], 24);
+    let metrics = std::fs::read_to_string(out.join("metrics.jsonl")).unwrap();
+    assert!(
+        metrics.starts_with("{\"schema\":1") && metrics.contains("\"frac_reward_zero_std\""),
+        "{metrics}"
+    );
+    for file in ["recipe.toml", "environment.json", "samples.jsonl", "log.txt"] {
+        assert!(out.join(file).is_file(), "{file}");
+    }
+    refuses(&train(&["--out", folder]), 2, &["--resume", "--clean"]);
+
+    // A rollout of the newest update is sampled again, to the bit; one whose weights are gone is refused.
+    let samples = out.join("samples.jsonl");
+    let lines = std::fs::read_to_string(&samples).unwrap().lines().count();
+    let replay = |line: usize| {
+        run(env!("CARGO_BIN_EXE_generate"), &["--replay", &format!("{}:{line}", samples.display()), "--json"])
+    };
+    assert_eq!(lines, 1 + 3 * 3 * 8);
+    let first: serde_json::Value = serde_json::from_str(&stdout(&replay(2))).unwrap();
+    assert_eq!((&first["same"], &first["ids"]), (&serde_json::json!(true), &first["logged_ids"]));
+    refuses(&replay(20), 1, &["does not keep the model of step", "keep more"]);
+
+    // What was trained answers questions.
+    let model = out.join("models").join("dropout_all");
+    let evaluate = |more: &[&str]| {
+        let base = [
+            "--model",
+            model.to_str().unwrap(),
+            "--limit",
+            "8",
+            "--bound",
+            "12",
+            "--steps",
+            "2",
+            "--max-new-tokens",
+            "6",
+        ];
+        run(env!("CARGO_BIN_EXE_evaluate"), &base.iter().chain(more).copied().collect::<Vec<_>>())
+    };
+    for mode in ["det", "mc", "temp", "mc+temp"] {
+        let scores = stdout(&evaluate(&["--mode", mode, "--masks", "4", "--k", "2", "--json"]));
+        let scores: serde_json::Value = serde_json::from_str(&scores).unwrap();
+        assert_eq!(
+            (&scores["problems"], &scores["latents"]),
+            (&serde_json::json!(8), &serde_json::json!(2)),
+            "{mode}"
+        );
+        assert_eq!(scores["samples"], if mode == "det" { 1 } else { 4 }, "{mode}");
+    }
+    assert!(stdout(&evaluate(&["--thoughts", "shuffled"])).contains("accuracy"));
+    refuses(&evaluate(&["--sites", "nowhere", "--mode", "mc"]), 2, &["nowhere", "attn_out"]);
+}
+
+#[test]
+fn the_same_seed_gives_the_same_run_on_any_number_of_threads() {
+    let work = tempfile::tempdir().unwrap();
+    let losses = |name: &str, threads: &str| {
+        let out = work.path().join(name);
+        let json = stdout(&train(&["--json", "--threads", threads, "--out", out.to_str().unwrap()]));
+        let mut summary: serde_json::Value = serde_json::from_str(&json).unwrap();
+        summary["seconds"] = serde_json::Value::Null;
+        let samples = std::fs::read_to_string(out.join("samples.jsonl")).unwrap();
+        (summary, samples)
+    };
+    assert_eq!(losses("one", "1"), losses("three", "3"));
+}
+
+#[test]
+fn train_refuses_what_cannot_be_run_and_says_what_it_would_do() {
+    let work = tempfile::tempdir().unwrap();
     let recipe = work.path().join("mine.toml");
     let mut file = std::fs::File::create(&recipe).unwrap();
     writeln!(file, "sed = 1").unwrap();
-    refuses(&run(train, &[recipe.to_str().unwrap()]), 2, &["mine.toml", "sed", "seed"]);
+    refuses(&run(env!("CARGO_BIN_EXE_train"), &[recipe.to_str().unwrap()]), 2, &["mine.toml", "sed", "seed"]);
+    refuses(&train(&["--set", "grpo.gruop=3", "--dry-run"]), 2, &["grpo.gruop", "grpo.group"]);
+    refuses(&train(&["--set", "grpo.group=1", "--dry-run"]), 2, &["group"]);
+    let forecast = stdout(&train(&["--dry-run"]));
+    for part in
+        ["64 train", "memory", "weights", "total", "gradients read the tape of sampling", "tape_mib = "]
+    {
+        assert!(forecast.contains(part), "{part}\n{forecast}");
+    }
+    assert!(stdout(&train(&["--describe"])).contains("grpo.group"));
+}
+
+#[test]
+fn an_experiment_compares_variations_over_seeds_and_goes_on_where_it_stopped() {
+    let work = tempfile::tempdir().unwrap();
+    let out = work.path().join("experiments");
+    let experiment = || {
+        let more = ["e4", "e6", "--seeds", "2", "--out", out.to_str().unwrap(), "--quiet"];
+        stdout(&run(env!("CARGO_BIN_EXE_experiment"), &more.iter().chain(&TINY).copied().collect::<Vec<_>>()))
+    };
+    let tables = experiment();
+    for part in ["e4:", "e6:", "same mask, latent", "fresh mask, all", "sft continued", "before", "2 seeds"] {
+        assert!(tables.contains(part), "{part}\n{tables}");
+    }
+    let results = std::fs::read_to_string(out.join("results.jsonl")).unwrap();
+    // Two seeds; base, six variations of e4, and of e6's four the two that e4 does not have.
+    assert_eq!(results.lines().count(), 2 * (1 + 6 + 2));
+    assert_eq!(experiment(), tables, "nothing is run twice");
+    assert_eq!(std::fs::read_to_string(out.join("results.jsonl")).unwrap(), results);
+    assert!(out.join("e4.json").is_file());
 }

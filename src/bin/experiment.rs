@@ -25,9 +25,12 @@ struct Arguments {
     /// Experiments, e.g. e1 e4 e6; or `list`
     #[arg(required = true)]
     experiments: Vec<String>,
-    /// Seeds 0 to N-1
+    /// Number of seeds
     #[arg(long, default_value_t = 5)]
     seeds: u64,
+    /// The first of them; tune on seeds that are not reported
+    #[arg(long, default_value_t = 0)]
+    first_seed: u64,
     /// Recipe: a TOML file or a built-in name
     #[arg(long)]
     recipe: Option<String>,
@@ -101,7 +104,7 @@ fn run(arguments: &Arguments) -> Result<ExitCode> {
     for experiment in experiments {
         let variations = experiment.variations(&recipe);
         let mut findings = Vec::new();
-        for seed in 0..arguments.seeds.max(1) {
+        for seed in (arguments.first_seed..).take(arguments.seeds.max(1) as usize) {
             let found = laboratory.run(&recipe, seed, &variations, &mut watch)?;
             if found.is_empty() {
                 eprintln!("stopped; the same command goes on from here");

@@ -12,7 +12,8 @@ use latch::run::terminal::{
     GRPO_COLUMNS, GrpoStep, SUPERVISED_COLUMNS, Screen, StepTable, Style, SupervisedStep,
 };
 use latch::run::{dry_run, environment, problems, settings};
-use std::io::{IsTerminal, Stderr};
+use std::fs::{File, OpenOptions};
+use std::io::{IsTerminal, Stderr, Write};
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -99,7 +100,7 @@ fn run(arguments: &Arguments) -> Result<ExitCode> {
     let path = folder.path().to_path_buf();
     let stop = on_interrupt();
     let mut view = View::new(&recipe, arguments, stop);
-    let mut log = Log::default();
+    let mut log = Log::open(&path)?;
     let mut watch = |event: &Event| {
         log.note(event);
         view.show(event)
@@ -108,9 +109,6 @@ fn run(arguments: &Arguments) -> Result<ExitCode> {
     let ending = story.run(&mut watch)?;
     let progress = story.progress().clone();
     drop(story);
-    for line in log.lines {
-        folder.log(&line)?;
-    }
     view.finish();
     if let Ending::Stopped { checkpoint } = ending {
         eprintln!(
@@ -173,25 +171,30 @@ fn forecast(recipe: &Recipe, device: &Device) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// What goes to log.txt: notes and evaluations with their times.
-#[derive(Default)]
+/// What goes to log.txt: notes and evaluations, as they happen.
 struct Log {
-    lines: Vec<String>,
+    file: File,
 }
 
 impl Log {
+    fn open(folder: &Path) -> Result<Log> {
+        let path = folder.join("log.txt");
+        let file = OpenOptions::new().create(true).append(true).open(&path);
+        Ok(Log { file: file.map_err(Error::io(&path, "cannot open"))? })
+    }
+
     fn note(&mut self, event: &Event) {
-        match event {
-            Event::Note(text) => self.lines.push(text.to_string()),
-            Event::Part { name, updates, done, .. } => {
-                self.lines.push(format!("{name}: {updates} updates, {done} done"))
+        let line = match event {
+            Event::Note(text) => text.to_string(),
+            Event::Part { name, updates, done, .. } => format!("{name}: {updates} updates, {done} done"),
+            Event::Evaluated { what, scores } => {
+                format!("{what}: accuracy {:.4} of {}", scores.accuracy.value, scores.problems)
             }
-            Event::Evaluated { what, scores } => self
-                .lines
-                .push(format!("{what}: accuracy {:.4} of {}", scores.accuracy.value, scores.problems)),
-            Event::Saved(path) => self.lines.push(format!("saved {}", path.display())),
-            _ => {}
-        }
+            Event::Saved(path) => format!("saved {}", path.display()),
+            _ => return,
+        };
+        // The log is for people; metrics and checkpoints fail aloud where the disk refuses.
+        let _ = writeln!(self.file, "{line}");
     }
 }
 
