@@ -11,4 +11,5 @@ mod parity;
 mod philox;
 mod real_model;
 mod sequences;
+mod theory;
 mod verify_grad;
