@@ -14,4 +14,5 @@ mod rollouts;
 mod run;
 mod sequences;
 mod text;
+mod theory;
 mod verify_grad;

@@ -115,6 +115,8 @@ struct Group {
     masking: Option<Masking>,
     truncation: Truncation,
     token_by_token: bool,
+    /// Every rollout under the mask of the first: then a masked prompt can be shared too.
+    one_mask: bool,
 }
 
 impl Group {
@@ -129,6 +131,7 @@ impl Group {
             masking: None,
             truncation: Truncation::default(),
             token_by_token: false,
+            one_mask: false,
         }
     }
 
@@ -161,14 +164,22 @@ impl Group {
         let prompt = tokens(0, self.prompt);
         let push =
             |segment: &mut Segment, k: usize, input: Input, part: Part, position: usize| match mask_plan
-                .instance(k, part, position)
+                .instance(if self.one_mask { 0 } else { k }, part, position)
             {
                 Some(instance) => segment.push_masked(k as u32 + 1, input, instance),
                 None => segment.push(k as u32 + 1, input),
             };
         let mut segment = Segment::new();
         if self.share {
-            segment.extend_tokens(0, &prompt[..shared]);
+            for (i, &token) in prompt[..shared].iter().enumerate() {
+                match mask_plan.instance(0, Part::Prompt, i) {
+                    Some(instance) => {
+                        assert!(self.one_mask, "each rollout masks the prompt its own way");
+                        segment.push_masked(0, Input::Token(token), instance);
+                    }
+                    None => segment.push(0, Input::Token(token)),
+                }
+            }
         } else {
             for k in 0..self.rollouts {
                 for (i, &token) in prompt[..shared].iter().enumerate() {
@@ -259,12 +270,20 @@ fn sharing_the_prompt_changes_no_bit_forward_and_no_gradient() {
     for model in models() {
         let family = model.config().family.model_type();
         // Without latents the prompt and its readers are differentiated as one packed unit.
-        for (latents, masking) in [(3, None), (3, masking(Scope::Latent, Mode::Shared, 0.2)), (0, None)] {
-            let shared = Group { latents, masking: masking.clone(), ..Group::plain() }.run(&model);
-            let own = Group { latents, masking, share: false, ..Group::plain() }.run(&model);
-            assert_eq!(shared.0, own.0, "{family}, {latents} latents");
+        let mut cases = vec![(3, None, false), (0, None, false)];
+        for mode in [Mode::Shared, Mode::PerStep, Mode::PerPosition] {
+            cases.push((3, masking(Scope::Latent, mode, 0.2), false));
+            // Scopes that mask the prompt share it where all rollouts have one mask, and nothing otherwise.
+            cases.push((3, masking(Scope::PromptLatent, mode, 0.2), true));
+            cases.push((3, masking(Scope::All, mode, 0.2), true));
+        }
+        for (latents, masking, one_mask) in cases {
+            let group =
+                |share| Group { latents, masking: masking.clone(), share, one_mask, ..Group::plain() };
+            let (shared, own) = (group(true).run(&model), group(false).run(&model));
+            assert_eq!(shared.0, own.0, "{family}, {latents} latents, {masking:?}");
             let difference = difference(&shared.1, &own.1);
-            assert!(difference < 1e-5, "{family}, {latents} latents: gradients differ by {difference:.1e}");
+            assert!(difference < 1e-5, "{family}, {latents} latents, {masking:?}: {difference:.1e}");
         }
     }
 }
