@@ -17,18 +17,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("verify", &["learn", "rollout", "model", "text", "ops", "device", "cpu::parallel", "base"]),
     (
         "run",
-        &[
-            "verify",
-            "learn",
-            "rollout",
-            "model",
-            "text",
-            "ops",
-            "device",
-            "cpu::parallel",
-            "cpu::isa",
-            "base",
-        ],
+        &["verify", "learn", "rollout", "model", "text", "ops", "device", "cpu::parallel", "base"],
     ),
 ];
 

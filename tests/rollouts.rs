@@ -193,7 +193,10 @@ fn gaussian_noise_on_latents_is_drawn_from_keys_and_shares_the_prompt() {
     };
     let mut group = rollouts(&model, noisy(true, 2.0), Record::Everything);
     let together = sample(&mut group, &model, 4);
-    assert!(together[..4].iter().any(|t| t.tokens != together[0].tokens), "noise makes rollouts differ");
+    let differs = |t: &Trajectory| t.log_probabilities != together[0].log_probabilities;
+    assert!(together[1..4].iter().all(differs), "noise makes rollouts differ");
+    let clean = sample(&mut rollouts(&model, noisy(true, 0.0), Record::Nothing), &model, 4);
+    assert_eq!(clean[1].log_probabilities, clean[0].log_probabilities, "without it they are equal");
     assert_eq!(sample(&mut rollouts(&model, noisy(false, 2.0), Record::Nothing), &model, 4), together);
     let mut audit = Audit::reserve(&model, form(), noisy(true, 2.0), 70).unwrap();
     let mut other = Audit::reserve(&model, form(), noisy(true, 2.1), 70).unwrap();

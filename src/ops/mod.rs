@@ -28,3 +28,12 @@ mod tensor;
 
 pub(in crate::ops) use tensor::float_dispatch;
 pub use tensor::{Tensor, View, ViewMut};
+
+/// Which vector instructions the kernels use on this CPU: `avx512`, `avx2` or `portable`.
+pub fn vector_instructions() -> &'static str {
+    match crate::cpu::isa::level() {
+        crate::cpu::isa::Level::Portable => "portable",
+        crate::cpu::isa::Level::Avx2 => "avx2",
+        crate::cpu::isa::Level::Avx512 => "avx512",
+    }
+}

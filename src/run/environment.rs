@@ -1,6 +1,7 @@
 //! What a run ran on: enough to tell why two runs differ.
 
-use crate::cpu::{isa, parallel};
+use crate::cpu::parallel;
+use crate::ops;
 use crate::device::Device;
 use serde_json::{Value, json};
 use std::fs;
@@ -8,11 +9,6 @@ use std::process::Command;
 
 /// The environment of this process, for environment.json. What cannot be found out is null.
 pub fn capture(device: &Device) -> Value {
-    let vectors = match isa::level() {
-        isa::Level::Portable => "portable",
-        isa::Level::Avx2 => "avx2",
-        isa::Level::Avx512 => "avx512",
-    };
     json!({
         "latch": env!("CARGO_PKG_VERSION"),
         "build": if cfg!(debug_assertions) { "debug" } else { "release" },
@@ -21,7 +17,7 @@ pub fn capture(device: &Device) -> Value {
         "kernel": read_line("/proc/sys/kernel/osrelease"),
         "architecture": std::env::consts::ARCH,
         "cpu": field("/proc/cpuinfo", "model name"),
-        "vectors": vectors,
+        "vectors": ops::vector_instructions(),
         "cores": std::thread::available_parallelism().ok().map(|cores| cores.get()),
         "threads": parallel::threads(),
         "memory": field("/proc/meminfo", "MemTotal"),
