@@ -15,10 +15,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("rollout", &["model", "text", "ops", "device", "base"]),
     ("learn", &["rollout", "model", "text", "ops", "device", "base"]),
     ("verify", &["learn", "rollout", "model", "text", "ops", "device", "cpu::parallel", "base"]),
-    (
-        "run",
-        &["verify", "learn", "rollout", "model", "text", "ops", "device", "cpu::parallel", "base"],
-    ),
+    ("run", &["verify", "learn", "rollout", "model", "text", "ops", "device", "cpu::parallel", "base"]),
 ];
 
 /// Crates that one file, or the files of one folder, may name.

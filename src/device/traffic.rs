@@ -1,4 +1,4 @@
-//! Counters of what crosses between host and device, and of device memory.
+//! Counters of what crosses between host and device, of device memory, and of matrix products.
 
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 
@@ -12,6 +12,7 @@ pub struct Traffic {
     allocations: AtomicUsize,
     bytes_held: AtomicUsize,
     bytes_high_water: AtomicUsize,
+    products: AtomicUsize,
 }
 
 /// A reading of [`Traffic`].
@@ -31,6 +32,8 @@ pub struct TrafficCount {
     pub bytes_held: usize,
     /// Most bytes ever alive at once.
     pub bytes_high_water: usize,
+    /// Matrix products of linear maps: one forward, one for each gradient of input or weight.
+    pub products: usize,
 }
 
 impl Traffic {
@@ -58,6 +61,11 @@ impl Traffic {
         self.bytes_held.fetch_sub(bytes, Relaxed);
     }
 
+    /// Records `count` matrix products.
+    pub fn multiply(&self, count: usize) {
+        self.products.fetch_add(count, Relaxed);
+    }
+
     /// The counts now.
     pub fn count(&self) -> TrafficCount {
         TrafficCount {
@@ -68,6 +76,7 @@ impl Traffic {
             allocations: self.allocations.load(Relaxed),
             bytes_held: self.bytes_held.load(Relaxed),
             bytes_high_water: self.bytes_high_water.load(Relaxed),
+            products: self.products.load(Relaxed),
         }
     }
 }

@@ -51,6 +51,25 @@ impl Optimizer {
         })
     }
 
+    /// Goes on under other settings.
+    pub fn set_settings(&mut self, settings: Settings) {
+        self.settings = settings;
+    }
+
+    /// Starts afresh under `settings` in the memory that is there: zero moments, no updates. The f32 masters of bf16
+    /// weights stay.
+    ///
+    /// # Errors
+    /// A device that fails.
+    pub fn restart(&mut self, settings: Settings) -> Result<()> {
+        for moments in &mut self.moments {
+            moments.m.clear()?;
+            moments.v.clear()?;
+        }
+        (self.settings, self.step) = (settings, 0);
+        Ok(())
+    }
+
     /// Updates so far.
     pub fn step(&self) -> u64 {
         self.step

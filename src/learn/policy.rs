@@ -17,7 +17,7 @@ use crate::base::rng::{Purpose, StreamKey};
 use crate::base::{Error, Result};
 use crate::model::{Gradients, Model, Record, Scores, Sequences, Truncation};
 use crate::ops::sampler::Law;
-use crate::rollout::audit::Audit;
+use crate::rollout::audit::{self, Audit};
 use crate::rollout::group::{Drawing, Form, Limits, Member, Rollouts, Trajectory, room};
 use crate::rollout::masks::{Masking, Rollout};
 use std::ops::{ControlFlow, Range};
@@ -215,7 +215,13 @@ impl Policy {
                 }
                 if source == Source::Tape {
                     let on_tape = report.rollouts_of(&of).start;
-                    self.learn(model, &of.collect::<Vec<_>>(), Some(on_tape), &mut report, &mut first)?;
+                    self.learn(
+                        model,
+                        &of.collect::<Vec<_>>(),
+                        Some((on_tape, questions.len())),
+                        &mut report,
+                        &mut first,
+                    )?;
                 }
             }
             let dynamic = self.settings.refills > 0;
@@ -268,9 +274,21 @@ impl Policy {
         let began = Instant::now();
         let prompts: Vec<Vec<u32>> = part.iter().map(|question| question.tokens.clone()).collect();
         let group = self.settings.group as u32;
-        let member = |prompt: usize, rollout| Member {
+        // A prompt that is drawn again within an update goes on counting: its rollouts are not those it had before.
+        let seen: Vec<u32> = (0..part.len())
+            .map(|n| {
+                let before = report.questions.iter().chain(&part[..n]);
+                before.filter(|question| question.number == part[n].number).count() as u32
+            })
+            .collect();
+        let member = |prompt: usize, rollout: u32| Member {
             prompt,
-            coordinates: Rollout { update, prompt: part[prompt].number, rollout, attempt: 0 },
+            coordinates: Rollout {
+                update,
+                prompt: part[prompt].number,
+                rollout: seen[prompt] * group + rollout,
+                attempt: 0,
+            },
         };
         let members: Vec<Member> = (0..part.len())
             .flat_map(|prompt| (0..group).map(move |k| (prompt, k)))
@@ -286,10 +304,10 @@ impl Policy {
             trajectory.member.prompt += first;
             let question = &report.questions[trajectory.member.prompt];
             let length = trajectory.tokens.len();
-            let reward = judge(question, &trajectory)?
-                + self.objective.overlong.map_or(0.0, |overlong| overlong.penalty(length, limit));
+            let judged = judge(question, &trajectory)?;
+            let penalty = self.objective.overlong.map_or(0.0, |overlong| overlong.penalty(length, limit));
             report.tokens += length;
-            report.rollouts.push(Judged { trajectory, reward, advantage: 0.0 });
+            report.rollouts.push(Judged { trajectory, judged, reward: judged + penalty, advantage: 0.0 });
         }
         report.times.reward += began.elapsed();
         Ok(first..report.questions.len())
@@ -306,7 +324,7 @@ impl Policy {
             let trajectory = &report.rollouts[index].trajectory;
             let prompt = &report.questions[trajectory.member.prompt].tokens;
             let gap = self.audit.gap(model, prompt, trajectory)?;
-            report.replay_gap = if gap <= report.replay_gap { report.replay_gap } else { gap };
+            report.replay_gap = audit::worse(report.replay_gap, gap);
             report.audited += 1;
         }
         report.thoughts = self.audit.thoughts()?;
@@ -332,24 +350,28 @@ impl Policy {
 
     /// Whether so many groups are live that walking the tape of all costs less than replaying them.
     fn worth_the_tape(&self, of: &Range<usize>, report: &Report) -> bool {
-        let trains = |&question: &usize| report.is_live(question) || trains_dead_groups(&self.objective);
+        let has_advantage = |question: usize| {
+            let rollouts = report.rollouts_of(&(question..question + 1));
+            report.rollouts[rollouts].iter().any(|judged| judged.advantage != 0.0)
+        };
+        let trains = |&question: &usize| trains_dead_groups(&self.objective) || has_advantage(question);
         of.clone().filter(trains).count() as f64 >= REPLAY_BELOW * of.len() as f64
     }
 
-    /// Adds the gradient of the questions `of` to the gradients: from the tape, on which rollout `on_tape` of the
-    /// report is the first, or by replay.
+    /// Adds the gradient of the questions `of` to the gradients: from the tape (on which this rollout of the report is the
+    /// first, of an update of so many questions), or by replay.
     fn learn(
         &mut self,
         model: &Model,
         of: &[usize],
-        on_tape: Option<usize>,
+        on_tape: Option<(usize, usize)>,
         report: &mut Report,
         passed: &mut Passed,
     ) -> Result<()> {
         let counted: Vec<usize> =
             of.iter().flat_map(|&question| report.rollouts_of(&(question..question + 1))).collect();
         let judged: Vec<&Judged> = counted.iter().map(|&index| &report.rollouts[index]).collect();
-        let prompts = if on_tape.is_some() { self.settings.prompts.max(of.len()) } else { of.len() };
+        let prompts = on_tape.map_or(of.len(), |(_, questions)| questions);
         let weights = self.row_weights(&judged, prompts)?;
         // Rows that no gradient comes from are neither scored nor replayed.
         let idle = |judged: &Judged, weight: f64| {
@@ -363,7 +385,7 @@ impl Policy {
             return Ok(());
         }
         match on_tape {
-            Some(first) => {
+            Some((first, _)) => {
                 let predictors = self.rollouts.predictors();
                 let at: Vec<u32> =
                     rows.iter().flat_map(|(index, _)| predictors[index - first].iter().copied()).collect();
@@ -545,11 +567,12 @@ fn check(drawing: &Drawing, objective: &Objective, settings: &Settings, referenc
             "give both or neither",
         ));
     }
-    if settings.group < 2 || settings.prompts == 0 || settings.passes == 0 {
+    let least = if objective.baseline == Baseline::None { 1 } else { 2 };
+    if settings.group < least || settings.prompts == 0 || settings.passes == 0 {
         return Err(Error::input(
             "update",
             format!("groups of {}, {} prompts, {} passes", settings.group, settings.prompts, settings.passes),
-            "use groups of at least 2 rollouts (an advantage compares them), at least one prompt and one pass",
+            "use groups of at least 2 rollouts (a baseline compares them), at least one prompt and one pass",
         ));
     }
     match drawing.law {

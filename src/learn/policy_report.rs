@@ -22,7 +22,9 @@ pub struct Question {
 pub struct Judged {
     /// What was sampled. `member.prompt` is the place of its question in [`Report::questions`].
     pub trajectory: Trajectory,
-    /// Its reward, length penalty included.
+    /// Its reward as judged: what tells dead groups from live ones.
+    pub judged: f64,
+    /// Its reward, length penalty included: what is learned from.
     pub reward: f64,
     /// Its advantage.
     pub advantage: f64,
@@ -94,19 +96,21 @@ impl Report {
         self.rollouts[of].iter().map(|judged| judged.reward).collect()
     }
 
-    /// Whether the rewards of a question's rollouts differ.
+    /// Whether the rewards of a question's rollouts differ, before penalties: answers of different lengths do not make
+    /// a group live that is all wrong.
     pub fn is_live(&self, question: usize) -> bool {
-        let rewards = self.rewards(question);
-        rewards.iter().any(|&reward| reward != rewards[0])
+        let of = &self.rollouts[self.rollouts_of(&(question..question + 1))];
+        of.iter().any(|rollout| rollout.judged != of[0].judged)
     }
 
     /// Groups by their rewards.
     pub fn groups(&self) -> Groups {
         let mut groups = Groups::default();
         for question in 0..self.questions.len() {
-            match (self.is_live(question), self.rewards(question).first()) {
+            let first = self.rollouts_of(&(question..question + 1)).start;
+            match (self.is_live(question), self.rollouts.get(first)) {
                 (true, _) => groups.live += 1,
-                (false, Some(&reward)) if reward > 0.0 => groups.dead_high += 1,
+                (false, Some(rollout)) if rollout.judged > 0.0 => groups.dead_high += 1,
                 _ => groups.dead_low += 1,
             }
         }

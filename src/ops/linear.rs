@@ -130,6 +130,7 @@ pub fn forward(x: View, p: &Projection, w: &Tensor, bias: Option<&Tensor>, mut y
         bias.expect_shape("linear bias", [total])?;
         bias.expect_dtype("linear bias", dtype)?;
     }
+    x.device().traffic().multiply(1);
     match x.device() {
         Device::Cpu(_) if mixed => {
             let a = Matrix::row_major(x.slice()?, rows, p.inputs);
@@ -171,6 +172,7 @@ pub fn backward(dy: View, x: View, p: &Projection, w: &Tensor, gradients: Gradie
         dbias.expect_shape("linear dbias", [total])?;
         dbias.expect_dtype("linear dbias", dtype)?;
     }
+    x.device().traffic().multiply(usize::from(dx.is_some()) + usize::from(dw.is_some()));
     match x.device() {
         Device::Cpu(_) if mixed => {
             let (dy, x) = (dy.slice::<f32>()?, x.slice::<f32>()?);

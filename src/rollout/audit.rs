@@ -77,7 +77,7 @@ impl Audit {
         let replayed = self.log_probabilities(model, prompt, trajectory, perturb)?;
         let pairs = replayed.iter().zip(&trajectory.log_probabilities);
         // NaN must not pass for a small gap.
-        Ok(pairs.map(|(a, b)| (a - b).abs()).fold(0.0, |most, gap| if gap <= most { most } else { gap }))
+        Ok(pairs.map(|(a, b)| (a - b).abs()).fold(0.0, worse))
     }
 
     /// The thoughts of the rollout that was audited last; none without latents (one download).
@@ -179,6 +179,11 @@ impl Audit {
         self.scores.forward(model, &self.sequences, predictors, &trajectory.tokens, inverse_temperature)?;
         self.scores.log_probabilities()
     }
+}
+
+/// The larger gap; NaN is larger than any.
+pub fn worse(a: f64, b: f64) -> f64 {
+    if a.is_nan() || b <= a { a } else { b }
 }
 
 fn one(input: Input, instance: Option<u32>) -> Segment {

@@ -5,13 +5,20 @@ use super::problems::{Item, Problems};
 use super::recipe::Recipe;
 use super::reinforcement::{self, Arm};
 use super::schooling::{Phase, limits_of};
+use super::settings;
 use super::story::{Part, parts};
 use super::student::Student;
 use super::terminal::{Certainty, MemoryRow, memory_table};
 use crate::base::Result;
 use crate::device::Device;
+use crate::learn::optimizer::Optimizer;
 use crate::learn::policy::Source;
-use crate::model::{Model, Record, Sequences};
+use crate::learn::supervised::Trainer;
+use crate::model::Model;
+use crate::model::Record::{self, Nothing};
+use crate::ops::sampler::Law;
+use crate::rollout::group::{Drawing, Form, Limits, Rollouts, Thoughts};
+use crate::rollout::masks::Scope;
 use std::fmt::Write;
 
 /// Everything `--dry-run` prints after the recipe.
@@ -73,15 +80,23 @@ pub fn forecast(recipe: &Recipe, student: &Student, problems: &Problems) -> Resu
     let mut largest: (usize, String) = (0, "no updates".into());
     for part in parts(recipe) {
         let (bytes, line) = match &part {
-            Part::Phase(phase) | Part::Continued(phase) => school(student, phase, items)?,
+            Part::Phase(phase) | Part::Continued(phase) => school(recipe, student, phase, problems)?,
             Part::Arm(plan) => {
-                let curriculum = super::settings::curriculum(recipe);
+                let curriculum = settings::curriculum(recipe);
                 let form = reinforcement::form(recipe, &curriculum, &student.markers);
                 // The same reservations, on a model of its own device, whose pages are never touched.
                 let (before, stand_in) = stand_in(model)?;
                 let reference = plan.objective.loss.kl.map(|_| stand_in.duplicate()).transpose()?;
-                let arm = Arm::new(&stand_in, recipe, plan, form, items, &student.tokenizer, reference)?;
-                let bytes = stand_in.device().traffic().count().bytes_held - before;
+                let arm =
+                    Arm::new(&stand_in, recipe, plan, form.clone(), items, &student.tokenizer, reference)?;
+                let updates = stand_in.device().traffic().count().bytes_held - before;
+                // Between updates it is asked validation problems, at the end test problems in every way.
+                let asks =
+                    |items: &[Item], samples| examination(recipe, &stand_in, form.clone(), items, samples);
+                let between = if recipe.evaluation.every > 0 { asks(&problems.valid.items, 1)? } else { 0 };
+                let test = &problems.test.items;
+                let closing = asks(test, 1)?.max(asks(test, recipe.evaluation.masks)?);
+                let bytes = (updates + between).max(closing);
                 let policy = arm.policy();
                 let how = match policy.source() {
                     Source::Tape => "gradients read the tape of sampling",
@@ -112,12 +127,25 @@ pub fn forecast(recipe: &Recipe, student: &Student, problems: &Problems) -> Resu
     Ok(Forecast { lines, memory })
 }
 
-fn school(student: &Student, phase: &Phase, items: &[Item]) -> Result<(usize, String)> {
-    let model = &student.model;
+/// Bytes of a supervised phase: the larger of its updates and of the evaluation after it, with the optimiser in both.
+fn school(recipe: &Recipe, student: &Student, phase: &Phase, problems: &Problems) -> Result<(usize, String)> {
+    let items = &problems.train.items;
     let limits = limits_of(phase, items, student.markers);
-    let sequences = Sequences::bytes(model, limits.room(), Record::Everything)?;
-    // Gradients and two moments, f32 each whatever the storage.
-    let elements: usize = model.parameters().iter().map(|p| p.shape().elements()).sum();
+    // The same reservations, on a model of its own device, whose pages are never touched.
+    let (before, stand_in) = stand_in(&student.model)?;
+    let held = || stand_in.device().traffic().count().bytes_held - before;
+    let settings = settings::optimizer(phase.weight_decay, phase.clip);
+    let optimizer = Optimizer::new(&stand_in, settings)?;
+    let kept = held();
+    let trainer = Trainer::new(&stand_in, optimizer, limits, Record::Everything)?;
+    let training = held();
+    drop(trainer);
+    let answers = problems.valid.items.iter();
+    let answers = answers
+        .map(|item| phase.curriculum.example(&item.tokens, phase.stage, &student.markers).answer.len());
+    let form =
+        phase.curriculum.form(phase.stage, usize::MAX, &student.markers, answers.max().unwrap_or(1) + 2);
+    let asking = kept + examination(recipe, &stand_in, form, &problems.valid.items, 1)?;
     let line = format!(
         "{:<9} {} epochs of {} examples, {} an update, longest {} positions",
         phase.name,
@@ -126,7 +154,30 @@ fn school(student: &Student, phase: &Phase, items: &[Item]) -> Result<(usize, St
         phase.batch,
         limits.longest
     );
-    Ok((sequences + 3 * 4 * elements, line))
+    Ok((training.max(asking), line))
+}
+
+/// Bytes of asking `items` so many answers each.
+fn examination(recipe: &Recipe, model: &Model, form: Form, items: &[Item], samples: usize) -> Result<usize> {
+    let before = model.device().traffic().count().bytes_held;
+    let prompts = (recipe.evaluation.batch / samples).clamp(1, items.len().max(1));
+    let drawing = Drawing {
+        masking: settings::masking(&recipe.mask, Scope::All),
+        latent_noise: 0.0,
+        thoughts: Thoughts::Own,
+        law: Law::Greedy,
+        seed: recipe.seed,
+        share: true,
+    };
+    let limits = Limits {
+        prompts,
+        members: prompts * samples,
+        prompt_tokens: items.iter().map(|item| item.tokens.question.len()).max().unwrap_or(1),
+    };
+    let rollouts = Rollouts::reserve(model, form, drawing, limits, Nothing)?;
+    let bytes = model.device().traffic().count().bytes_held - before;
+    drop(rollouts);
+    Ok(bytes)
 }
 
 /// A model of the same sizes on a host device of its own, and the bytes it holds there.

@@ -1,8 +1,8 @@
 //! What a run ran on: enough to tell why two runs differ.
 
 use crate::cpu::parallel;
-use crate::ops;
 use crate::device::Device;
+use crate::ops;
 use serde_json::{Value, json};
 use std::fs;
 use std::process::Command;

@@ -4,7 +4,7 @@
 //! recipe.toml        as resolved, every key        metrics.jsonl   one object a step
 //! environment.json   machine and versions          samples.jsonl   what was sampled
 //! checkpoints/       see checkpoints.rs            log.txt         what the terminal showed
-//! summary.json       the closing table
+//! summary.json       the closing table              models/          the base and each arm's model
 //! ```
 
 use super::checkpoints::{Checkpoints, Keep};
@@ -29,6 +29,8 @@ const FILES: [&str; 7] = [
     "report.html",
 ];
 const CHECKPOINTS: &str = "checkpoints";
+/// Finished models, one a folder.
+const MODELS: &str = "models";
 
 /// What to do with a folder that holds a run already.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -126,6 +128,11 @@ impl RunFolder {
     /// The folder.
     pub fn path(&self) -> &Path {
         &self.path
+    }
+
+    /// Where finished models are kept.
+    pub fn models(&self) -> PathBuf {
+        self.path.join(MODELS)
     }
 
     /// Whether the run goes on from an earlier one.
@@ -238,9 +245,10 @@ fn numbers(parent: &Path, name: &str) -> Result<Vec<u64>> {
 
 /// Removes what runs write. The recipe goes last: until then the folder is known to be a run.
 fn clean(path: &Path) -> Result<()> {
-    let checkpoints = path.join(CHECKPOINTS);
-    if checkpoints.is_dir() {
-        fs::remove_dir_all(&checkpoints).map_err(Error::io(&checkpoints, "cannot remove"))?;
+    for folder in [CHECKPOINTS, MODELS].map(|name| path.join(name)) {
+        if folder.is_dir() {
+            fs::remove_dir_all(&folder).map_err(Error::io(&folder, "cannot remove"))?;
+        }
     }
     for name in FILES.iter().rev() {
         let file = path.join(name);

@@ -191,9 +191,8 @@ impl<'a> School<'a> {
         }
         let begins = batch == 0 && (update > 0 || self.phase.reset != ResetOptimizer::Never);
         if begins && (self.phase.reset == ResetOptimizer::Epoch || update == 0) {
-            let optimizer =
-                Optimizer::new(model, settings::optimizer(self.phase.weight_decay, self.phase.clip))?;
-            *self.trainer.optimizer_mut() = optimizer;
+            let settings = settings::optimizer(self.phase.weight_decay, self.phase.clip);
+            self.trainer.optimizer_mut().restart(settings)?;
         }
         let chosen = self.order.1.chunks(self.phase.batch).nth(batch).unwrap_or_default();
         let examples: Vec<Example> = chosen

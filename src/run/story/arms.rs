@@ -6,6 +6,7 @@ use crate::base::Result;
 use crate::learn::policy_report::Report;
 use crate::model::{Model, Precision};
 use crate::ops::policy_loss::Statistic;
+use crate::rollout::audit::worse;
 use crate::rollout::group::Thoughts;
 use crate::run::evaluation::{Ask, Share};
 use crate::run::metrics::Record;
@@ -22,7 +23,7 @@ impl Story<'_> {
         plan: &ArmPlan,
         watch: &mut dyn FnMut(&Event) -> ControlFlow<()>,
     ) -> Result<ControlFlow<()>> {
-        self.begin_arm()?;
+        self.begin_arm(watch)?;
         let (recipe, updates) = (self.recipe, self.recipe.grpo.updates);
         let done = self.progress.update;
         let _ = watch(&Event::Part { name: &plan.name, updates, done, rewarded: true });
@@ -73,18 +74,17 @@ impl Story<'_> {
     }
 
     /// Puts the base in the place of the model, unless the arm goes on from a checkpoint.
-    pub(super) fn begin_arm(&mut self) -> Result<()> {
+    pub(super) fn begin_arm(&mut self, watch: &mut dyn FnMut(&Event) -> ControlFlow<()>) -> Result<()> {
         self.optimizer = None;
         if self.progress.update == 0 {
             self.restored = None;
-            if self.base_folder().is_dir() {
+            // Without a supervised phase the base is the model as it came; a folder of that name is an older run's.
+            if self.progress.entries.is_empty() {
+                self.student.model.save(&self.base_folder(), &self.student.companions)?;
+                self.close("coconut", watch)?;
+            } else {
                 let precision = Precision::of(self.recipe.model.dtype);
                 self.student.model = Model::load(&self.base_folder(), self.device, precision)?;
-            } else {
-                self.student.model.save(&self.base_folder(), &self.student.companions)?;
-            }
-            if self.progress.entries.is_empty() {
-                self.close("coconut", &mut |_| ControlFlow::Continue(()))?;
             }
         }
         Ok(())
@@ -97,11 +97,13 @@ impl Story<'_> {
         watch: &mut dyn FnMut(&Event) -> ControlFlow<()>,
     ) -> Result<()> {
         self.optimizer = None;
-        let folder = self.folder.path().join("models").join(name);
+        let folder = self.folder.models().join(name);
         self.student.model.save(&folder, &self.student.companions)?;
         self.close(name, watch)?;
         self.part_done();
-        let score = self.progress.entries.last().map(|entry| entry.det.accuracy.value);
+        // Checkpoints are chosen by validation problems, never by those that are reported.
+        let score =
+            self.progress.validation.filter(|(step, _)| *step == self.progress.step).map(|(_, score)| score);
         self.checkpoint(None, score, watch)
     }
 
@@ -117,7 +119,7 @@ impl Story<'_> {
             dead_low: tally.dead_low + groups.dead_low,
             dead_high: tally.dead_high + groups.dead_high,
             live: tally.live + groups.live,
-            replay_gap: tally.replay_gap.max(report.replay_gap),
+            replay_gap: worse(tally.replay_gap, report.replay_gap),
             audited: tally.audited + report.audited,
             first_reward: tally.first_reward,
             last_reward: report.reward(),
@@ -191,6 +193,7 @@ impl Story<'_> {
         let _ = watch(&Event::Evaluated { what: &what, scores: &scores });
         let record = self.record(name, update).number("eval/accuracy", scores.accuracy.value);
         self.metrics.write(record)?;
+        self.progress.validation = Some((self.progress.step, scores.accuracy.value));
         Ok(Some(scores.accuracy.value))
     }
 

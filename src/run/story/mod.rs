@@ -157,9 +157,11 @@ pub fn parts(recipe: &Recipe) -> Vec<Part> {
             ArmKey::Temp => parts.push(Part::Arm(Box::new(ArmPlan::of(recipe, "temp", Masking::NONE)))),
             ArmKey::DropoutLatent => parts.push(masked("dropout_latent", Scope::Latent)),
             ArmKey::DropoutAll => parts.push(masked("dropout_all", Scope::All)),
-            ArmKey::Sft => {
-                parts.extend(last.clone().map(|phase| Part::Continued(Phase { name: "sft".into(), ..phase })))
-            }
+            ArmKey::Sft => parts.extend(last.clone().map(|phase| {
+                // New epochs, not those of the phase once more.
+                let first_epoch = phase.first_epoch + phase.epochs;
+                Part::Continued(Phase { name: "sft".into(), first_epoch, ..phase })
+            })),
         }
     }
     parts
@@ -176,6 +178,15 @@ impl<'a> Story<'a> {
         device: &'a Device,
         watch: &mut dyn FnMut(&Event) -> ControlFlow<()>,
     ) -> Result<Story<'a>> {
+        let parts = parts(recipe);
+        if recipe.grpo.arms.contains(&ArmKey::Sft) && !parts.iter().any(|part| matches!(part, Part::Phase(_)))
+        {
+            return Err(Error::input(
+                "grpo.arms",
+                "sft continues supervised training, of which the recipe has none",
+                "give cot or coconut at least one epoch, or leave sft away",
+            ));
+        }
         let curriculum = settings::curriculum(recipe);
         let mut student = Student::of(recipe, device)?;
         let longest = longest(recipe, &student.model);
@@ -209,7 +220,7 @@ impl<'a> Story<'a> {
         let step = restored.is_some().then_some(progress.step);
         let (metrics, samples) = (folder.metrics(step)?.0, folder.samples(step)?.0);
         Ok(Story {
-            parts: parts(recipe),
+            parts,
             recipe,
             folder,
             device,
@@ -279,11 +290,12 @@ impl<'a> Story<'a> {
     fn part_done(&mut self) {
         self.progress.part += 1;
         (self.progress.update, self.progress.drawn, self.progress.tally) = (0, 0, Tally::default());
+        self.progress.loss = 0.0;
     }
 
     /// Where the model before reinforcement learning is kept.
     fn base_folder(&self) -> PathBuf {
-        self.folder.path().join("models").join("coconut")
+        self.folder.models().join("coconut")
     }
 
     /// Writes a checkpoint.
@@ -327,7 +339,12 @@ impl<'a> Story<'a> {
     fn fault(&self, error: Error, part: &str) -> Error {
         match error {
             Error::NotFinite { what, found, advice } => {
-                let newest = self.newest().unwrap_or_default();
+                let good = match self.newest() {
+                    Ok(newest) if newest != PathBuf::new() => {
+                        format!("The last good checkpoint is {}", newest.display())
+                    }
+                    _ => "No checkpoint was written yet".into(),
+                };
                 Error::NotFinite {
                     what,
                     found: format!(
@@ -335,7 +352,7 @@ impl<'a> Story<'a> {
                         self.progress.step + 1,
                         self.progress.update + 1
                     ),
-                    advice: format!("{advice}. The last good checkpoint is {}", newest.display()),
+                    advice: format!("{advice}. {good}"),
                 }
             }
             other => other,

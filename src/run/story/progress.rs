@@ -19,6 +19,12 @@ pub struct Progress {
     pub stages: Vec<StageResult>,
     /// What the base and each finished arm came to, on the test problems.
     pub entries: Vec<Entry>,
+    /// Training loss of the latest supervised update of the part under way.
+    #[serde(default)]
+    pub loss: f64,
+    /// The latest greedy accuracy on validation problems, and after which step.
+    #[serde(default)]
+    pub validation: Option<(u64, f64)>,
     /// Counts of the arm under way.
     pub tally: Tally,
     /// Seconds spent, by kind of work.
@@ -55,7 +61,7 @@ pub struct Tally {
     pub replay_gap: f64,
     /// Rollouts audited.
     pub audited: usize,
-    /// Mean reward of the first and of the last ten updates.
+    /// Mean reward of the first update.
     pub first_reward: f64,
     /// Mean reward of the last update.
     pub last_reward: f64,

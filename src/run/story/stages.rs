@@ -18,7 +18,7 @@ impl Story<'_> {
         watch: &mut dyn FnMut(&Event) -> ControlFlow<()>,
     ) -> Result<ControlFlow<()>> {
         let updates = phase.epochs * updates_an_epoch(self.problems.train.items.len(), phase.batch);
-        let (flow, loss) = self.school(phase, updates, watch)?;
+        let flow = self.school(phase, updates, watch)?;
         if flow.is_break() {
             return Ok(flow);
         }
@@ -35,7 +35,8 @@ impl Story<'_> {
         self.spend("evaluation", began);
         let _ =
             watch(&Event::Evaluated { what: &format!("after {}, validation", phase.name), scores: &scores });
-        let accuracy = scores.accuracy;
+        let (accuracy, loss) = (scores.accuracy, self.progress.loss);
+        self.progress.validation = Some((self.progress.step, accuracy.value));
         self.progress.stages.push(StageResult { name: phase.name.clone(), updates, loss, accuracy });
         self.part_done();
         let first_arm = !matches!(self.parts.get(self.progress.part), Some(super::Part::Phase(_)));
@@ -55,8 +56,8 @@ impl Story<'_> {
         phase: &Phase,
         watch: &mut dyn FnMut(&Event) -> ControlFlow<()>,
     ) -> Result<ControlFlow<()>> {
-        self.begin_arm()?;
-        let (flow, _) = self.school(phase, self.recipe.grpo.updates, watch)?;
+        self.begin_arm(watch)?;
+        let flow = self.school(phase, self.recipe.grpo.updates, watch)?;
         if flow.is_break() {
             return Ok(flow);
         }
@@ -70,13 +71,17 @@ impl Story<'_> {
         phase: &Phase,
         updates: usize,
         watch: &mut dyn FnMut(&Event) -> ControlFlow<()>,
-    ) -> Result<(ControlFlow<()>, f64)> {
+    ) -> Result<ControlFlow<()>> {
         let done = self.progress.update;
         let _ = watch(&Event::Part { name: &phase.name, updates, done, rewarded: false });
+        let settings = settings::optimizer(phase.weight_decay, phase.clip);
         let optimizer = match self.optimizer.take() {
-            Some(optimizer) => optimizer,
+            // The moments go on from phase to phase; decay and clipping are each phase's own.
+            Some(mut optimizer) => {
+                optimizer.set_settings(settings);
+                optimizer
+            }
             None => {
-                let settings = settings::optimizer(phase.weight_decay, phase.clip);
                 let mut optimizer = Optimizer::new(&self.student.model, settings)?;
                 self.restore(&mut optimizer)?;
                 optimizer
@@ -85,13 +90,12 @@ impl Story<'_> {
         let items = self.problems.train.items.clone();
         let (markers, seed) = (self.student.markers, self.recipe.seed);
         let mut school = School::new(&self.student.model, phase, &items, markers, seed, optimizer)?;
-        let mut loss = 0.0;
         while self.progress.update < updates {
             let (began, update) = (Instant::now(), self.progress.update);
             let (report, learning_rate) = school
                 .update(&mut self.student.model, update)
                 .map_err(|error| self.fault(error, &phase.name))?;
-            loss = report.loss;
+            self.progress.loss = report.loss;
             self.progress.update += 1;
             self.progress.step += 1;
             self.spend("supervised", began);
@@ -111,10 +115,10 @@ impl Story<'_> {
                 self.checkpoint(Some(school.optimizer()), None, watch)?;
             }
             if stop {
-                return Ok((ControlFlow::Break(()), loss));
+                return Ok(ControlFlow::Break(()));
             }
         }
         self.optimizer = Some(school.into_optimizer());
-        Ok((ControlFlow::Continue(()), loss))
+        Ok(ControlFlow::Continue(()))
     }
 }
