@@ -5,8 +5,10 @@
 
 use rayon::prelude::*;
 
-/// Work below this many elementary operations is not worth waking a second thread for (a few tens of microseconds).
-const WORTH: usize = 1 << 16;
+/// Work below twice this many elementary operations is not worth waking a second thread for: a core does some 30 in
+/// a nanosecond, and a parked thread takes some ten microseconds to come. A decode step of a small model is hundreds
+/// of sections shorter than that.
+const WORTH: usize = 1 << 18;
 
 /// Runs `body` with `threads` workers (0 = one per core). Everything below uses them.
 /// Running inside the pool also spares each parallel section a hand-over between threads.

@@ -37,7 +37,7 @@ pub fn forward<T: Float>(
     let units = sizes.kv_heads * count;
     scratch::with([units * group * padded, units * group], |[results, sums]| {
         let keys_seen: usize = plan.entries.iter().map(|e| e.position as usize + 1).sum();
-        let cost = (keys_seen / count).max(BLOCK / 2) * group * padded / 4;
+        let cost = (keys_seen / count).max(BLOCK / 2) * group * padded * 2;
         parallel::rows2((results, group * padded), (sums, group), cost, |first, results, sums| {
             let task = Task { sizes, plan, q: inputs.q, keys, values };
             let sizes = [QUERIES * sizes.head_dim, TILE * BLOCK, TILE * BLOCK, TILE * padded];
@@ -217,7 +217,7 @@ impl<T: Float> Task<'_, T> {
             (own_max[i], own_sum[i]) = weights(&mut scores[i * BLOCK..][..BLOCK], visible, scale);
         }
         // The keys that all queries of the tile see, then each query's remaining ones; ascending for every query.
-        partial.fill(T::ZERO);
+        partial[..rows * padded].fill(T::ZERO);
         for span in spans.into_iter().filter(|span| span.from < span.to) {
             let values = &self.values[(head * self.sizes.blocks + span.block) * self.sizes.value_block()..]
                 [..BLOCK * padded];
@@ -266,7 +266,7 @@ impl<T: Float> Task<'_, T> {
                 continue;
             }
             let target = if both && span == own { &mut *other } else { &mut *scores };
-            target.fill(T::ZERO);
+            target[..rows * BLOCK].fill(T::ZERO);
             let keys = &self.keys[(head * self.sizes.blocks + span.block) * size..][..size];
             let first = span.from / LANES * LANES;
             add(

@@ -25,6 +25,13 @@ pub struct MatrixMut<'a, T> {
     pub stride: usize,
 }
 
+impl<T> MatrixMut<'_, T> {
+    #[inline(always)]
+    fn reborrow(&mut self) -> MatrixMut<'_, T> {
+        MatrixMut { data: self.data, stride: self.stride }
+    }
+}
+
 /// `c[rows, lanes] += a[rows, inner] * b[inner, lanes]`; `lanes` is a multiple of [`LANES`].
 #[inline(always)]
 pub fn add<T: Float>([rows, inner, lanes]: [usize; 3], a: Matrix<T>, b: Matrix<T>, c: MatrixMut<T>) {
@@ -33,31 +40,47 @@ pub fn add<T: Float>([rows, inner, lanes]: [usize; 3], a: Matrix<T>, b: Matrix<T
         let (a, c) = (&a.data[row * a.stride..], (a.stride, &mut c.data[row * c.stride..], c.stride));
         let (a, c) = (Matrix { data: a, stride: c.0 }, MatrixMut { data: c.1, stride: c.2 });
         row += match rows - row {
-            TILE.. => strip::<T, TILE, LANES>(inner, lanes, a, b, c),
-            2.. => strip::<T, 2, 32>(inner, lanes, a, b, c),
-            _ => strip::<T, 1, 64>(inner, lanes, a, b, c),
+            TILE.. => strip::<T, TILE, LANES>(0, inner, lanes, a, b, c),
+            2.. => pair(inner, lanes, a, b, c),
+            _ => single(inner, lanes, a, b, c),
         };
     }
 }
 
-/// `R` rows of [`add`] in tiles of `L` lanes while they fit, then of [`LANES`]. Few rows take many lanes, so that
-/// enough chains run side by side to hide the latency of an addition. Returns `R`.
+/// Two rows: 32 lanes while they last.
+#[inline(always)]
+fn pair<T: Float>(inner: usize, lanes: usize, a: Matrix<T>, b: Matrix<T>, mut c: MatrixMut<T>) -> usize {
+    let wide = lanes / 32 * 32;
+    strip::<T, 2, 32>(0, inner, wide, a, b, c.reborrow());
+    strip::<T, 2, LANES>(wide, inner, lanes, a, b, c)
+}
+
+/// One row: 64 lanes while they last, the rest in one tile.
+#[inline(always)]
+fn single<T: Float>(inner: usize, lanes: usize, a: Matrix<T>, b: Matrix<T>, mut c: MatrixMut<T>) -> usize {
+    let wide = lanes / 64 * 64;
+    strip::<T, 1, 64>(0, inner, wide, a, b, c.reborrow());
+    match lanes - wide {
+        48 => strip::<T, 1, 48>(wide, inner, lanes, a, b, c),
+        32 => strip::<T, 1, 32>(wide, inner, lanes, a, b, c),
+        _ => strip::<T, 1, LANES>(wide, inner, lanes, a, b, c),
+    }
+}
+
+/// `R` rows of [`add`] in tiles of `L` lanes from `lane` on. Few rows take many lanes, so that enough chains run side
+/// by side to hide the latency of an addition. Returns `R`.
 #[inline(always)]
 fn strip<T: Float, const R: usize, const L: usize>(
+    mut lane: usize,
     inner: usize,
     lanes: usize,
     a: Matrix<T>,
     b: Matrix<T>,
     c: MatrixMut<T>,
 ) -> usize {
-    let mut lane = 0;
-    while L > LANES && lane + L <= lanes {
+    while lane < lanes {
         tile::<T, R, L>(inner, a, &b.data[lane..], b.stride, &mut c.data[lane..], c.stride);
         lane += L;
-    }
-    while lane < lanes {
-        tile::<T, R, LANES>(inner, a, &b.data[lane..], b.stride, &mut c.data[lane..], c.stride);
-        lane += LANES;
     }
     R
 }

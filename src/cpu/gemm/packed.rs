@@ -29,6 +29,9 @@ const COLUMN_PANELS: usize = 8;
 /// Row panels between two visits of a panel of B.
 const ROW_PANELS: usize = 16;
 
+/// Elementary operations that packing an element is worth.
+const PACKING: usize = 8;
+
 /// A pointer that tasks share.
 #[derive(Clone, Copy)]
 struct Shared<T>(*mut T);
@@ -106,7 +109,7 @@ unsafe fn run_block<V, A, B, const M: usize, const N: usize>(
         let a = Shared(scratch.as_mut_ptr());
         let block = Block { a, slot, rows, depth, chunks, ends };
         let operations = block.rows.len() * block.depth.len();
-        let packers = parallel::task_count(row_panels, operations / row_panels);
+        let packers = parallel::task_count(row_panels, PACKING * operations / row_panels);
         for_each_task(packers, |task| {
             // SAFETY: tasks pack disjoint runs of panels.
             unsafe {

@@ -58,8 +58,8 @@ pub(super) fn for_each_run<T, B>(
     B: Sync,
 {
     let units = problem.cols.div_ceil(unit);
-    // Reading a number of B takes as long as a few of a core's multiplications, of which it does 16 at a time.
-    let operations = (problem.rows + 4) * problem.depth * problem.cols / 16;
+    // Reading a number of B takes as long as some multiplications.
+    let operations = (problem.rows + 4) * problem.depth * problem.cols / 8;
     let wanted = match parallel::task_count(units, operations / units) {
         1 => 1,
         _ => 4 * parallel::threads(),
