@@ -1,6 +1,7 @@
 //! What a run ran on: enough to tell why two runs differ.
 
-use crate::cpu::{isa, parallel};
+use crate::cpu::isa;
+use crate::cpu::parallel;
 use crate::device::Device;
 use serde_json::{Value, json};
 use std::fs;
