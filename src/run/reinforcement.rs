@@ -130,11 +130,19 @@ impl<'a> Arm<'a> {
         &mut self.policy
     }
 
+    /// Learning rate of update number `update`, from 0.
+    pub fn learning_rate(&self, update: usize) -> f64 {
+        let keys = &self.recipe.grpo;
+        let done = update as f64 / keys.updates.max(1) as f64;
+        keys.learning_rate * (1.0 - (1.0 - keys.decay) * done.min(1.0))
+    }
+
     /// Update number `update`, from 0.
     ///
     /// # Errors
     /// A loss or gradient that is not finite.
     pub fn update(&mut self, model: &mut Model, update: usize) -> Result<Report> {
+        let learning_rate = self.learning_rate(update);
         let Arm { recipe, items, tokenizer, extractor, policy, drawn, order: current } = self;
         let draw = |count: usize| -> Vec<Question> {
             (0..count)
@@ -150,7 +158,7 @@ impl<'a> Arm<'a> {
                 })
                 .collect()
         };
-        policy.update(model, update as u32, recipe.grpo.learning_rate, draw, |question, trajectory| {
+        policy.update(model, update as u32, learning_rate, draw, |question, trajectory| {
             let text = tokenizer.decode(&trajectory.tokens, true)?;
             let gold = &items[question.number as usize].problem.answer;
             Ok(answer::reward(*extractor, &text, trajectory.stopped, gold))

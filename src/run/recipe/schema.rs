@@ -187,8 +187,10 @@ section! {
         max_new_tokens: usize, between(1.0, 65536.0);
         /// Passes over each batch of rollouts (mu); the first reuses what sampling computed.
         inner_epochs: usize, between(1.0, 64.0);
-        /// Learning rate, constant.
+        /// Learning rate at the start.
         learning_rate: f64, between(0.0, 1.0);
+        /// What is left of the learning rate at the end of an arm, falling linearly; 1 = constant.
+        decay: f64, between(0.0, 1.0);
         /// Decoupled weight decay.
         weight_decay: f64, between(0.0, 1.0);
         /// Largest gradient norm; 0 = no clipping.

@@ -50,7 +50,7 @@ impl Story<'_> {
             let record = metrics(self.record(&plan.name, update + 1), &report, seconds);
             self.metrics.write(record)?;
             let samples = self.log_samples(plan, update, &report)?;
-            let rate = recipe.grpo.learning_rate;
+            let rate = arm.learning_rate(update);
             let event = Event::Rewarded {
                 update: update + 1,
                 report: &report,
