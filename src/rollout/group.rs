@@ -9,118 +9,16 @@
 //! runs the same positions again from tokens and keys alone.
 
 use super::decode::Decoder;
-use super::masks::{MaskPlan, Masking, Part, Rollout, Scope};
+use super::masks::{MaskPlan, Part};
+use super::sharing::Rows;
 use crate::base::{Error, Result};
-use crate::model::{Input, LatentNoise, Model, Record, Room, RowPlan, Segment, Sequences};
+use crate::model::{Input, LatentNoise, Model, Record, RowPlan, Segment, Sequences};
 use crate::ops::mask::MaskSet;
-use crate::ops::sampler::Law;
 use std::ops::{ControlFlow, Range};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
-/// What the rollouts of a run have in common.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Form {
-    /// Tokens between prompt and thoughts, e.g. the start-of-thought marker.
-    pub start: Vec<u32>,
-    /// Latent steps: the final hidden state is fed back so many times (Coconut A.5).
-    pub latents: usize,
-    /// Tokens between thoughts and answer, e.g. the end-of-thought marker.
-    pub end: Vec<u32>,
-    /// Tokens that end an answer; the stop token is part of the answer.
-    pub stop: Vec<u32>,
-    /// Most tokens to sample.
-    pub max_new_tokens: usize,
-}
-
-impl Form {
-    /// Positions of a rollout of `prompt` prompt tokens and `answer` answer tokens; the last is only a target.
-    pub fn positions(&self, prompt: usize, answer: usize) -> usize {
-        prompt + self.start.len() + self.latents + self.end.len() + answer.saturating_sub(1)
-    }
-}
-
-/// How rollouts are drawn.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Drawing {
-    /// Dropout of each rollout.
-    pub masking: Masking,
-    /// Standard deviation of Gaussian noise on each latent input; 0 = none.
-    pub latent_noise: f64,
-    /// Whose thoughts each answer is conditioned on.
-    pub thoughts: Thoughts,
-    /// Law of the answer's tokens.
-    pub law: Law,
-    /// Seed of masks and tokens; each rollout's coordinates do the rest.
-    pub seed: u64,
-    /// Whether members share what is the same for all of them. Results are the same to the bit.
-    pub share: bool,
-}
-
-/// Whose thoughts an answer is conditioned on: questions asked of a model that may not need them.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Thoughts {
-    /// Its own.
-    Own,
-    /// None: the form has no latent steps.
-    Removed,
-    /// Those of the next prompt in the batch: step j reads what that prompt, thinking undisturbed, read at step j.
-    Shuffled,
-}
-
-/// The largest batch there is room for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Limits {
-    /// Prompts.
-    pub prompts: usize,
-    /// Rollouts in all.
-    pub members: usize,
-    /// Tokens of the longest prompt.
-    pub prompt_tokens: usize,
-}
-
-/// One rollout to run.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Member {
-    /// Index of its prompt in the batch.
-    pub prompt: usize,
-    /// With the seed, all that its randomness depends on.
-    pub coordinates: Rollout,
-}
-
-/// What came of one rollout.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Trajectory {
-    /// Which rollout.
-    pub member: Member,
-    /// Sampled tokens, the stop token included.
-    pub tokens: Vec<u32>,
-    /// Log-probability of each under the law it was sampled from (nats).
-    pub log_probabilities: Vec<f64>,
-    /// Whether a stop token ended it.
-    pub stopped: bool,
-}
-
-/// What the members of a prompt share.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Share {
-    /// Nothing: masks cover the prompt, or every prompt has one member.
-    Nothing,
-    /// The prompt up to the start marker.
-    Prompt,
-    /// Prompt, thoughts and end marker: without masks they are the same for all.
-    Thoughts,
-}
-
-/// Where the time of [`Rollouts::sample`] went.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct Timing {
-    /// Prompt and latents.
-    pub prefill: Duration,
-    /// Sampling.
-    pub decode: Duration,
-    /// Tokens sampled by all rows.
-    pub tokens: usize,
-}
+pub use super::plan::{Drawing, Form, Limits, Member, Thoughts, Timing, Trajectory};
+pub use super::sharing::{Share, room, share};
 
 /// Room for rollouts of one [`Form`], reused batch after batch.
 #[derive(Debug)]
@@ -134,15 +32,6 @@ pub struct Rollouts {
     /// Position on the tape that predicts each answer token, by member.
     predictors: Vec<Vec<u32>>,
     timing: Timing,
-}
-
-/// The rows of one batch.
-struct Rows {
-    share: Share,
-    /// Row that holds what a prompt's members share.
-    owners: Vec<u32>,
-    /// Row of each member.
-    members: Vec<u32>,
 }
 
 impl Rollouts {
@@ -493,33 +382,6 @@ impl Rollouts {
     }
 }
 
-impl Rows {
-    /// The rows that think: the owners where thoughts are shared, else the members.
-    fn thinkers(&self) -> &[u32] {
-        if self.share == Share::Thoughts { &self.owners } else { &self.members }
-    }
-
-    /// The mask of thinker `index`; shared thoughts have none.
-    fn instance(&self, plan: &MaskPlan, index: usize, part: Part, position: usize) -> Option<u32> {
-        if self.share == Share::Thoughts { None } else { plan.instance(index, part, position) }
-    }
-
-    /// What member `index` reads at a latent step.
-    fn thought(&self, index: usize, members: &[Member]) -> Input {
-        match (self.share, self.owners.len()) {
-            (Share::Nothing, prompts @ 1..) => {
-                Input::LatentOf(self.owners[(members[index].prompt + 1) % prompts])
-            }
-            _ => Input::Latent,
-        }
-    }
-
-    /// The row whose latest position predicts the first answer token of member `index`.
-    fn source(&self, index: usize, members: &[Member]) -> u32 {
-        if self.share == Share::Thoughts { self.owners[members[index].prompt] } else { self.members[index] }
-    }
-}
-
 /// Runs a segment and notes where each of its rows stands now.
 fn run(
     model: &Model,
@@ -533,51 +395,4 @@ fn run(
         latest[row as usize] = position as u32;
     }
     Ok(())
-}
-
-/// What the members of a prompt share.
-pub fn share(form: &Form, drawing: &Drawing, prompts: usize, members: usize) -> Share {
-    let thinks = !form.start.is_empty() || form.latents > 0;
-    let noisy = drawing.latent_noise != 0.0 && form.latents > 0;
-    if drawing.thoughts == Thoughts::Shuffled {
-        return Share::Nothing;
-    }
-    match (drawing.share && members > prompts, drawing.masking.is_active(), drawing.masking.scope) {
-        (false, _, _) => Share::Nothing,
-        (true, false, _) if noisy => Share::Prompt,
-        (true, false, _) => Share::Thoughts,
-        (true, true, Scope::Latent) if thinks => Share::Prompt,
-        // Latent scope masks nothing where there is nothing to think.
-        (true, true, Scope::Latent) => Share::Thoughts,
-        (true, true, _) => Share::Nothing,
-    }
-}
-
-/// The room that batches within `limits` may take.
-pub fn room(form: &Form, drawing: &Drawing, limits: Limits, record: Record) -> Room {
-    let longest = form.positions(limits.prompt_tokens, form.max_new_tokens);
-    let Limits { prompts, members, prompt_tokens } = limits;
-    let share = share(form, drawing, prompts, members);
-    let shared = match share {
-        Share::Nothing => 0,
-        Share::Prompt => prompt_tokens,
-        Share::Thoughts => form.positions(prompt_tokens, 0),
-    };
-    // A batch with one member a prompt shares nothing, whatever the largest batch does.
-    let own = Room::slots_of(longest, false).max(Room::slots_of(longest - shared, true));
-    let unshared = prompts.min(members) * longest;
-    let shuffled = drawing.thoughts == Thoughts::Shuffled;
-    let thinking = if shuffled { prompts * form.positions(prompt_tokens, 0) } else { 0 };
-    let step = form.start.len().max(form.end.len()).max(form.max_new_tokens).max(1);
-    Room {
-        rows: prompts + members,
-        slots: prompts * Room::slots_of(shared.max(thinking), false) + members * own,
-        longest,
-        tape_positions: thinking
-            + match (record, share) {
-                (Record::Nothing, Share::Nothing) => members * prompt_tokens.max(step),
-                (Record::Nothing, _) => (prompts * prompt_tokens).max(members * step),
-                _ => (prompts * shared + members * (longest - shared)).max(unshared),
-            },
-    }
 }

@@ -5,3 +5,5 @@ mod decode;
 pub mod generate;
 pub mod group;
 pub mod masks;
+mod plan;
+mod sharing;

@@ -1,0 +1,99 @@
+//! What a batch of rollouts is: its form, its members, and what came of them.
+
+use super::masks::{Masking, Rollout};
+use crate::ops::sampler::Law;
+use std::time::Duration;
+
+/// What the rollouts of a run have in common.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Form {
+    /// Tokens between prompt and thoughts, e.g. the start-of-thought marker.
+    pub start: Vec<u32>,
+    /// Latent steps: the final hidden state is fed back so many times (Coconut A.5).
+    pub latents: usize,
+    /// Tokens between thoughts and answer, e.g. the end-of-thought marker.
+    pub end: Vec<u32>,
+    /// Tokens that end an answer; the stop token is part of the answer.
+    pub stop: Vec<u32>,
+    /// Most tokens to sample.
+    pub max_new_tokens: usize,
+}
+
+impl Form {
+    /// Positions of a rollout of `prompt` prompt tokens and `answer` answer tokens; the last is only a target.
+    pub fn positions(&self, prompt: usize, answer: usize) -> usize {
+        prompt + self.start.len() + self.latents + self.end.len() + answer.saturating_sub(1)
+    }
+}
+
+/// How rollouts are drawn.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Drawing {
+    /// Dropout of each rollout.
+    pub masking: Masking,
+    /// Standard deviation of Gaussian noise on each latent input; 0 = none.
+    pub latent_noise: f64,
+    /// Whose thoughts each answer is conditioned on.
+    pub thoughts: Thoughts,
+    /// Law of the answer's tokens.
+    pub law: Law,
+    /// Seed of masks and tokens; each rollout's coordinates do the rest.
+    pub seed: u64,
+    /// Whether members share what is the same for all of them. Results are the same to the bit.
+    pub share: bool,
+}
+
+/// Whose thoughts an answer is conditioned on: questions asked of a model that may not need them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Thoughts {
+    /// Its own.
+    Own,
+    /// None: the form has no latent steps.
+    Removed,
+    /// Those of the next prompt in the batch: step j reads what that prompt, thinking undisturbed, read at step j.
+    Shuffled,
+}
+
+/// The largest batch there is room for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Limits {
+    /// Prompts.
+    pub prompts: usize,
+    /// Rollouts in all.
+    pub members: usize,
+    /// Tokens of the longest prompt.
+    pub prompt_tokens: usize,
+}
+
+/// One rollout to run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Member {
+    /// Index of its prompt in the batch.
+    pub prompt: usize,
+    /// With the seed, all that its randomness depends on.
+    pub coordinates: Rollout,
+}
+
+/// What came of one rollout.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Trajectory {
+    /// Which rollout.
+    pub member: Member,
+    /// Sampled tokens, the stop token included.
+    pub tokens: Vec<u32>,
+    /// Log-probability of each under the law it was sampled from (nats).
+    pub log_probabilities: Vec<f64>,
+    /// Whether a stop token ended it.
+    pub stopped: bool,
+}
+
+/// Where the time of [`Rollouts::sample`] went.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Timing {
+    /// Prompt and latents.
+    pub prefill: Duration,
+    /// Sampling.
+    pub decode: Duration,
+    /// Tokens sampled by all rows.
+    pub tokens: usize,
+}
