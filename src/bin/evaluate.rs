@@ -142,6 +142,10 @@ fn run(arguments: &Arguments) -> Result<()> {
     let ask = ask(arguments, latents)?;
     let outcome = examiner.ask(&student.model, &items, &ask)?;
     let scores = outcome.scores(arguments.k)?;
+    let average = match ask.masking.is_active() && ask.thoughts == Thoughts::Own {
+        true => Some(examiner.average_by_probability(&student.model, &items, &ask, &outcome)?),
+        false => None,
+    };
     if arguments.json {
         let mut value = json!(scores);
         value["mode"] = json!(arguments.mode);
@@ -149,13 +153,14 @@ fn run(arguments: &Arguments) -> Result<()> {
         value["thoughts"] = json!(arguments.thoughts);
         value["seed"] = json!(arguments.seed);
         value["skipped"] = json!(skipped);
+        value["average_by_probability"] = json!(average);
         println!("{value}");
         return Ok(());
     }
     if skipped > 0 {
         eprintln!("{skipped} malformed items left out");
     }
-    print!("{}", show(arguments, latents, &scores));
+    print!("{}", show(arguments, latents, &scores, average));
     Ok(())
 }
 
@@ -240,7 +245,7 @@ fn latents_of(model: &Path) -> Result<usize> {
     Ok(latents as usize)
 }
 
-fn show(arguments: &Arguments, latents: usize, scores: &Scores) -> String {
+fn show(arguments: &Arguments, latents: usize, scores: &Scores, average: Option<f64>) -> String {
     let percent = |value: f64| format!("{:.1}", 100.0 * value);
     let accuracy = scores.accuracy;
     let interval =
@@ -258,6 +263,10 @@ fn show(arguments: &Arguments, latents: usize, scores: &Scores) -> String {
         row.extend(
             [scores.pass_at_k, scores.majority_at_k, scores.coverage, scores.average_by_vote].map(percent),
         );
+    }
+    if let Some(average) = average {
+        header.push("model average".into());
+        row.push(percent(average));
     }
     header.push("tokens".into());
     row.push(format!("{:.1}", scores.tokens));

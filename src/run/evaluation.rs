@@ -75,10 +75,10 @@ pub struct Answer {
     pub value: Option<String>,
     /// Whether it is right, and ended.
     pub right: bool,
-    /// Sum of its tokens' log-probabilities.
+    /// Its tokens.
+    pub ids: Vec<u32>,
+    /// Sum of their log-probabilities.
     pub log_probability: f64,
-    /// Tokens.
-    pub tokens: usize,
 }
 
 /// A share with its 95 % interval.
@@ -199,7 +199,7 @@ impl Examiner<'_> {
                     value: answer::extracted(self.extractor, &text),
                     right: answer::reward(self.extractor, &text, trajectory.stopped, gold) > 0.0,
                     log_probability: trajectory.log_probabilities.iter().sum(),
-                    tokens: trajectory.tokens.len(),
+                    ids: trajectory.tokens,
                     text,
                 });
             }
@@ -241,7 +241,8 @@ impl Outcome {
             majority += estimators::maj_at_k(&votes, |vote| vote.1, k)?;
             covered += f64::from(u8::from(right(answers) > 0));
             voted += f64::from(u8::from(estimators::majority(&votes).is_some_and(|n| answers[n].right)));
-            tokens += answers.iter().map(|answer| answer.tokens as f64).sum::<f64>() / answers.len() as f64;
+            tokens +=
+                answers.iter().map(|answer| answer.ids.len() as f64).sum::<f64>() / answers.len() as f64;
         }
         let count = problems as f64;
         Ok(Scores {

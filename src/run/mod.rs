@@ -21,6 +21,7 @@ pub mod evaluation;
 pub mod experiments;
 pub mod folder;
 pub mod metrics;
+mod model_average;
 pub mod probe;
 pub mod problems;
 pub mod recipe;
