@@ -195,24 +195,41 @@ unsafe fn transpose_f32x8(block: &mut [F32x8; 8]) {
 unsafe fn columns_f32x8(from: *const f32, stride: usize) -> [F32x8; 8] {
     // SAFETY: the caller promises eight elements of eight rows, and AVX2.
     unsafe {
-        let half = |row: usize, col: usize| {
-            let low = _mm_loadu_ps(from.add(row * stride + col));
-            let high = _mm_loadu_ps(from.add((row + 4) * stride + col));
-            _mm256_insertf128_ps::<1>(_mm256_castps128_ps256(low), high)
-        };
-        let four = |col: usize| {
-            let r = [half(0, col), half(1, col), half(2, col), half(3, col)];
-            let (a, b) = (_mm256_unpacklo_ps(r[0], r[1]), _mm256_unpackhi_ps(r[0], r[1]));
-            let (c, d) = (_mm256_unpacklo_ps(r[2], r[3]), _mm256_unpackhi_ps(r[2], r[3]));
-            [
-                F32x8(_mm256_shuffle_ps::<0x44>(a, c)),
-                F32x8(_mm256_shuffle_ps::<0xee>(a, c)),
-                F32x8(_mm256_shuffle_ps::<0x44>(b, d)),
-                F32x8(_mm256_shuffle_ps::<0xee>(b, d)),
-            ]
-        };
-        let ([a, b, c, d], [e, f, g, h]) = (four(0), four(4));
+        let [a, b, c, d] = four_columns(from, stride);
+        let [e, f, g, h] = four_columns(from.add(4), stride);
         [a, b, c, d, e, f, g, h]
+    }
+}
+
+/// The first four columns of eight rows. (Functions, as closures in here are not sure to be inlined.)
+#[inline(always)]
+unsafe fn four_columns(from: *const f32, stride: usize) -> [F32x8; 4] {
+    // SAFETY: the caller promises four elements of eight rows, and AVX2.
+    unsafe {
+        let r = [
+            two_rows(from, stride),
+            two_rows(from.add(stride), stride),
+            two_rows(from.add(2 * stride), stride),
+            two_rows(from.add(3 * stride), stride),
+        ];
+        let (a, b) = (_mm256_unpacklo_ps(r[0], r[1]), _mm256_unpackhi_ps(r[0], r[1]));
+        let (c, d) = (_mm256_unpacklo_ps(r[2], r[3]), _mm256_unpackhi_ps(r[2], r[3]));
+        [
+            F32x8(_mm256_shuffle_ps::<0x44>(a, c)),
+            F32x8(_mm256_shuffle_ps::<0xee>(a, c)),
+            F32x8(_mm256_shuffle_ps::<0x44>(b, d)),
+            F32x8(_mm256_shuffle_ps::<0xee>(b, d)),
+        ]
+    }
+}
+
+/// Four elements of a row beside four of the row four rows on.
+#[inline(always)]
+unsafe fn two_rows(from: *const f32, stride: usize) -> __m256 {
+    // SAFETY: the caller promises four elements of both rows, and AVX2.
+    unsafe {
+        let low = _mm256_castps128_ps256(_mm_loadu_ps(from));
+        _mm256_insertf128_ps::<1>(low, _mm_loadu_ps(from.add(4 * stride)))
     }
 }
 
