@@ -76,7 +76,7 @@ pub fn forecast(recipe: &Recipe, student: &Student, problems: &Problems) -> Resu
             problems.overlap[1],
         ),
     ];
-    let items = &problems.train.items;
+    let items = &problems.prompts().items;
     let mut largest: (usize, String) = (0, "no updates".into());
     for part in parts(recipe) {
         let (bytes, line) = match &part {

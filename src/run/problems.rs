@@ -37,6 +37,8 @@ pub struct ProblemSet {
 pub struct Problems {
     /// To train on.
     pub train: ProblemSet,
+    /// Further problems for reinforcement learning, of which only answers are known to it; may be empty.
+    pub fresh: ProblemSet,
     /// To tune on.
     pub valid: ProblemSet,
     /// To report.
@@ -45,6 +47,13 @@ pub struct Problems {
     pub shifted: Vec<ProblemSet>,
     /// Questions of validation and of test that the training file has too; they are left out of training.
     pub overlap: [usize; 2],
+}
+
+impl Problems {
+    /// What reinforcement learning asks: the further problems, or those of training where there are none.
+    pub fn prompts(&self) -> &ProblemSet {
+        if self.fresh.items.is_empty() { &self.train } else { &self.fresh }
+    }
 }
 
 /// Generates or reads the problems of `recipe`. `stop` ends every answer; `longest` is the most positions that an
@@ -75,6 +84,7 @@ pub fn load(
         Ok(set)
     };
     let sizes = [keys.limit_train, keys.limit_valid, keys.limit_test];
+    let fresh = recipe.grpo.fresh_problems;
     let problems = match keys.source {
         Source::Words => {
             let family = |steps, templates| WordProblems {
@@ -84,14 +94,16 @@ pub fn load(
                 ..WordProblems::default()
             };
             let steps = keys.words_steps_min..=keys.words_steps_max;
-            let split = generated(sizes, |[train, valid, test]| {
-                family(steps.clone(), Templates::Training).split(recipe.seed, train, valid, test)
+            let mut split = generated(sizes, |[train, valid, test]| {
+                family(steps.clone(), Templates::Training).split(recipe.seed, train + fresh, valid, test)
             })?;
+            let fresh = split.train.split_off(split.train.len() - fresh);
             let longer = keys.words_steps_max + 1..=keys.words_steps_max + 1;
             let stories = family(steps, Templates::HeldOut).split(recipe.seed, 0, 0, sizes[2])?;
             let longer = family(longer, Templates::Training).split(recipe.seed, 0, 0, sizes[2])?;
             Problems {
                 train: encode("train", split.train, 0)?,
+                fresh: encode("fresh", fresh, 0)?,
                 valid: encode("valid", split.valid, 0)?,
                 test: encode("test", split.test, 0)?,
                 shifted: vec![
@@ -105,12 +117,14 @@ pub fn load(
             let kinds = keys.graph_nodes.saturating_sub(2);
             let family = |path| GraphProblems { path, kinds, edges: kinds + kinds / 2 };
             let path = keys.graph_path..=keys.graph_path;
-            let split =
-                generated(sizes, |[train, valid, test]| family(path).split(recipe.seed, train, valid, test))?;
+            let mut split =
+                generated(sizes, |[train, valid, test]| family(path).split(recipe.seed, train + fresh, valid, test))?;
+            let fresh = split.train.split_off(split.train.len() - fresh);
             let longer = keys.graph_path + 1..=keys.graph_path + 1;
             let longer = family(longer).split(recipe.seed, 0, 0, sizes[2])?;
             Problems {
                 train: encode("train", split.train, 0)?,
+                fresh: encode("fresh", fresh, 0)?,
                 valid: encode("valid", split.valid, 0)?,
                 test: encode("test", split.test, 0)?,
                 shifted: vec![encode("one step more", longer.test, 0)?],
@@ -154,7 +168,7 @@ pub fn load(
             for (number, item) in train.items.iter_mut().enumerate() {
                 item.number = number as u32;
             }
-            Problems { train, valid, test, shifted: Vec::new(), overlap }
+            Problems { train, fresh: ProblemSet::default(), valid, test, shifted: Vec::new(), overlap }
         }
     };
     for set in [&problems.train, &problems.valid, &problems.test] {

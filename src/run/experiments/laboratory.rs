@@ -242,7 +242,7 @@ impl Bench {
         let (recipe, student) = (&self.recipe, &self.student);
         let mut model = student.model.duplicate()?;
         let reference = plan.objective.loss.kl.map(|_| student.model.duplicate()).transpose()?;
-        let items = &self.problems.train.items;
+        let items = &self.problems.prompts().items;
         let mut arm = Arm::new(&model, recipe, plan, self.form(), items, &student.tokenizer, reference)?;
         let updates = recipe.grpo.updates;
         let mut finding =

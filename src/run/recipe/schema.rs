@@ -163,6 +163,9 @@ section! {
         updates: usize, between(0.0, MANY);
         /// Prompts an update.
         prompts: usize, between(1.0, 65536.0);
+        /// Further generated problems that prompts are taken from, of which only the answers are used; 0 = the training
+        /// problems. Problems from files are always the training problems.
+        fresh_problems: usize, between(0.0, MANY);
         /// Rollouts a prompt (K).
         group: usize, between(1.0, 4096.0);
         /// Loss, ratio clipping, scaling of advantages and summation, as a named family member.

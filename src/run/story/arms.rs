@@ -34,7 +34,7 @@ impl Story<'_> {
             }
         };
         let form = form(recipe, &self.curriculum, &self.student);
-        let (items, tokenizer) = (self.problems.train.items.clone(), self.student.tokenizer.clone());
+        let (items, tokenizer) = (self.problems.prompts().items.clone(), self.student.tokenizer.clone());
         let mut arm = Arm::new(&self.student.model, recipe, plan, form, &items, &tokenizer, reference)?;
         arm.drawn = self.progress.drawn;
         self.restore(arm.policy_mut().optimizer_mut())?;
@@ -142,7 +142,7 @@ impl Story<'_> {
         for judged in &report.rollouts {
             let trajectory = &judged.trajectory;
             let coordinates = trajectory.member.coordinates;
-            let problem = &self.problems.train.items[coordinates.prompt as usize].problem;
+            let problem = &self.problems.prompts().items[coordinates.prompt as usize].problem;
             let sample = Sample {
                 question: problem.question.clone(),
                 gold: problem.answer.clone(),
