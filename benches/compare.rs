@@ -4,6 +4,10 @@
 //! file says how to read the table. LATCH_PYTHON names the Python that has torch and transformers.
 
 mod machine;
+mod memory;
+mod peer;
+mod reinforcement;
+mod roofline;
 mod workloads;
 
 use clap::Parser;
@@ -12,15 +16,14 @@ use latch::base::Dtype;
 use latch::cpu::gemm::{Accumulate, Bf16Operand, Matrix, MatrixMut, gemm, gemm_bf16};
 use latch::cpu::parallel::with_threads;
 use latch::model::{Model, Record};
+use latch::rollout::masks::{Masking, Scope};
 use machine::{Times, peak_once, read_once, triad_once};
-use serde_json::{Value, json};
-use std::io::{BufRead, BufReader, Write};
-use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
+use peer::{Failure, Theirs};
+use reinforcement::{GrpoStep, PROMPTS, Plan, Rollout, masked};
+use roofline::Roofline;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
-use workloads::{Decode, Prefill, Rollout, Run, TrainStep};
-
-type Failure = Box<dyn std::error::Error + Send + Sync>;
+use std::time::Instant;
+use workloads::{Decode, Prefill, Run, TrainStep};
 
 /// Compares latch with PyTorch.
 #[derive(Parser)]
@@ -29,7 +32,7 @@ struct Options {
     /// within tens of MiB.
     #[arg(
         long,
-        default_value = "train_step/small,prefill/small,decode/small,rollout/small,rollout_shared/small,rss/train_step/small,gemm"
+        default_value = "train_step/small,prefill/small,decode/small,rollout/small,rollout_shared/small,rollout_masked/small,grpo_step/small,grpo_step_dropout/small,gap,rss/train_step/small,rss/grpo_step/small,gemm"
     )]
     only: String,
     /// Rounds; in each, both sides run once or a few times.
@@ -41,7 +44,7 @@ struct Options {
     /// Threads of both sides (0 = one per core).
     #[arg(long, default_value_t = 0)]
     threads: usize,
-    /// Measures this process's own training steps and prints its peak memory.
+    /// Does nothing but that work and prints this process's peak memory.
     #[arg(long, hide = true)]
     rss_child: Option<String>,
     /// What `cargo bench` adds.
@@ -58,72 +61,6 @@ fn main() {
     if let Err(failure) = result {
         eprintln!("{failure}");
         std::process::exit(1);
-    }
-}
-
-/// PyTorch's process.
-struct Theirs {
-    child: Child,
-    to: ChildStdin,
-    from: BufReader<ChildStdout>,
-    threads: usize,
-}
-
-impl Theirs {
-    fn start(threads: usize) -> Result<Theirs, Failure> {
-        let python = std::env::var("LATCH_PYTHON").unwrap_or_else(|_| "python3".into());
-        let script = concat!(env!("CARGO_MANIFEST_DIR"), "/benches/pytorch.py");
-        let check = "import torch, transformers";
-        let found = Command::new(&python).args(["-c", check]).stderr(Stdio::null()).status();
-        if !found.as_ref().is_ok_and(|status| status.success()) {
-            let why = match found {
-                Ok(_) => "it cannot import torch and transformers".to_string(),
-                Err(error) => error.to_string(),
-            };
-            return Err(format!(
-                "cannot compare: the Python `{python}`: {why}; install them (pip install torch transformers) or set \
-                 LATCH_PYTHON to a Python that has them"
-            )
-            .into());
-        }
-        let mut child = Command::new(&python)
-            .args([script, "--serve", "--threads", &threads.to_string()])
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .spawn()?;
-        let to = child.stdin.take().ok_or("no pipe to Python")?;
-        let from = BufReader::new(child.stdout.take().ok_or("no pipe from Python")?);
-        Ok(Theirs { child, to, from, threads })
-    }
-
-    /// Asks for `iterations` runs of `name`.
-    fn ask(&mut self, name: &str, iterations: usize) -> Result<Value, Failure> {
-        let request = json!({"name": name, "iterations": iterations, "threads": self.threads});
-        writeln!(self.to, "{request}")?;
-        self.to.flush()?;
-        let mut line = String::new();
-        if self.from.read_line(&mut line)? == 0 {
-            return Err(format!("the Python process ended while it ran {name}").into());
-        }
-        let answer: Value = serde_json::from_str(&line)?;
-        match answer.get("error") {
-            Some(error) => Err(format!("PyTorch, {name}: {error}").into()),
-            None => Ok(answer),
-        }
-    }
-
-    /// Milliseconds of each run.
-    fn times(&mut self, name: &str, iterations: usize) -> Result<Vec<f64>, Failure> {
-        let answer = self.ask(name, iterations)?;
-        let times = answer["times_ms"].as_array().ok_or("no times_ms in the answer")?;
-        Ok(times.iter().filter_map(Value::as_f64).collect())
-    }
-}
-
-impl Drop for Theirs {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
     }
 }
 
@@ -179,12 +116,30 @@ fn ours(warm: &mut Warm, name: &str) -> Result<Run, Failure> {
             let mut decode = Decode::new(warm.get(shape, dtype)?)?;
             Box::new(move || decode.run())
         }
-        "rollout" | "rollout_shared" => {
-            let mut rollout = Rollout::new(warm.get(shape, dtype)?, work == "rollout_shared")?;
+        "rollout" | "rollout_shared" | "rollout_masked" => {
+            let mut rollout = Rollout::new(warm.get(shape, dtype)?, &rollout_plan(work))?;
             Box::new(move || rollout.run())
+        }
+        "grpo_step" | "grpo_step_dropout" => {
+            let mut step = GrpoStep::new(fresh(shape, dtype)?, &update_plan(work))?;
+            Box::new(move || step.run())
         }
         other => return Err(format!("latch's side knows no work `{other}`").into()),
     })
+}
+
+/// One group; `rollout_masked` shares its prompt, `rollout_shared` all that rollouts without masks have in common.
+fn rollout_plan(work: &str) -> Plan {
+    match work {
+        "rollout_masked" => Plan::new(1, masked(Scope::Latent), true),
+        _ => Plan::new(1, Masking::NONE, work == "rollout_shared"),
+    }
+}
+
+/// An update; beside framework dropout, which is everywhere, masks are too.
+fn update_plan(work: &str) -> Plan {
+    let scope = if work == "grpo_step_dropout" { Scope::All } else { Scope::Latent };
+    Plan::new(PROMPTS, masked(scope), true)
 }
 
 /// `x[m, k] w[n, k]^T` into a buffer; bf16 rounds x as it packs it, as the runtime does.
@@ -261,9 +216,10 @@ fn compare(options: &Options) -> Result<(), Failure> {
     );
     let mut warm = Warm::default();
     for name in &names {
-        let line = match name.strip_prefix("rss/") {
-            Some(inner) => memory(&mut theirs, inner, threads),
-            None => timed(&mut warm, &mut theirs, name, options),
+        let line = match name.split_once('/') {
+            Some(("rss", inner)) => memory::compare(&mut theirs, inner, threads),
+            Some(("gap", inner)) => gap(&mut theirs, inner),
+            _ => timed(&mut warm, &mut theirs, name, options),
         };
         // One side's failure is its line; the other lines still count.
         println!("{name:<32}{}", line.unwrap_or_else(|failure| format!("  failed: {failure}")));
@@ -299,12 +255,19 @@ fn timed(warm: &mut Warm, theirs: &mut Theirs, name: &str, options: &Options) ->
     let (b, c, mut a) = (vec![1.0_f32; ELEMENTS], vec![1.0_f32; ELEMENTS], vec![0.0_f32; ELEMENTS]);
     let mut run = ours(warm, name)?;
     theirs.times(name, 1)?;
+    let mut roofline = match parts(name)? {
+        (work, shape, dtype) if work.starts_with("rollout") => {
+            Roofline::new(warm.get(shape, dtype)?.as_ref(), work != "rollout")
+        }
+        _ => None,
+    };
     let mut triad = Times::default();
     let (mut us, mut them) = (Vec::new(), Vec::new());
     let mut each = 1;
     let (start, mut rounds) = (Instant::now(), 0);
     while rounds < options.repeat && (rounds < 3 || start.elapsed().as_secs_f64() < options.budget) {
         triad.record(|| triad_once(&mut a, &b, &c));
+        roofline.iter_mut().for_each(Roofline::round);
         // The first run of a turn finds the caches as the other side left them; short work is run several times.
         us.extend((0..each).map(|_| run().as_secs_f64() * 1e3));
         them.extend(theirs.times(name, each)?);
@@ -314,8 +277,9 @@ fn timed(warm: &mut Warm, theirs: &mut Theirs, name: &str, options: &Options) ->
     }
     let (us, them) = (sorted(us), sorted(them));
     let bytes = (12 * ELEMENTS) as f64;
+    let roofline = roofline.map(|roofline| format!("\n{}", roofline.line(us[0]))).unwrap_or_default();
     Ok(format!(
-        "{:>10.3}{:>10.3}{:>10.3}{:>10.3}{:>8.2}{rounds:>7}{:>7.1}{:>7.1}",
+        "{:>10.3}{:>10.3}{:>10.3}{:>10.3}{:>8.2}{rounds:>7}{:>7.1}{:>7.1}{roofline}",
         us[us.len() / 2],
         us[0],
         them[them.len() / 2],
@@ -331,47 +295,42 @@ fn sorted(mut times: Vec<f64>) -> Vec<f64> {
     times
 }
 
-/// Peak resident memory of a process that only trains, ours and theirs.
-fn memory(theirs: &mut Theirs, name: &str, threads: usize) -> Result<String, Failure> {
-    let output = Command::new(std::env::current_exe()?)
-        .args(["--rss-child", name, "--threads", &threads.to_string()])
-        .stderr(Stdio::inherit())
-        .output()?;
-    if !output.status.success() {
-        return Err(format!("our measured process ended with {}", output.status).into());
+/// How far log-probabilities at an update are from those at its rollout, before any weight moves.
+fn gap(theirs: &mut Theirs, name: &str) -> Result<String, Failure> {
+    let (work, shape, dtype) = parts(name)?;
+    let mut step = GrpoStep::new(fresh(shape, dtype)?, &update_plan(work))?;
+    for _ in 0..2 {
+        step.run();
     }
-    let line = String::from_utf8(output.stdout)?;
-    let ours: Value = serde_json::from_str(&line)?;
-    let answer = theirs.ask(&format!("rss/{name}"), 1)?;
-    let number = |value: &Value, key: &str| value[key].as_f64().unwrap_or(f64::NAN);
-    let (us, them) = (number(&ours, "mib"), number(&answer, "mib"));
+    let answer = theirs.ask(&format!("gap/{name}"), 3)?;
+    let them = answer["gap"].as_f64().ok_or("no gap in the answer")?;
     Ok(format!(
-        "  peak RSS: ours {us:.1} MiB ({:.1} of tensors), theirs {them:.1} MiB ({:.1} after its imports); ours / theirs {:.3}",
-        number(&ours, "tensor_mib"),
-        number(&answer, "import_mib"),
-        us / them
+        "  largest |log-probability at the update - at the rollout| of 3 updates, nats: ours {:e} (run again from \
+         keys: {:e}), theirs {them:.3e}",
+        step.at_update, step.audited
     ))
 }
 
-/// Three training steps, then this process's high-water mark.
+/// Three steps, then this process's high-water mark.
 fn rss_child(name: &str) -> Result<(), Failure> {
     let (work, shape, dtype) = parts(name)?;
-    if work != "train_step" {
-        return Err(format!("memory is measured of train_step, not of `{work}`").into());
-    }
-    let mut step = TrainStep::new(fresh(shape, dtype)?, Record::Everything)?;
-    let _: Duration = step.run();
-    let mebibytes = f64::from(1 << 20);
-    println!("{}", json!({"mib": peak_mib()?, "tensor_mib": step.bytes() as f64 / mebibytes}));
+    let bytes = match work {
+        "train_step" => {
+            let mut step = TrainStep::new(fresh(shape, dtype)?, Record::Everything)?;
+            step.run();
+            step.bytes()
+        }
+        "grpo_step" => {
+            let mut step = GrpoStep::new(fresh(shape, dtype)?, &update_plan(work))?;
+            (0..2).for_each(|_| {
+                step.run();
+            });
+            step.bytes()
+        }
+        other => {
+            return Err(format!("memory is measured of train_step and grpo_step, not of `{other}`").into());
+        }
+    };
+    println!("{}", memory::report(bytes)?);
     Ok(())
-}
-
-/// VmHWM: the kernel's own mark of this process; exec starts it anew.
-fn peak_mib() -> Result<f64, Failure> {
-    let status = std::fs::read_to_string("/proc/self/status")
-        .map_err(|error| format!("peak memory is read from /proc/self/status: {error}"))?;
-    let line =
-        status.lines().find(|line| line.starts_with("VmHWM:")).ok_or("no VmHWM in /proc/self/status")?;
-    let kibibytes: f64 = line.split_whitespace().nth(1).ok_or("VmHWM has no value")?.parse()?;
-    Ok(kibibytes / 1024.0)
 }

@@ -4,6 +4,8 @@
 mod machine;
 mod measure;
 mod models;
+mod reinforcement;
+mod tables;
 mod workloads;
 mod ops {
     pub mod adamw;
@@ -72,8 +74,12 @@ fn main() {
     });
 }
 
-/// The tables whose names contain `filter`: `memory`, one of its operations, or shapes of matrix products.
+/// The table of whole rollouts or updates named `filter`, or those whose names contain it: `memory`, one of its
+/// operations, or shapes of matrix products.
 fn tables(rounds: usize, filter: &str) {
+    if let Some((_, table)) = tables::NAMES.iter().find(|(name, _)| *name == filter) {
+        return with_threads(0, || table(rounds));
+    }
     let chosen: Vec<_> = BOUND_BY_MEMORY
         .iter()
         .filter(|(name, _)| "memory".contains(filter) || name.contains(filter))

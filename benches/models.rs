@@ -1,13 +1,15 @@
 //! Whole models, "small" (GPT-2's architecture, 4 layers, width 256): training step with and without recompute,
-//! prefill, batch-1 decode, and the rollout of a group with and without prefix sharing. Larger shapes stand in
+//! prefill, batch-1 decode, the rollout of a group, and a whole Dropout-GRPO update. Larger shapes stand in
 //! benches/compare.rs, where PyTorch runs beside them.
 
+use crate::reinforcement::{GrpoStep, PROMPTS, Plan, Rollout, masked};
 use crate::workloads::{
-    ANSWER, BATCH, Decode, GROUP, LENGTH, PREFILL, Prefill, Rollout, Run, TrainStep, config, model,
+    ANSWER, BATCH, Decode, GROUP, LENGTH, PREFILL, Prefill, Run, TrainStep, config, model,
 };
 use criterion::{Criterion, Throughput};
 use latch::base::Dtype;
 use latch::model::{Model, Record};
+use latch::rollout::masks::{Masking, Scope};
 use std::sync::Arc;
 
 fn small() -> Model {
@@ -43,10 +45,22 @@ pub fn benches(criterion: &mut Criterion) {
         let mut decode = Decode::new(Arc::new(small())).expect("the small model runs");
         Box::new(move || decode.run())
     });
-    for (name, sharing) in [("rollout 8", false), ("rollout 8, shared prefix", true)] {
+    let plan = |masking, share| Plan::new(1, masking, share);
+    for (name, plan) in [
+        ("rollout 8", plan(Masking::NONE, false)),
+        ("rollout 8, shared", plan(Masking::NONE, true)),
+        ("rollout 8, masked", plan(masked(Scope::Latent), true)),
+    ] {
         time(name, GROUP * ANSWER, &|| {
-            let mut rollout = Rollout::new(Arc::new(small()), sharing).expect("the small model runs");
+            let mut rollout = Rollout::new(Arc::new(small()), &plan).expect("the small model runs");
             Box::new(move || rollout.run())
+        });
+    }
+    for (name, scope) in [("update 2 x 8", Scope::Latent), ("update 2 x 8, scope all", Scope::All)] {
+        time(name, PROMPTS * GROUP * ANSWER, &|| {
+            let plan = Plan::new(PROMPTS, masked(scope), true);
+            let mut step = GrpoStep::new(small(), &plan).expect("the small model trains");
+            Box::new(move || step.run())
         });
     }
     group.finish();

@@ -20,14 +20,22 @@ What is measured:
   prefill/...       one row of 256 tokens through the model with a fresh KV cache, logits of the last position only
   decode/...        batch 1, greedy, 32 tokens after a prompt of 64 that is already in the KV cache
   rollout/...       8 rollouts of one prompt: 64 tokens, 6 latent steps, an end marker, 32 sampled tokens with their
-                    log-probabilities; batched, KV cache, the prompt computed 8 times
-  rollout_shared/.. the same with the prompt computed once and its cache repeated
-  rss/...           peak resident memory of a process that does three training steps (mib; import_mib = before the model)
+                    log-probabilities; batched, KV cache, prompt and latents computed 8 times
+  rollout_shared/.. the same with prompt and latents, which do not differ, computed once and their cache repeated
+  rollout_masked/.. the same with a dropout mask (p = 0.1) of each rollout's own, held over its latent steps; the prompt
+                    computed once and its cache repeated
+  grpo_step/...     a whole update: 2 prompts x 8 such masked rollouts, rewards, the loss pass under the same masks with the
+                    gradient through the latents, fused AdamW
+  grpo_step_dropout/.. an update with the framework's dropout of 0.1, as model.train() has it: everywhere, new at each call
+  rss/...           peak resident memory of a process that does three such steps (mib; import_mib = before the model)
+  gap/...           largest |log-probability at the update - at the rollout| (nats) before the weights move
   triad/...         a = b + 2 c over three arrays of that size: what the memory gives at this moment
 
 Fair to PyTorch: waiting OpenMP threads sleep, the allocator keeps its memory and asks for huge pages (the process
-restarts itself once to set this), attention is torch's fused one, no dropout, no hooks, gradients off where not needed.
-Weights are random; nothing is downloaded. Left out: torch.compile, quantisation, GPUs.
+restarts itself once to set this), attention is torch's fused one, no hooks, gradients off where not needed. An update runs
+all its rollouts as one batch with a KV cache, in sampling and in the loss pass; it computes each prompt once for its group
+where masks allow that, reads the whole answer in one segment in the loss pass, and takes logits only where an answer token
+is predicted (pytorch_grpo.py). Weights are random; nothing is downloaded. Left out: torch.compile, quantisation, GPUs.
 """
 
 import argparse
@@ -41,164 +49,15 @@ import subprocess
 import sys
 import time
 
+from pytorch_grpo import grpo_step, grpo_step_dropout, rollout, rollout_masked, rollout_shared
+from pytorch_work import GEMMS, MODELS, Warm, decode, gemm, prefill, train_step, triad
+
 SETTINGS = {
     "OMP_WAIT_POLICY": "passive",
     "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1:glibc.malloc.mmap_max=0:glibc.malloc.trim_threshold=17179869184",
     "HF_HUB_OFFLINE": "1",
     "TOKENIZERS_PARALLELISM": "false",
 }
-
-PROMPT, LATENTS, ANSWER, GROUP = 64, 6, 32, 8
-BATCH, LENGTH, PREFILL = 4, 64, 256
-GEMMS = [(256, 768, 3072), (1024, 1024, 1024), (768, 768, 3072), (8, 768, 3072), (1, 768, 50257)]
-MODELS = ("small", "gpt2-124m", "qwen2.5-0.5b")
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Models
-
-def config_of(model):
-    from transformers import GPT2Config, Qwen2Config
-    quiet = dict(resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0)
-    if model == "small":
-        return GPT2Config(vocab_size=1000, n_embd=256, n_layer=4, n_head=8, bos_token_id=0, eos_token_id=0, **quiet)
-    if model == "gpt2-124m":
-        return GPT2Config(**quiet)
-    return Qwen2Config(vocab_size=151936, hidden_size=896, intermediate_size=4864, num_hidden_layers=24,
-                       num_attention_heads=14, num_key_value_heads=2, max_position_embeddings=32768,
-                       tie_word_embeddings=True, rope_parameters={"rope_type": "default", "rope_theta": 1000000.0})
-
-
-def build(model, dtype):
-    import torch
-    from transformers import AutoModelForCausalLM
-    torch.manual_seed(0)
-    return AutoModelForCausalLM.from_config(config_of(model), dtype=dtype, attn_implementation="sdpa")
-
-
-def matmul_parameters(model):
-    """Weights that a token is multiplied with: all matrices, the tied head once, position embeddings not."""
-    return sum(p.numel() for n, p in model.named_parameters() if p.dim() == 2 and "wpe" not in n)
-
-
-class Warm:
-    """Models for inference, shared by every benchmark that wants the same one."""
-
-    def __init__(self):
-        self.models = {}
-
-    def get(self, model, dtype):
-        if (model, dtype) not in self.models:
-            self.models[model, dtype] = build(model, torch_dtype(dtype)).eval().requires_grad_(False)
-        return self.models[model, dtype]
-
-
-def torch_dtype(name):
-    import torch
-    return {"f32": torch.float32, "bf16": torch.bfloat16}[name]
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Work: each returns (function to time, facts). Facts: shape, and per run `flops`, `bytes` or `tokens`.
-
-def gemm(_warm, shape, dtype):
-    import torch
-    m, k, n = map(int, shape.split("x"))
-    x, w = torch.randn(m, k).to(torch_dtype(dtype)), torch.randn(n, k).to(torch_dtype(dtype))
-    y = torch.empty(m, n, dtype=torch_dtype(dtype))
-    rate = {"bytes": (m * k + n * k + m * n) * x.element_size()} if m < 8 else {"flops": 2 * m * k * n}
-    return lambda: torch.mm(x, w.t(), out=y), {"shape": shape, **rate}
-
-
-def train_step(_warm, model, dtype):
-    import torch
-    net = build(model, torch.float32).train()
-    optimiser = torch.optim.AdamW(net.parameters(), lr=1e-5, weight_decay=0.01, fused=True)
-    ids = torch.randint(0, net.config.vocab_size, (BATCH, LENGTH))
-
-    def step():
-        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=dtype == "bf16"):
-            loss = net(input_ids=ids, labels=ids, use_cache=False).loss
-        loss.backward()
-        optimiser.step()
-        optimiser.zero_grad(set_to_none=True)
-
-    tokens = BATCH * LENGTH
-    return step, {"shape": f"batch {BATCH}x{LENGTH}", "tokens": tokens, "flops": 6 * tokens * matmul_parameters(net)}
-
-
-def prefill(warm, model, dtype):
-    import torch
-    net = warm.get(model, dtype)
-    ids = torch.randint(0, net.config.vocab_size, (1, PREFILL))
-
-    def run():
-        with torch.inference_mode():
-            net(input_ids=ids, use_cache=True, logits_to_keep=1)
-
-    return run, {"shape": f"1x{PREFILL}", "tokens": PREFILL}
-
-
-def decode(warm, model, dtype):
-    import torch
-    from transformers import DynamicCache
-    net = warm.get(model, dtype)
-    prompt = torch.randint(0, net.config.vocab_size, (1, PROMPT))
-    cache = DynamicCache(config=net.config)
-    with torch.inference_mode():
-        first = net(input_ids=prompt, past_key_values=cache, logits_to_keep=1).logits[:, -1].argmax(-1, keepdim=True)
-
-    def run():
-        token = first
-        with torch.inference_mode():
-            cache.crop(PROMPT - cache.get_seq_length())  # minus what the last run appended
-            for _ in range(ANSWER):
-                token = net(input_ids=token, past_key_values=cache).logits[:, -1].argmax(-1, keepdim=True)
-
-    element = torch.empty(0, dtype=torch_dtype(dtype)).element_size()
-    return run, {"shape": f"prompt {PROMPT}, {ANSWER} tokens", "tokens": ANSWER,
-                 "bytes": ANSWER * matmul_parameters(net) * element}
-
-
-def rollout(warm, model, dtype, shared=False):
-    import torch
-    from transformers import DynamicCache
-    net = warm.get(model, dtype)
-    body, head, vocab = net.base_model, net.get_output_embeddings(), net.config.vocab_size
-    prompt = torch.randint(0, vocab, (1, PROMPT))
-    end = torch.zeros(GROUP, 1, dtype=torch.int64)
-
-    def run():
-        with torch.inference_mode():
-            cache = DynamicCache(config=net.config)
-            ids = prompt if shared else prompt.expand(GROUP, -1)
-            z = body(input_ids=ids, past_key_values=cache, use_cache=True).last_hidden_state[:, -1:]
-            if shared:
-                cache.batch_repeat_interleave(GROUP)
-                z = z.expand(GROUP, -1, -1)
-            for _ in range(LATENTS):
-                z = body(inputs_embeds=z, past_key_values=cache, use_cache=True).last_hidden_state
-            token, tokens, scores = end, [], []
-            for _ in range(ANSWER):
-                h = body(input_ids=token, past_key_values=cache, use_cache=True).last_hidden_state
-                logp = torch.log_softmax(head(h[:, -1]).float(), dim=-1)
-                token = torch.multinomial(logp.exp(), 1)
-                tokens.append(token)
-                scores.append(logp.gather(-1, token))
-            return torch.cat(tokens, 1), torch.cat(scores, 1)
-
-    return run, {"shape": f"K {GROUP}, prompt {PROMPT}, {LATENTS} latents, {ANSWER} tokens", "tokens": GROUP * ANSWER}
-
-
-def rollout_shared(warm, model, dtype):
-    return rollout(warm, model, dtype, shared=True)
-
-
-def triad(_warm, size, _dtype):
-    import torch
-    n = int(size.removesuffix("mib")) * 2**20 // 4
-    a, b, c = torch.zeros(n), torch.ones(n), torch.ones(n)
-    return lambda: torch.add(b, c, alpha=2.0, out=a), {"shape": f"3 x {size}", "bytes": 3 * 4 * n}
 
 
 def names():
@@ -208,12 +67,16 @@ def names():
     found += [f"gemm/{m}x{k}x{n}/{d}" for m, k, n in GEMMS for d in both]
     found += [f"train_step/{m}/{d}" for m in MODELS[:2] for d in both]
     found += [f"{w}/{m}/{d}" for w in ("prefill", "decode") for m in MODELS for d in both]
-    found += [f"{w}/{m}/{d}" for w in ("rollout", "rollout_shared") for m in MODELS[:2] for d in both]
+    found += [f"{w}/{m}/{d}" for w in ("rollout", "rollout_shared", "rollout_masked") for m in MODELS[:2] for d in both]
+    found += [f"{w}/small/{d}" for w in ("grpo_step", "grpo_step_dropout") for d in both]
+    found += ["gap/grpo_step/small/f32", "gap/grpo_step_dropout/small/f32"]
     found += [f"rss/train_step/{m}/{d}" for m in MODELS[:2] for d in both]
+    found += [f"rss/grpo_step/small/{d}" for d in both]
     return found
 
 
-WORK = {f.__name__: f for f in (gemm, train_step, prefill, decode, rollout, rollout_shared, triad)}
+WORK = {f.__name__: f for f in (gemm, train_step, prefill, decode, rollout, rollout_shared, rollout_masked, grpo_step,
+                                grpo_step_dropout, triad)}
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -250,6 +113,12 @@ class Bench:
             if budget and after - start > budget and len(taken) >= 3:
                 break
         return taken
+
+    def gap(self, name, updates):
+        """The largest difference of log-probabilities in that many updates."""
+        work, shape, dtype = name.removeprefix("gap/").split("/")
+        run, _ = WORK[work](self.warm, shape, dtype)
+        return max(run() for _ in range(updates))
 
     def forget(self, name=None):
         """Drops one prepared benchmark, or with no name everything."""
@@ -312,7 +181,9 @@ def report(bench, name, repeat, budget, threads):
     if line["dtype"] == "bf16":
         line["bf16"] = "hardware" if bf16_in_hardware() else "emulated"
     if name.startswith("rss/"):
-        return {**line, "shape": f"batch {BATCH}x{LENGTH}", **measure_rss(name, threads)}
+        return {**line, **measure_rss(name, threads)}
+    if name.startswith("gap/"):
+        return {**line, "gap": bench.gap(name, 3)}
     taken = bench.times(name, repeat, budget)
     facts, best = bench.ready[name][1], min(taken)
     line |= {"shape": facts["shape"], "median_ms": round(statistics.median(taken), 4), "min_ms": round(best, 4),
@@ -347,6 +218,8 @@ def serve(threads):
                 bench.forget()
             elif name in names() and name.startswith("rss/"):
                 answer |= measure_rss(name, used)
+            elif name in names() and name.startswith("gap/"):
+                answer["gap"] = bench.gap(name, iterations)
             else:
                 answer["times_ms"] = [round(t, 4) for t in bench.times(name, iterations)]
         except Exception as error:  # one bad request must not end the other program's run

@@ -1,16 +1,16 @@
 //! The work that whole models are timed on. The shapes are those of benches/pytorch.py, so that one table can hold
 //! both; each kind of work checks its own result once before anything is timed.
 
-use latch::base::rng::{Purpose, StreamKey};
 use latch::base::{Dtype, Result};
 use latch::device::Device;
 use latch::learn::optimizer::{Optimizer, Settings};
-use latch::learn::supervised::{Example, Limits, Trainer};
-use latch::model::{Config, Input, Model, Precision, Record, RowPlan, Segment, Sequences, SequencesPlan};
+use latch::learn::supervised::{Example, Limits as BatchLimits, Trainer};
+use latch::model::{Config, Model, Precision, Record, RowPlan, Segment, Sequences, SequencesPlan};
 use latch::ops::Tensor;
-use latch::ops::index;
-use latch::ops::sampler::{self, Law};
-use std::ops::Range;
+use latch::ops::sampler::Law;
+use latch::rollout::group::{Drawing, Form, Limits, Member, Rollouts, Thoughts};
+use latch::rollout::masks::{self, Masking};
+use std::ops::ControlFlow;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -63,7 +63,8 @@ pub fn model(config: Config, dtype: Dtype) -> Model {
     Model::random(config, 1, &Device::cpu(), Precision::of(dtype)).expect("a valid configuration")
 }
 
-fn tokens(count: usize, vocabulary: usize) -> Vec<u32> {
+/// Token ids without a pattern that matters.
+pub fn tokens(count: usize, vocabulary: usize) -> Vec<u32> {
     (0..count).map(|i| ((i * i * 31 + i * 7 + 3) % vocabulary) as u32).collect()
 }
 
@@ -82,7 +83,7 @@ impl TrainStep {
             .map(|row| Example { prompt: row[..1].to_vec(), answer: row[1..].to_vec(), ..Example::default() })
             .collect();
         let optimizer = Optimizer::new(&model, Settings { clip: None, ..Settings::default() })?;
-        let limits = Limits { rows: BATCH, longest: LENGTH, positions: BATCH * LENGTH };
+        let limits = BatchLimits { rows: BATCH, longest: LENGTH, positions: BATCH * LENGTH };
         let mut trainer = Trainer::new(&model, optimizer, limits, record)?;
         // Known value: fresh small weights give nearly equal logits, so the loss is near ln(vocabulary), and
         // training on one batch lowers it.
@@ -150,83 +151,47 @@ impl Prefill {
     }
 }
 
-/// Tokens sampled step by step: only they cross to the host.
-struct Sampling {
-    model: Arc<Model>,
-    sequences: Sequences,
-    law: Law,
-    logits: Tensor,
-    tokens: Tensor,
-    keys: Tensor,
-    steps: Tensor,
-    log_probabilities: Tensor,
-}
-
-impl Sampling {
-    fn new(model: Arc<Model>, plan: &SequencesPlan, rows: usize, law: Law) -> Result<Sampling> {
-        let (device, dtype) = (model.device(), model.dtype());
-        let keys: Vec<u32> =
-            (0..rows as u32).flat_map(|row| StreamKey::new(5, 0, 0, row, Purpose::Token).0).collect();
-        Ok(Sampling {
-            sequences: Sequences::new(&model, plan)?,
-            law,
-            logits: Tensor::zeros(device, [rows, model.config().vocab], dtype)?,
-            tokens: Tensor::zeros(device, [rows, 1], Dtype::U32)?,
-            keys: Tensor::from_host(device, [rows, 2], &keys)?,
-            steps: Tensor::zeros(device, [rows, 1], Dtype::U32)?,
-            log_probabilities: Tensor::zeros(device, [rows * ANSWER, 1], dtype)?,
-            model,
-        })
-    }
-
-    /// One token for each row from the hidden states at `at`.
-    fn sample(&mut self, at: Range<usize>, step: usize) -> Result<Vec<u32>> {
-        let count = at.len();
-        self.model.logits(self.sequences.hidden(at)?, self.logits.rows_mut(0..count)?)?;
-        sampler::sample(
-            self.logits.view(),
-            &self.law,
-            sampler::Noise { keys: self.keys.view(), steps: self.steps.view(), site: 0 },
-            sampler::Sampled {
-                tokens: self.tokens.view_mut(),
-                log_probability: self.log_probabilities.rows_mut(step * count..(step + 1) * count)?,
-                support: None,
-            },
-        )?;
-        index::repeat(&mut self.steps, 0..count, 0, 1)?;
-        self.tokens.download::<u32>()
-    }
-
-    /// Appends the tokens just sampled.
-    fn advance(&mut self, at: Range<usize>, rows: &[u32]) -> Result<Range<usize>> {
-        self.model.forward_sampled(&mut self.sequences, at, rows, self.tokens.view(), None)
-    }
-}
-
-/// Batch 1, greedy: `ANSWER` tokens after a prompt that is in the cache already.
+/// Batch 1, greedy: `ANSWER` tokens after a prompt that is in the cache already and its first token.
 pub struct Decode {
-    sampling: Sampling,
-    prompt: Segment,
+    model: Arc<Model>,
+    rollouts: Rollouts,
+    prompt: Vec<Vec<u32>>,
     answer: Vec<u32>,
 }
 
 impl Decode {
     pub fn new(model: Arc<Model>) -> Result<Decode> {
-        let prompt = tokens(PROMPT, model.config().vocab);
-        let plan = SequencesPlan {
-            rows: vec![RowPlan::own(PROMPT + ANSWER)],
-            record: Record::Nothing,
-            tape_positions: PROMPT + ANSWER,
+        let form = Form {
+            start: Vec::new(),
+            latents: 0,
+            end: Vec::new(),
+            stop: Vec::new(),
+            max_new_tokens: ANSWER + 1,
         };
-        let sampling = Sampling::new(model, &plan, 1, Law::Greedy)?;
-        let mut decode = Decode { sampling, prompt: Segment::of_tokens(0, &prompt), answer: Vec::new() };
+        let drawing = Drawing {
+            masking: Masking::NONE,
+            latent_noise: 0.0,
+            thoughts: Thoughts::Own,
+            law: Law::Greedy,
+            seed: 0,
+            share: false,
+        };
+        let limits = Limits { prompts: 1, members: 1, prompt_tokens: PROMPT };
+        let rollouts = Rollouts::reserve(&model, form, drawing, limits, Record::Nothing)?;
+        let prompt = vec![tokens(PROMPT, model.config().vocab)];
+        let mut decode = Decode { model, rollouts, prompt, answer: Vec::new() };
         decode.run();
         // Known value: prompt and answer read at once must predict the same tokens.
-        let Sampling { model, sequences, .. } = &mut decode.sampling;
+        let (model, length) = (&decode.model, PROMPT + ANSWER);
+        let plan = SequencesPlan {
+            rows: vec![RowPlan::own(length)],
+            record: Record::Nothing,
+            tape_positions: length,
+        };
+        let mut sequences = Sequences::new(model, &plan)?;
+        let row = [&decode.prompt[0][..], &decode.answer[..ANSWER]].concat();
+        let at = model.forward(&mut sequences, &Segment::of_tokens(0, &row), None)?;
         let vocabulary = model.config().vocab;
-        sequences.restart()?;
-        let row = [&prompt[..], &decode.answer[..ANSWER]].concat();
-        let at = model.forward(sequences, &Segment::of_tokens(0, &row), None)?;
         let mut logits = Tensor::zeros(model.device(), [ANSWER + 1, vocabulary], model.dtype())?;
         model.logits(sequences.hidden(at.end - ANSWER - 1..at.end)?, logits.view_mut())?;
         let predicted: Vec<u32> = logits.download::<f32>()?.chunks(vocabulary).map(largest).collect();
@@ -234,21 +199,17 @@ impl Decode {
         Ok(decode)
     }
 
+    /// Times what follows the first token.
     pub fn run(&mut self) -> Duration {
-        let mut run = || -> Result<Duration> {
-            let sampling = &mut self.sampling;
-            sampling.sequences.restart()?;
-            let prompt = sampling.model.forward(&mut sampling.sequences, &self.prompt, None)?;
-            let mut at = prompt.end - 1..prompt.end;
-            self.answer = sampling.sample(at.clone(), 0)?;
-            let start = Instant::now();
-            for _ in 0..ANSWER {
-                at = sampling.advance(at, &[0])?;
-                self.answer.extend(sampling.sample(at.clone(), 0)?);
-            }
-            Ok(start.elapsed())
-        };
-        run().expect("it ran before")
+        let member = Member { prompt: 0, coordinates: masks::Rollout::default() };
+        let mut start = None;
+        let sampled = self.rollouts.sample(&self.model, &self.prompt, &[member], |_, _| {
+            start.get_or_insert_with(Instant::now);
+            ControlFlow::Continue(())
+        });
+        let taken = start.expect("a token was sampled").elapsed();
+        self.answer = sampled.expect("it ran before").remove(0).tokens;
+        taken
     }
 }
 
@@ -260,78 +221,4 @@ fn largest(logits: &[f32]) -> u32 {
         }
     }
     best as u32
-}
-
-/// `GROUP` rollouts of one prompt: `LATENTS` latent steps, an end marker, `ANSWER` sampled tokens with their
-/// log-probabilities; the prompt computed once, or by each rollout.
-pub struct Rollout {
-    sampling: Sampling,
-    shared: bool,
-    prompt: Vec<u32>,
-    tokens: Vec<u32>,
-}
-
-impl Rollout {
-    pub fn new(model: Arc<Model>, shared: bool) -> Result<Rollout> {
-        let mut rollout = Rollout::prepare(model.clone(), shared)?;
-        rollout.run();
-        // The other way to run the prompt must sample the same tokens.
-        let mut other = Rollout::prepare(model, !shared)?;
-        other.run();
-        assert_eq!(rollout.tokens, other.tokens, "with and without prefix sharing");
-        assert_eq!(rollout.tokens.len(), GROUP * ANSWER);
-        Ok(rollout)
-    }
-
-    fn prepare(model: Arc<Model>, shared: bool) -> Result<Rollout> {
-        let length = PROMPT + LATENTS + 1 + ANSWER - 1;
-        let mut rows = vec![RowPlan::own(length); GROUP];
-        if shared {
-            rows = vec![RowPlan::sharing(0, PROMPT, length); GROUP];
-            rows.insert(0, RowPlan::own(PROMPT));
-        }
-        let tape_positions = if shared { PROMPT } else { GROUP * PROMPT };
-        let plan = SequencesPlan { rows, record: Record::Nothing, tape_positions };
-        let prompt = tokens(PROMPT, model.config().vocab);
-        let sampling = Sampling::new(model, &plan, GROUP, Law::PLAIN)?;
-        Ok(Rollout { sampling, shared, prompt, tokens: Vec::new() })
-    }
-
-    pub fn run(&mut self) -> Duration {
-        let start = Instant::now();
-        let mut run = || -> Result<()> {
-            let sampling = &mut self.sampling;
-            let sequences = &mut sampling.sequences;
-            sequences.restart()?;
-            sampling.steps.clear()?;
-            self.tokens.clear();
-            let first = u32::from(self.shared);
-            let rows: Vec<u32> = (first..first + GROUP as u32).collect();
-            let mut prompt = Segment::new();
-            for &row in if self.shared { &[0][..] } else { &rows[..] } {
-                prompt.extend_tokens(row, &self.prompt);
-            }
-            sampling.model.forward(sequences, &prompt, None)?;
-            for _ in 0..LATENTS {
-                sampling.model.forward(sequences, &Segment::latent_step(rows.iter().copied()), None)?;
-            }
-            let mut marker = Segment::new();
-            for &row in &rows {
-                marker.push(row, Input::Token(0));
-            }
-            let mut at = sampling.model.forward(sequences, &marker, None)?;
-            for step in 0..ANSWER {
-                let tokens = sampling.sample(at.clone(), step)?;
-                self.tokens.extend(tokens);
-                if step + 1 < ANSWER {
-                    at = sampling.advance(at, &rows)?;
-                }
-            }
-            let log_probabilities = sampling.log_probabilities.download::<f32>()?;
-            assert!(log_probabilities.iter().all(|&value| value <= 0.0), "a probability above 1");
-            Ok(())
-        };
-        run().expect("it ran before");
-        start.elapsed()
-    }
 }
