@@ -164,9 +164,11 @@ fn probe_writes_what_golden_files_hold() {
 }
 
 /// A run of a second: the whole story on a few problems.
-const TINY: [&str; 32] = [
+const TINY: [&str; 34] = [
     "--set",
     "data.limit_train=64",
+    "--set",
+    "grpo.fresh_problems=64",
     "--set",
     "data.limit_valid=16",
     "--set",

@@ -26,6 +26,7 @@ const TINY: &[&str] = &[
     "model.mlp_hidden=24",
     "model.max_positions=128",
     "data.limit_train=24",
+    "grpo.fresh_problems=0",
     "data.limit_valid=6",
     "data.limit_test=5",
     "data.words_steps_max=2",

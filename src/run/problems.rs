@@ -117,8 +117,9 @@ pub fn load(
             let kinds = keys.graph_nodes.saturating_sub(2);
             let family = |path| GraphProblems { path, kinds, edges: kinds + kinds / 2 };
             let path = keys.graph_path..=keys.graph_path;
-            let mut split =
-                generated(sizes, |[train, valid, test]| family(path).split(recipe.seed, train + fresh, valid, test))?;
+            let mut split = generated(sizes, |[train, valid, test]| {
+                family(path).split(recipe.seed, train + fresh, valid, test)
+            })?;
             let fresh = split.train.split_off(split.train.len() - fresh);
             let longer = keys.graph_path + 1..=keys.graph_path + 1;
             let longer = family(longer).split(recipe.seed, 0, 0, sizes[2])?;
