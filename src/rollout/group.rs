@@ -265,9 +265,8 @@ impl Rollouts {
         }
         self.sequences.layout(&plans)?;
         let plan = self.mask_plan(prompts, members);
-        match &mut self.masks {
-            Some(set) => plan.draw_into(set, self.drawing.seed)?,
-            None => {}
+        if let Some(set) = &mut self.masks {
+            plan.draw_into(set, self.drawing.seed)?;
         }
         Ok(rows)
     }

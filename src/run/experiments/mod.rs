@@ -72,12 +72,12 @@ impl Experiment {
     pub fn variations(self, recipe: &Recipe) -> Vec<Variation> {
         let latent = |name: &str| arm(recipe, name, Scope::Latent);
         let all = |name: &str| arm(recipe, name, Scope::All);
-        let temp = || Variation::Arm(ArmPlan::of(recipe, "temp (no masks)", Masking::NONE));
+        let temp = || Variation::Arm(Box::new(ArmPlan::of(recipe, "temp (no masks)", Masking::NONE)));
         let both = |name: &str, change: &dyn Fn(&mut ArmPlan)| {
             [(Scope::Latent, "latent"), (Scope::All, "all")].map(|(scope, word)| {
                 let mut plan = arm(recipe, &format!("{name}, {word}"), scope);
                 change(&mut plan);
-                Variation::Arm(plan)
+                Variation::Arm(Box::new(plan))
             })
         };
         match self {
@@ -112,7 +112,7 @@ impl Experiment {
                         scopes.map(|(scope, word)| {
                             let mut plan = arm(recipe, &format!("{name}, {word}"), scope);
                             plan.masking.sites.clone_from(sites);
-                            Variation::Arm(plan)
+                            Variation::Arm(Box::new(plan))
                         })
                     })
                     .collect()
@@ -135,7 +135,7 @@ impl Experiment {
                     .map(|(name, baseline, scale)| {
                         let mut plan = latent(name);
                         (plan.objective.baseline, plan.objective.scale) = (baseline, scale);
-                        Variation::Arm(plan)
+                        Variation::Arm(Box::new(plan))
                     })
                     .collect();
                 // The same number of rollouts an update.
@@ -143,18 +143,18 @@ impl Experiment {
                 for group in [2, 4, 16, 32] {
                     let mut plan = latent(&format!("K = {group}"));
                     (plan.group, plan.prompts) = (group, (rollouts / group).max(1));
-                    list.push(Variation::Arm(plan));
+                    list.push(Variation::Arm(Box::new(plan)));
                 }
                 list
             }
             Experiment::E6 => vec![
                 temp(),
-                Variation::Arm(latent("dropout, latent")),
-                Variation::Arm(all("dropout, all")),
+                Variation::Arm(Box::new(latent("dropout, latent"))),
+                Variation::Arm(Box::new(all("dropout, all"))),
                 Variation::Continued("sft continued".into()),
             ],
             Experiment::E7 => vec![
-                Variation::Arm(latent("dropout, latent")),
+                Variation::Arm(Box::new(latent("dropout, latent"))),
                 Variation::Matched(
                     Box::new(ArmPlan::of(recipe, "Gaussian on z", Masking::NONE)),
                     Box::new(latent("")),
@@ -177,7 +177,11 @@ impl Experiment {
                     .collect()
             }
             Experiment::E10 => {
-                vec![temp(), Variation::Arm(latent("dropout, latent")), Variation::Arm(all("dropout, all"))]
+                vec![
+                    temp(),
+                    Variation::Arm(Box::new(latent("dropout, latent"))),
+                    Variation::Arm(Box::new(all("dropout, all"))),
+                ]
             }
         }
     }
@@ -198,7 +202,7 @@ impl FromStr for Experiment {
 #[derive(Clone, Debug)]
 pub enum Variation {
     /// Reinforcement learning.
-    Arm(ArmPlan),
+    Arm(Box<ArmPlan>),
     /// Reinforcement learning with Gaussian noise on the latents, of the spread that the second arm's masks cause.
     Matched(Box<ArmPlan>, Box<ArmPlan>),
     /// Supervised training continued.
@@ -209,8 +213,7 @@ impl Variation {
     /// What it is called in tables.
     pub fn name(&self) -> &str {
         match self {
-            Variation::Arm(plan) => &plan.name,
-            Variation::Matched(plan, _) => &plan.name,
+            Variation::Arm(plan) | Variation::Matched(plan, _) => &plan.name,
             Variation::Continued(name) => name,
         }
     }
