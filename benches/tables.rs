@@ -10,8 +10,11 @@ use latch::rollout::masks::{Masking, Scope};
 use std::sync::Arc;
 use std::time::Duration;
 
+/// Prints a table of so many rounds.
+type Table = fn(usize);
+
 /// The tables by name.
-pub const NAMES: [(&str, fn(usize)); 3] = [("masks", masks), ("scaling", scaling), ("update", update)];
+pub const NAMES: [(&str, Table); 3] = [("masks", masks), ("scaling", scaling), ("update", update)];
 
 fn small() -> Model {
     model(config("small").expect("a known shape"), Dtype::F32)
