@@ -16,6 +16,7 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::ops::ControlFlow;
 use std::path::Path;
+use std::sync::OnceLock;
 
 /// A story of seconds: 3 updates in words, 2 of stage 1, 2 with all steps removed, and 4 of each arm.
 const TINY: &[&str] = &[
@@ -29,10 +30,12 @@ const TINY: &[&str] = &[
     "grpo.fresh_problems=0",
     "data.limit_valid=6",
     "data.limit_test=5",
-    "data.words_steps_max=2",
-    "data.words_bound=20",
+    "data.words_steps_max=1",
+    "data.words_bound=8",
     "cot.epochs=1",
     "cot.batch=8",
+    "cot.learning_rate=0.0005",
+    "coconut.learning_rate=0.0005",
     "cot.warmup_steps=2",
     "coconut.max_latent_stage=1",
     "coconut.extra_epochs=1",
@@ -57,9 +60,36 @@ const TINY: &[&str] = &[
 ];
 const STEPS: u64 = 19;
 
-fn recipe(changes: &[&str]) -> Recipe {
+/// A model that answers in the right form, and is right now and then: groups are live.
+fn base() -> &'static Path {
+    static BASE: OnceLock<tempfile::TempDir> = OnceLock::new();
+    let home = BASE.get_or_init(|| {
+        let home = tempfile::tempdir().unwrap();
+        let changes = [
+            "cot.epochs=0",
+            "coconut.epochs_per_stage=0",
+            "coconut.extra_epochs=20",
+            "coconut.batch=8",
+            "coconut.learning_rate=0.02",
+            "grpo.arms=",
+            "run.checkpoint_every=0",
+        ];
+        straight(&fresh(&changes), &home.path().join("run"));
+        home
+    });
+    Box::leak(home.path().join("run").join("models").join("coconut").into_boxed_path())
+}
+
+/// The tiny recipe with a fresh model.
+fn fresh(changes: &[&str]) -> Recipe {
     let all: Vec<String> = TINY.iter().chain(changes).map(|text| text.to_string()).collect();
     Recipe::resolve(None, &all).unwrap()
+}
+
+/// The tiny recipe with the model of [`base`].
+fn recipe(changes: &[&str]) -> Recipe {
+    let path = format!("model.path={}", base().display());
+    fresh(&[&[path.as_str()], changes].concat())
 }
 
 /// Runs, or goes on with, the story in `path`.
@@ -144,7 +174,7 @@ fn a_story_that_was_stopped_comes_to_the_same_bits() {
     for (n, changes) in [
         // The optimiser goes on from words to stages with another decay and another clip.
         vec!["coconut.weight_decay=0.1", "coconut.clip=0.5"],
-        vec!["coconut.reset_optimizer=epoch", "model.family=gpt2", "grpo.dynamic_sampling_refills=1"],
+        vec!["coconut.reset_optimizer=epoch", "grpo.dynamic_sampling_refills=1", "grpo.preset=cispo"],
         vec!["coconut.reset_optimizer=stage", "coconut.uniform_prob=0.5", "model.dtype=bf16"],
     ]
     .into_iter()
@@ -156,6 +186,7 @@ fn a_story_that_was_stopped_comes_to_the_same_bits() {
         assert_eq!(progress.step, STEPS);
         let expected = results(&once);
         assert_eq!(progress.entries.len(), 4);
+        assert!(progress.entries[1].tally.live > 0 && progress.entries[2].tally.live > 0, "arms that learn");
         assert!(expected["metrics.jsonl"].lines().count() > STEPS as usize && expected.len() == 7);
         // Inside the words, at their end, at the end of the curriculum, inside an arm, at its end, inside the last.
         for step in [2, 3, 7, 9, 11, 17] {
@@ -213,16 +244,13 @@ fn spoiled(recipe: &Recipe, step: u64) -> String {
     let mut optimizer =
         latch::learn::optimizer::Optimizer::new(&model, settings::optimizer(0.0, 1.0)).unwrap();
     checkpoint.restore(&model, &mut optimizer).unwrap();
-    // A weight of the last norm: every position sees it.
+    // The last norm's weights: finite, so that the file can be read, but every logit overflows.
     let last = model.parameters().len() - 1;
-    model.parameters_mut()[last].upload_at(0, &[f32::INFINITY]).unwrap();
+    let width = model.config().width;
+    model.parameters_mut()[last].upload_at(0, &vec![3e38_f32; width]).unwrap();
     let companions = Student::of(recipe, &device).unwrap().companions;
     let writer = Checkpoints::open(&folder, Keep { last: 100, best: false }).unwrap();
-    let saved = writer.save(step, &model, Some(&optimizer), checkpoint.state(), &companions);
-    match saved {
-        Ok(_) => {}
-        Err(error) => panic!("{error}"),
-    }
+    writer.save(step, &model, Some(&optimizer), checkpoint.state(), &companions).unwrap();
     let before = fs::read(path.join("metrics.jsonl")).unwrap();
     let found = run(recipe, &path, Existing::Resume, &mut |_| ControlFlow::Continue(()));
     let message = found.err().expect("an error").to_string();
@@ -254,7 +282,7 @@ fn the_forecast_of_memory_is_kept() {
         vec!["grpo.tape_mib=1", "grpo.prompts=12", "grpo.arms=dropout_all", "model.width=64"],
         vec!["grpo.arms=", "cot.batch=24"],
     ] {
-        let recipe = recipe(&changes);
+        let recipe = fresh(&changes);
         let home = tempfile::tempdir().unwrap();
         let mut folder = RunFolder::create(&home.path().join("run"), Existing::Refuse).unwrap();
         folder.write_recipe(&recipe).unwrap();
@@ -305,7 +333,7 @@ fn training_questions_that_are_asked_later_are_left_out_and_counted() {
         format!("data.test={test}"),
         "model.max_positions=256".into(),
     ];
-    let recipe = recipe(&sources.iter().map(String::as_str).collect::<Vec<_>>());
+    let recipe = fresh(&sources.iter().map(String::as_str).collect::<Vec<_>>());
     let student = Student::of(&recipe, &Device::cpu()).unwrap();
     let curriculum = settings::curriculum(&recipe);
     let longest = longest(&recipe, &student.model);
@@ -355,11 +383,11 @@ fn a_story_without_arms_or_without_a_curriculum_has_its_table() {
     run(&arms, &stopped, Existing::Resume, &mut |_| ControlFlow::Continue(())).unwrap();
     same(&results(&stopped), &expected, "arms alone");
     // The base is this run's, not that of the run before it in the folder.
-    let other = recipe(&[&none[..], &["grpo.arms=temp,dropout_latent", "seed=7"]].concat());
+    let other = fresh(&[&none[..], &["grpo.arms=temp,dropout_latent", "seed=7"]].concat());
     let (_, cleaned) = run(&other, &path, Existing::Clean, &mut |_| ControlFlow::Continue(())).unwrap();
-    let fresh = home.path().join("fresh");
-    assert_eq!(straight(&other, &fresh).entries, cleaned.entries);
-    same(&results(&path), &results(&fresh), "cleaned");
+    let anew = home.path().join("anew");
+    assert_eq!(straight(&other, &anew).entries, cleaned.entries);
+    same(&results(&path), &results(&anew), "cleaned");
 
     let folder = home.path().join("sft of nothing");
     let sft = recipe(&[&none[..], &["grpo.arms=temp,sft"]].concat());
@@ -396,7 +424,7 @@ fn every_arm_starts_from_the_base() {
     let path = home.path().join("moved");
     straight(&recipe(&[]), &path);
     let all = results(&path);
-    for arm in ["dropout_all", "sft"] {
+    for arm in ["temp", "dropout_all", "sft"] {
         assert!(all[arm] != all["coconut"], "{arm}");
     }
 }

@@ -6,7 +6,7 @@ use super::block::{Masks, Positions};
 use super::norm;
 use super::parameters::Gradients;
 use super::sequences::{Sequences, not_recording};
-use super::tape::Record;
+use super::tape::{Entry, Record};
 use crate::base::{Dtype, Result};
 use crate::device::Device;
 use crate::ops::mask::{self, MaskSet, SiteKind};
@@ -64,6 +64,11 @@ impl Model {
             cache.clear_slots(sequences.slots)?;
         }
         let units = sequences.tape.units();
+        if masks.is_some() {
+            for at in unmasked(&sequences.tape.entries, &units) {
+                sequences.tape.index.instances.upload_at(at.start, &vec![-1_i32; at.len()])?;
+            }
+        }
         for unit in units.into_iter().rev() {
             self.backward_unit(sequences, unit, masks, truncation, gradients, &sources)?;
         }
@@ -180,6 +185,25 @@ impl Model {
             truncation.detach_kv,
         )
     }
+}
+
+/// Runs of positions that ran without a mask in units where others had one. A unit is differentiated as a whole, so there
+/// each position needs its instance; running an unmasked segment need not write it.
+fn unmasked(entries: &[Entry], units: &[Range<usize>]) -> Vec<Range<usize>> {
+    let mut runs: Vec<Range<usize>> = Vec::new();
+    for unit in units {
+        let entries = &entries[unit.clone()];
+        if !entries.iter().any(|entry| entry.masked) {
+            continue;
+        }
+        for entry in entries.iter().filter(|entry| !entry.masked) {
+            match runs.last_mut() {
+                Some(run) if run.end == entry.at.start => run.end = entry.at.end,
+                _ => runs.push(entry.at.clone()),
+            }
+        }
+    }
+    runs
 }
 
 /// For each position of the tape, the position whose hidden state it read and whose gradient it owes.

@@ -18,7 +18,7 @@ use crate::model::Model;
 use crate::model::Record::{self, Nothing};
 use crate::ops::sampler::Law;
 use crate::rollout::group::{Drawing, Form, Limits, Rollouts, Thoughts};
-use crate::rollout::masks::Scope;
+use crate::rollout::masks::Masking;
 use std::fmt::Write;
 
 /// Everything `--dry-run` prints after the recipe.
@@ -94,8 +94,11 @@ pub fn forecast(recipe: &Recipe, student: &Student, problems: &Problems) -> Resu
                 let asks =
                     |items: &[Item], samples| examination(recipe, &stand_in, form.clone(), items, samples);
                 let between = if recipe.evaluation.every > 0 { asks(&problems.valid.items, 1)? } else { 0 };
-                let test = &problems.test.items;
-                let closing = asks(test, 1)?.max(asks(test, recipe.evaluation.masks)?);
+                let mut closing = 0;
+                for set in std::iter::once(&problems.test).chain(&problems.shifted) {
+                    closing =
+                        closing.max(asks(&set.items, 1)?).max(asks(&set.items, recipe.evaluation.masks)?);
+                }
                 let bytes = (updates + between).max(closing);
                 let policy = arm.policy();
                 let how = match policy.source() {
@@ -157,27 +160,32 @@ fn school(recipe: &Recipe, student: &Student, phase: &Phase, problems: &Problems
     Ok((training.max(asking), line))
 }
 
-/// Bytes of asking `items` so many answers each.
+/// Bytes of asking `items` so many answers each, in the way that takes most.
 fn examination(recipe: &Recipe, model: &Model, form: Form, items: &[Item], samples: usize) -> Result<usize> {
     let before = model.device().traffic().count().bytes_held;
     let prompts = (recipe.evaluation.batch / samples).clamp(1, items.len().max(1));
-    let drawing = Drawing {
-        masking: settings::masking(&recipe.mask, Scope::All),
-        latent_noise: 0.0,
-        thoughts: Thoughts::Own,
-        law: Law::Greedy,
-        seed: recipe.seed,
-        share: true,
-    };
     let limits = Limits {
         prompts,
         members: prompts * samples,
         prompt_tokens: items.iter().map(|item| item.tokens.question.len()).max().unwrap_or(1),
     };
-    let rollouts = Rollouts::reserve(model, form, drawing, limits, Nothing)?;
-    let bytes = model.device().traffic().count().bytes_held - before;
-    drop(rollouts);
-    Ok(bytes)
+    let mut most = 0;
+    for (thoughts, scope) in
+        [(Thoughts::Own, None), (Thoughts::Shuffled, None), (Thoughts::Own, Some(recipe.mask.scope))]
+    {
+        let drawing = Drawing {
+            masking: scope.map_or(Masking::NONE, |scope| settings::masking(&recipe.mask, scope)),
+            latent_noise: 0.0,
+            thoughts,
+            law: Law::Greedy,
+            seed: recipe.seed,
+            share: true,
+        };
+        let rollouts = Rollouts::reserve(model, form.clone(), drawing, limits, Nothing)?;
+        most = most.max(model.device().traffic().count().bytes_held - before);
+        drop(rollouts);
+    }
+    Ok(most)
 }
 
 /// A model of the same sizes on a host device of its own, and the bytes it holds there.

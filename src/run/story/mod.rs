@@ -31,7 +31,6 @@ use crate::learn::supervised::StepReport;
 use crate::model::{Model, Precision};
 use crate::rollout::group::Form;
 use crate::rollout::masks::{Masking, Scope};
-use serde_json::json;
 use std::ops::ControlFlow;
 use std::path::PathBuf;
 use std::time::Instant;
@@ -203,7 +202,7 @@ impl<'a> Story<'a> {
                 let _ = watch(&Event::Note(sentence));
             }
             if let Some(checkpoint) = latest.checkpoint {
-                progress = serde_json::from_str(&checkpoint.state().job).map_err(|error| {
+                progress = Progress::from_text(&checkpoint.state().job).map_err(|error| {
                     Error::file(
                         checkpoint.path(),
                         format!("holds another job's state: {error}"),
@@ -306,7 +305,13 @@ impl<'a> Story<'a> {
         watch: &mut dyn FnMut(&Event) -> ControlFlow<()>,
     ) -> Result<()> {
         let began = Instant::now();
-        let job = json!(self.progress).to_string();
+        let job = self.progress.to_text().map_err(|error| {
+            Error::input(
+                "checkpoint",
+                format!("the job's state has no text: {error}"),
+                "report this as a bug",
+            )
+        })?;
         let state = TrainState { job, score };
         let Student { model, companions, .. } = &self.student;
         let path = self.checkpoints.save(self.progress.step, model, optimizer, &state, companions)?;
