@@ -30,6 +30,7 @@ const TINY: &[&str] = &[
     "grpo.fresh_problems=0",
     "data.limit_valid=6",
     "data.limit_test=5",
+    "data.words_steps_min=1",
     "data.words_steps_max=1",
     "data.words_bound=8",
     "cot.epochs=1",
