@@ -254,7 +254,7 @@ fn spoiled(recipe: &Recipe, step: u64) -> String {
     writer.save(step, &model, Some(&optimizer), checkpoint.state(), &companions).unwrap();
     let before = fs::read(path.join("metrics.jsonl")).unwrap();
     let found = run(recipe, &path, Existing::Resume, &mut |_| ControlFlow::Continue(()));
-    let message = found.err().expect("an error").to_string();
+    let message = found.expect_err("an error").to_string();
     assert_eq!(fs::read(path.join("metrics.jsonl")).unwrap(), before, "no line of a failed update");
     let newest = folder.join(format!("step-{step:06}"));
     assert!(message.contains(&newest.display().to_string()), "{message}");
