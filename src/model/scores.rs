@@ -94,11 +94,6 @@ impl Scores {
         log_probability::forward(&inputs, out, &mut self.saved, 0..count)
     }
 
-    /// The log-probabilities on the device, `[count, 1]`.
-    pub fn view(&self) -> Result<View<'_>> {
-        self.log_probability.rows(0..self.count)
-    }
-
     /// Where an operation writes the coefficients for [`Scores::backward_written`], `[count, 1]`, and the
     /// log-probabilities it reads.
     pub fn coefficients_mut(&mut self) -> Result<(View<'_>, ViewMut<'_>)> {

@@ -11,7 +11,6 @@ use crate::learn::optimizer::Optimizer;
 use crate::learn::policy::{Policy, Replay, Settings};
 use crate::learn::policy_report::{Question, Report};
 use crate::model::{Model, Truncation};
-use crate::ops::sampler::Law;
 use crate::rollout::group::{Drawing, Form, Thoughts};
 use crate::rollout::masks::Masking;
 use crate::text::Tokenizer;
@@ -163,13 +162,5 @@ impl<'a> Arm<'a> {
             let gold = &items[question.number as usize].problem.answer;
             Ok(answer::reward(*extractor, &text, trajectory.stopped, gold))
         })
-    }
-}
-
-/// The law of an arm's answers in words.
-pub fn law_in_words(law: &Law) -> String {
-    match law {
-        Law::Greedy => "greedy".into(),
-        Law::Categorical { temperature, .. } => format!("temperature {temperature}"),
     }
 }
