@@ -120,7 +120,7 @@ impl Rollouts {
             return Ok(trajectories);
         }
         let plan = self.mask_plan(prompts, members);
-        let rows = self.lay_out(prompts, members, &vec![self.form.max_new_tokens; members.len()])?;
+        let rows = self.lay_out(prompts, members, &vec![self.form.max_new_tokens; members.len()], &plan)?;
         let mut latest = self.think(model, prompts, members, &rows, &plan)?;
         self.end(model, &rows, &plan, &mut latest)?;
         self.timing.prefill = began.elapsed();
@@ -205,7 +205,7 @@ impl Rollouts {
             ));
         }
         let plan = self.mask_plan(prompts, &members);
-        let rows = self.lay_out(prompts, &members, &answers)?;
+        let rows = self.lay_out(prompts, &members, &answers, &plan)?;
         let mut latest = self.think(model, prompts, &members, &rows, &plan)?;
         self.end(model, &rows, &plan, &mut latest)?;
         self.predictors =
@@ -235,7 +235,13 @@ impl Rollouts {
     }
 
     /// Checks the batch, lays its rows out and draws its masks.
-    fn lay_out(&mut self, prompts: &[Vec<u32>], members: &[Member], answers: &[usize]) -> Result<Rows> {
+    fn lay_out(
+        &mut self,
+        prompts: &[Vec<u32>],
+        members: &[Member],
+        answers: &[usize],
+        plan: &MaskPlan,
+    ) -> Result<Rows> {
         self.check(prompts, members)?;
         let share = share(&self.form, &self.drawing, prompts.len(), members.len());
         let form = &self.form;
@@ -264,7 +270,6 @@ impl Rollouts {
             });
         }
         self.sequences.layout(&plans)?;
-        let plan = self.mask_plan(prompts, members);
         if let Some(set) = &mut self.masks {
             plan.draw_into(set, self.drawing.seed)?;
         }
