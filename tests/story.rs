@@ -100,10 +100,10 @@ fn run(
     existing: Existing,
     watch: &mut dyn FnMut(&Event) -> ControlFlow<()>,
 ) -> Result<(Ending, Progress)> {
-    let mut folder = RunFolder::create(path, existing)?;
+    let folder = RunFolder::create(path, existing)?;
     folder.write_recipe(recipe)?;
     let device = Device::cpu();
-    let mut story = Story::open(recipe, &mut folder, &device, watch)?;
+    let mut story = Story::open(recipe, &folder, &device, watch)?;
     let ending = story.run(watch)?;
     Ok((ending, story.progress().clone()))
 }

@@ -12,8 +12,7 @@ use latch::run::terminal::{
     GRPO_COLUMNS, GrpoStep, SUPERVISED_COLUMNS, Screen, StepTable, Style, SupervisedStep,
 };
 use latch::run::{dry_run, environment, problems, settings};
-use std::fs::{File, OpenOptions};
-use std::io::{IsTerminal, Stderr, Write};
+use std::io::{IsTerminal, Stderr};
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -91,7 +90,7 @@ fn run(arguments: &Arguments) -> Result<ExitCode> {
     }
     let began = Instant::now();
     let name = recipe::name(arguments.recipe.as_deref());
-    let mut folder = open_folder(arguments, &name)?;
+    let folder = open_folder(arguments, &name)?;
     if folder.resumed() {
         refuse_other_recipe(&folder, &recipe)?;
     }
@@ -100,12 +99,11 @@ fn run(arguments: &Arguments) -> Result<ExitCode> {
     let path = folder.path().to_path_buf();
     let stop = on_interrupt();
     let mut view = View::new(&recipe, arguments, stop);
-    let mut log = Log::open(&path)?;
     let mut watch = |event: &Event| {
-        log.note(event);
+        note(&folder, event);
         view.show(event)
     };
-    let mut story = Story::open(&recipe, &mut folder, &device, &mut watch)?;
+    let mut story = Story::open(&recipe, &folder, &device, &mut watch)?;
     let ending = story.run(&mut watch)?;
     let progress = story.progress().clone();
     drop(story);
@@ -172,30 +170,18 @@ fn forecast(recipe: &Recipe, device: &Device) -> Result<ExitCode> {
 }
 
 /// What goes to log.txt: notes and evaluations, as they happen.
-struct Log {
-    file: File,
-}
-
-impl Log {
-    fn open(folder: &Path) -> Result<Log> {
-        let path = folder.join("log.txt");
-        let file = OpenOptions::new().create(true).append(true).open(&path);
-        Ok(Log { file: file.map_err(Error::io(&path, "cannot open"))? })
-    }
-
-    fn note(&mut self, event: &Event) {
-        let line = match event {
-            Event::Note(text) => text.to_string(),
-            Event::Part { name, updates, done, .. } => format!("{name}: {updates} updates, {done} done"),
-            Event::Evaluated { what, scores } => {
-                format!("{what}: accuracy {:.4} of {}", scores.accuracy.value, scores.problems)
-            }
-            Event::Saved(path) => format!("saved {}", path.display()),
-            _ => return,
-        };
-        // The log is for people; metrics and checkpoints fail aloud where the disk refuses.
-        let _ = writeln!(self.file, "{line}");
-    }
+fn note(folder: &RunFolder, event: &Event) {
+    let line = match event {
+        Event::Note(text) => text.to_string(),
+        Event::Part { name, updates, done, .. } => format!("{name}: {updates} updates, {done} done"),
+        Event::Evaluated { what, scores } => {
+            format!("{what}: accuracy {:.4} of {}", scores.accuracy.value, scores.problems)
+        }
+        Event::Saved(path) => format!("saved {}", path.display()),
+        _ => return,
+    };
+    // The log is for people; metrics and checkpoints fail aloud where the disk refuses.
+    let _ = folder.log(&line);
 }
 
 /// The terminal.

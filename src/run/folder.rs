@@ -224,9 +224,9 @@ impl RunFolder {
     ///
     /// # Errors
     /// The disk refuses.
-    pub fn log(&mut self, line: &str) -> Result<()> {
+    pub fn log(&self, line: &str) -> Result<()> {
         let path = self.path.join("log.txt");
-        self.log.write_all(format!("{line}\n").as_bytes()).map_err(Error::io(&path, "cannot write"))
+        (&self.log).write_all(format!("{line}\n").as_bytes()).map_err(Error::io(&path, "cannot write"))
     }
 }
 

@@ -32,7 +32,7 @@ fn a_run_is_refused_resumed_or_cleaned_but_nothing_else_is_touched() {
     let place = tempfile::tempdir().unwrap();
     let path = place.path().join("deep/run");
     says(&message(RunFolder::create(&path, Existing::Resume)), &["holds no run to go on with"]);
-    let mut folder = run(&path);
+    let folder = run(&path);
     assert!(!folder.resumed());
     folder.log("first").unwrap();
     folder.write_summary(&serde_json::json!({"accuracy": 0.5})).unwrap();
@@ -44,7 +44,7 @@ fn a_run_is_refused_resumed_or_cleaned_but_nothing_else_is_touched() {
         &message(RunFolder::create(&path, Existing::Refuse)),
         &["holds a run already", "--resume", "--clean"],
     );
-    let mut resumed = RunFolder::create(&path, Existing::Resume).unwrap();
+    let resumed = RunFolder::create(&path, Existing::Resume).unwrap();
     assert!(resumed.resumed());
     assert_eq!(resumed.recipe().unwrap(), recipe());
     resumed.log("second").unwrap();

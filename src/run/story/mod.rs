@@ -127,7 +127,7 @@ pub enum Part {
 /// A job under way.
 pub struct Story<'a> {
     recipe: &'a Recipe,
-    folder: &'a mut RunFolder,
+    folder: &'a RunFolder,
     device: &'a Device,
     checkpoints: Checkpoints,
     metrics: Lines,
@@ -173,7 +173,7 @@ impl<'a> Story<'a> {
     /// A recipe that cannot be run, files that cannot be read, or a folder of another recipe.
     pub fn open(
         recipe: &'a Recipe,
-        folder: &'a mut RunFolder,
+        folder: &'a RunFolder,
         device: &'a Device,
         watch: &mut dyn FnMut(&Event) -> ControlFlow<()>,
     ) -> Result<Story<'a>> {
