@@ -8,5 +8,6 @@ pub mod objective;
 pub mod optimizer;
 pub mod policy;
 pub mod policy_batch;
+mod policy_plan;
 pub mod policy_report;
 pub mod supervised;
