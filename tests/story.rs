@@ -285,11 +285,11 @@ fn the_forecast_of_memory_is_kept() {
     ] {
         let recipe = fresh(&changes);
         let home = tempfile::tempdir().unwrap();
-        let mut folder = RunFolder::create(&home.path().join("run"), Existing::Refuse).unwrap();
+        let folder = RunFolder::create(&home.path().join("run"), Existing::Refuse).unwrap();
         folder.write_recipe(&recipe).unwrap();
         let device = Device::cpu();
         let go = &mut |_: &Event| ControlFlow::Continue(());
-        let mut story = Story::open(&recipe, &mut folder, &device, go).unwrap();
+        let mut story = Story::open(&recipe, &folder, &device, go).unwrap();
         let forecast = forecast(&recipe, story.student(), story.problems()).unwrap();
         let tensors: u64 = forecast.memory.iter().take(2).map(|row| row.bytes).sum();
         story.run(go).unwrap();
