@@ -8,7 +8,8 @@ use std::path::{Path, PathBuf};
 const MAY_USE: &[(&str, &[&str])] = &[
     ("base", &[]),
     ("cpu", &["base"]),
-    ("device", &["base"]),
+    ("sim", &["base"]),
+    ("device", &["sim", "base"]),
     ("ops", &["device", "cpu", "base"]),
     ("model", &["text", "ops", "device", "cpu::parallel", "base"]),
     ("text", &["base"]),

@@ -27,6 +27,15 @@ impl Dtype {
         }
     }
 
+    /// The dtype of what stands beside activations of this dtype: gains and biases, statistics, log-probabilities,
+    /// sums, gradients of parameters. bf16 activations have f32 ones; other dtypes have their own.
+    pub fn accumulation(self) -> Dtype {
+        match self {
+            Dtype::Bf16 => Dtype::F32,
+            other => other,
+        }
+    }
+
     /// Whether elements are floating-point numbers.
     pub fn is_float(self) -> bool {
         matches!(self, Dtype::F32 | Dtype::F64 | Dtype::Bf16)

@@ -65,6 +65,14 @@ impl Buffer {
         self.elements
     }
 
+    /// Address of element `at`, when the memory is a GPU's.
+    pub fn address(&self, at: usize) -> Option<u64> {
+        match &self.storage {
+            Storage::Gpu(memory) => Some(memory.address() + (at * self.dtype.size()) as u64),
+            _ => None,
+        }
+    }
+
     /// Sets all elements to zero.
     pub fn clear(&mut self) -> Result<()> {
         match &mut self.storage {

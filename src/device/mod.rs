@@ -9,7 +9,7 @@ mod launcher;
 mod traffic;
 
 pub use buffer::{Buffer, Element};
-pub use launcher::{DeviceMemory, Launcher};
+pub use launcher::{Argument, DeviceMemory, Grid, Kernel, Launcher};
 pub use traffic::{Traffic, TrafficCount};
 
 use crate::base::{Dtype, Error, Result};

@@ -13,6 +13,7 @@ pub mod gradient_norm;
 pub mod index;
 pub mod kv_cache;
 pub mod latent;
+mod launch;
 pub mod layernorm;
 pub mod linear;
 pub mod log_probability;

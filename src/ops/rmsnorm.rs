@@ -1,10 +1,17 @@
-//! RMS norm. CPU: cpu/rmsnorm.rs. Parity: tests/parity/rmsnorm.rs. Bench: benches/ops/rmsnorm.rs.
+//! RMS norm. Kernels: cuda/rmsnorm.cu. CPU: cpu/rmsnorm.rs. Parity: tests/parity/rmsnorm.rs. Bench:
+//! benches/ops/rmsnorm.rs.
 
+use super::launch::{arguments, by_dtype, kernels, size};
 use super::{Tensor, View, ViewMut, float_dispatch};
 use crate::base::{Dtype, Error, Result};
 use crate::cpu;
-use crate::device::Device;
+use crate::device::{Device, Grid};
 use std::ops::Range;
+
+kernels!("rmsnorm": FORWARD_F32 = "rmsnorm_fwd_f32", FORWARD_BF16 = "rmsnorm_fwd_bf16");
+
+/// Threads of a block; `__launch_bounds__` of the kernels.
+const BLOCK: u32 = 256;
 
 /// What the backward pass needs of the forward pass: `rstd[row]`. Reserved once for a tape of rows; only
 /// [`forward`] fills it.
@@ -16,7 +23,7 @@ pub struct Saved {
 impl Saved {
     /// Room for `rows` rows.
     pub fn reserve(device: &Device, rows: usize, dtype: Dtype) -> Result<Saved> {
-        Ok(Saved { rstd: Tensor::zeros(device, [rows, 1], dtype)? })
+        Ok(Saved { rstd: Tensor::zeros(device, [rows, 1], dtype.accumulation())? })
     }
 }
 
@@ -36,15 +43,21 @@ pub fn forward(
 ) -> Result<()> {
     let (rows, cols, dtype) = (x.count(), x.cols(), x.dtype());
     w.expect_shape("rmsnorm weight", [cols])?;
-    w.expect_dtype("rmsnorm weight", dtype)?;
+    w.expect_dtype("rmsnorm weight", dtype.accumulation())?;
     y.expect("rmsnorm output", rows, cols, dtype)?;
     let mut rstd = saved.rstd.rows_mut(at)?;
-    rstd.expect("rmsnorm saved", rows, 1, dtype)?;
+    rstd.expect("rmsnorm saved", rows, 1, dtype.accumulation())?;
     match x.device() {
         Device::Cpu(_) => float_dispatch!("rmsnorm", dtype, T => {
             cpu::rmsnorm::forward::<T>(x.slice()?, w.view().slice()?, eps, y.slice()?, rstd.slice()?);
         }),
-        gpu @ Device::Gpu(_) => return Err(gpu.no_kernel("rmsnorm")),
+        Device::Gpu(_) if rows == 0 => {}
+        Device::Gpu(gpu) => {
+            let kernel = by_dtype("rmsnorm", dtype, &FORWARD_F32, &FORWARD_BF16)?;
+            let grid = Grid::linear(size("rmsnorm rows", rows)?, BLOCK);
+            let (x, w, y, rstd) = (x.address()?, w.view().address()?, y.address()?, rstd.address()?);
+            gpu.launch(kernel, grid, &arguments![x, w, eps as f32, size("rmsnorm columns", cols)?, y, rstd])?;
+        }
     }
     Ok(())
 }

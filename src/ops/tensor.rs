@@ -1,7 +1,7 @@
 //! Tensors and windows of their rows. Data is reachable inside `ops` alone; everyone else uploads and downloads.
 
 use crate::base::{Dtype, Error, Result, Shape};
-use crate::device::{Buffer, Device, Element};
+use crate::device::{Argument, Buffer, Device, Element};
 use std::ops::Range;
 
 /// A contiguous array on a device: shape, run-time dtype, opaque memory.
@@ -216,6 +216,11 @@ impl<'a> View<'a> {
             None => Err(Error::dtype("operand", self.dtype(), T::DTYPE)),
         }
     }
+
+    /// The address of the first element; only for the GPU arm of an operation.
+    pub(in crate::ops) fn address(&self) -> Result<Argument> {
+        address(&self.tensor.buffer, self.offset)
+    }
 }
 
 impl<'a> ViewMut<'a> {
@@ -279,6 +284,21 @@ impl<'a> ViewMut<'a> {
             Some(data) => Ok(&mut data[self.offset..self.offset + elements]),
             None => Err(Error::dtype("operand", dtype, T::DTYPE)),
         }
+    }
+
+    /// The address of the first element; only for the GPU arm of an operation.
+    pub(in crate::ops) fn address(&self) -> Result<Argument> {
+        address(&self.tensor.buffer, self.offset)
+    }
+}
+
+fn address(buffer: &Buffer, at: usize) -> Result<Argument> {
+    match buffer.address(at) {
+        Some(address) => Ok(Argument::Address(address)),
+        None => Err(Error::device(
+            "an operand lies in the host's memory, the others on a GPU",
+            "keep all operands of an operation on one device",
+        )),
     }
 }
 

@@ -1,0 +1,89 @@
+// What kernels share: dtypes, block reductions in a fixed order, Philox, masks. Device inline functions only.
+//
+// Naming: `act` is the dtype of activations (f32 or bf16); vectors (gains, biases), statistics, log-probabilities and
+// gradients of parameters are f32 in both. Arithmetic is f32. A warp is 32 lanes; blocks are multiples of 32.
+//
+// NVRTC has no <cmath> macros: INFINITY is made from its bits.
+#pragma once
+#include <cuda_bf16.h>
+
+typedef __nv_bfloat16 bf16;
+typedef unsigned int u32;
+typedef unsigned long long u64;
+
+#define KERNEL(block) extern "C" __global__ void __launch_bounds__(block)
+
+constexpr int WARP = 32;
+constexpr u32 ALL_LANES = 0xffffffffu;
+
+__device__ __forceinline__ float infinity() { return __int_as_float(0x7f800000); }
+
+// ---- one element --------------------------------------------------------------------------------------------------
+
+__device__ __forceinline__ float load(const float *p) { return *p; }
+__device__ __forceinline__ float load(const bf16 *p) { return __bfloat162float(*p); }
+__device__ __forceinline__ void store(float *p, float x) { *p = x; }
+__device__ __forceinline__ void store(bf16 *p, float x) { *p = __float2bfloat16_rn(x); }
+
+// ---- sums over a block, the same bits in every run ----------------------------------------------------------------
+
+// Butterfly over the lanes of a full warp: every lane gets the same sum.
+__device__ __forceinline__ float warp_sum(float x) {
+    for (int distance = WARP / 2; distance > 0; distance /= 2) x += __shfl_xor_sync(ALL_LANES, x, distance);
+    return x;
+}
+
+__device__ __forceinline__ float warp_max(float x) {
+    for (int distance = WARP / 2; distance > 0; distance /= 2) x = fmaxf(x, __shfl_xor_sync(ALL_LANES, x, distance));
+    return x;
+}
+
+// Sum over a block of WARPS warps; every thread gets it. `room` holds WARPS floats and is free again on return.
+template <int WARPS>
+__device__ __forceinline__ float block_sum(float x, float *room) {
+    x = warp_sum(x);
+    if (threadIdx.x % WARP == 0) room[threadIdx.x / WARP] = x;
+    __syncthreads();
+    float total = 0.0f;
+    for (int warp = 0; warp < WARPS; warp++) total += room[warp];
+    __syncthreads();
+    return total;
+}
+
+// ---- Philox4x32-10 (Salmon et al., SC 2011), laid out as src/base/rng.rs states -----------------------------------
+
+__device__ __forceinline__ uint4 philox(uint2 key, uint4 counter) {
+#pragma unroll
+    for (int round = 0; round < 10; round++) {
+        u32 high0 = __umulhi(0xD2511F53u, counter.x), low0 = 0xD2511F53u * counter.x;
+        u32 high1 = __umulhi(0xCD9E8D57u, counter.z), low1 = 0xCD9E8D57u * counter.z;
+        counter = make_uint4(high1 ^ counter.y ^ key.x, low1, high0 ^ counter.w ^ key.y, low0);
+        key.x += 0x9E3779B9u;
+        key.y += 0xBB67AE85u;
+    }
+    return counter;
+}
+
+// ---- masks: one site of a MaskSet over the rows of an operand (src/ops/mask.rs) -----------------------------------
+
+// `bits[instances, stride]`, the site's first word is `offset`; `instance[row]` is -1 where nothing is masked. An
+// absent mask has bits = 0.
+struct Mask {
+    const u32 *bits;
+    const int *instance;
+    u32 stride, offset;
+    float scale;
+
+    // The site's words of a row, or nothing.
+    __device__ __forceinline__ const u32 *row(u32 row) const {
+        if (!bits) return nullptr;
+        int at = instance[row];
+        return at < 0 ? nullptr : bits + (u64)at * stride + offset;
+    }
+
+    // What element `col` of that row is multiplied by.
+    __device__ __forceinline__ float factor(const u32 *words, u32 col) const {
+        if (!words) return 1.0f;
+        return (words[col / 32] >> (col % 32)) & 1u ? scale : 0.0f;
+    }
+};

@@ -1,0 +1,52 @@
+//! What the GPU arms of operations share: how they name their kernels, lay out grids and pack arguments.
+
+use crate::base::{Error, Result};
+use crate::device::{Argument, Kernel};
+
+/// The kernels of one operation's PTX file: `kernels!("rmsnorm": FORWARD_F32 = "rmsnorm_fwd_f32", ...)`.
+macro_rules! kernels {
+    ($stem:literal: $($name:ident = $entry:literal),+ $(,)?) => {
+        $(static $name: $crate::device::Kernel = $crate::device::Kernel::new(
+            $stem,
+            include_str!(concat!(env!("CARGO_MANIFEST_DIR"), "/ptx/", $stem, ".ptx")),
+            $entry,
+        );)+
+    };
+}
+pub(in crate::ops) use kernels;
+
+/// Packs arguments in the order of the kernel's parameters; each is an [`Argument`], a `u32`, an `i32` or an `f32`.
+macro_rules! arguments {
+    ($($value:expr),+ $(,)?) => {
+        [$($crate::device::Argument::from($value)),+]
+    };
+}
+pub(in crate::ops) use arguments;
+
+/// The address of an operand that is absent.
+pub(in crate::ops) const ABSENT: Argument = Argument::Address(0);
+
+/// A size as a kernel's 32-bit number.
+///
+/// # Errors
+/// A size beyond 2^31 - 1, which kernels do not index.
+pub(in crate::ops) fn size(what: &str, value: usize) -> Result<u32> {
+    match i32::try_from(value) {
+        Ok(value) => Ok(value as u32),
+        Err(_) => Err(Error::shape(what, value, "at most 2^31 - 1, what a kernel can index")),
+    }
+}
+
+/// The kernel for the dtype of the activations: `f32` or `bf16`.
+pub(in crate::ops) fn by_dtype(
+    what: &str,
+    dtype: crate::base::Dtype,
+    f32: &'static Kernel,
+    bf16: &'static Kernel,
+) -> Result<&'static Kernel> {
+    match dtype {
+        crate::base::Dtype::F32 => Ok(f32),
+        crate::base::Dtype::Bf16 => Ok(bf16),
+        other => Err(Error::dtype(what, other, "f32 or bf16 on a GPU")),
+    }
+}
