@@ -24,7 +24,7 @@ fn values_rows_and_threads() {
             let count = range.len();
             let mut y = Tensor::zeros(&device, [count, cols], Dtype::F32).unwrap();
             // The rows are kept somewhere inside a longer tape.
-            let mut saved = layernorm::Saved::reserve(&device, count + 3, Dtype::F32).unwrap();
+            let mut saved = layernorm::Saved::reserve(&device, count + 3, cols, Dtype::F32).unwrap();
             let x = x.rows(range).unwrap();
             layernorm::forward(x, (&w, &b), 1e-5, y.view_mut(), &mut saved, 3..count + 3).unwrap();
             let mut dx = Tensor::zeros(&device, [count, cols], Dtype::F32).unwrap();
@@ -63,7 +63,7 @@ fn misuse_is_named() {
     let zeros = |rows, cols| Tensor::zeros(&device, [rows, cols], Dtype::F32).unwrap();
     let vector = |cols: usize| Tensor::zeros(&device, [cols], Dtype::F32).unwrap();
     let (x, mut y) = (zeros(2, 3), zeros(2, 3));
-    let mut saved = layernorm::Saved::reserve(&device, 2, Dtype::F32).unwrap();
+    let mut saved = layernorm::Saved::reserve(&device, 2, 3, Dtype::F32).unwrap();
     let mut forward = |w: Tensor, b: Tensor, at| {
         layernorm::forward(x.view(), (&w, &b), 1e-5, y.view_mut(), &mut saved, at).unwrap_err().to_string()
     };

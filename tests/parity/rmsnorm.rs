@@ -18,7 +18,7 @@ fn a_row_does_not_depend_on_its_batch_or_the_threads() {
     let w = Tensor::from_host(&device, [cols], &super::normals_f32("w", cols)).unwrap();
     let run = |range: std::ops::Range<usize>| {
         let mut y = Tensor::zeros(&device, [range.len(), cols], Dtype::F32).unwrap();
-        let mut saved = rmsnorm::Saved::reserve(&device, range.len(), Dtype::F32).unwrap();
+        let mut saved = rmsnorm::Saved::reserve(&device, range.len(), cols, Dtype::F32).unwrap();
         let at = 0..range.len();
         rmsnorm::forward(x.rows(range).unwrap(), &w, 1e-5, y.view_mut(), &mut saved, at).unwrap();
         y.download::<f32>().unwrap()
