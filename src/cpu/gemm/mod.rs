@@ -220,7 +220,7 @@ unsafe fn run_f32<A: StorageF32, B: StorageF32>(level: Level, problem: &Problem<
     unsafe {
         match level {
             #[cfg(target_arch = "x86_64")]
-            Level::Avx512 => run::<x86::F32x16, A, B, 12, 2>(problem, a),
+            Level::Avx512 => run::<x86::F32x16, A, B, 8, 3>(problem, a),
             #[cfg(target_arch = "x86_64")]
             Level::Avx2 => run::<x86::F32x8, A, B, 6, 2>(problem, a),
             _ => run::<Lanes<f32>, A, B, 6, 1>(problem, a),
