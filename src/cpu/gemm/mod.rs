@@ -18,7 +18,7 @@
 //! process, never of the sizes.
 //!
 //! Files: `matrix` (operands), `packed` (many rows), `skinny`, `stream` and `spread` (few rows), `tile` (the kernel), `pack`, `simd` and
-//! `x86` (vectors), `units` and `amx` (matrix units), `workspace` (scratch and tasks), `column_sums` (gradients of biases).
+//! `x86` (vectors), `units`, `units_rows` and `amx` (matrix units), `workspace` (scratch and tasks), `column_sums` (gradients of biases).
 #![allow(unsafe_code)]
 
 #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
@@ -33,6 +33,7 @@ mod spread;
 mod stream;
 mod tile;
 mod units;
+mod units_rows;
 mod workspace;
 #[cfg(target_arch = "x86_64")]
 mod x86;
