@@ -1,6 +1,7 @@
 //! The seam between latch and what executes: the CUDA driver (cuda.rs) and the simulator (simulated.rs) implement the
 //! same few calls, and runtime.rs builds memory pool, staging, checks and graphs on either.
 
+use super::properties::KernelCount;
 use super::{Grid, Kernel, Properties, Stream};
 use crate::base::Error;
 use std::fmt::Debug;
@@ -62,7 +63,7 @@ pub(super) struct Launch {
 /// One operation of a graph.
 #[derive(Clone, Debug)]
 pub(super) enum Node {
-    Launch(&'static Kernel, Launch),
+    Launch(Launch),
     Clear { address: u64, bytes: usize },
     Copy { from: u64, to: u64, bytes: usize },
 }
@@ -129,4 +130,9 @@ pub(super) trait Driver: Debug + Send {
     fn launch_graph(&mut self, stream: Stream, graph: Executable) -> Outcome<()>;
     /// The graph will not be launched again.
     fn discard(&mut self, graph: Executable);
+
+    /// What each kernel cost, where that is counted.
+    fn kernel_counts(&self) -> Vec<KernelCount> {
+        Vec::new()
+    }
 }

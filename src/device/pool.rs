@@ -103,7 +103,7 @@ impl Pool {
             driver.forget(mark);
             waited
         });
-        let carved = || if bytes > 0 { driver.carve(free.address, bytes) } else { Ok(()) };
+        let mut carved = || if bytes > 0 { driver.carve(free.address, bytes) } else { Ok(()) };
         if let Err(failure) = made_ready.and_then(|()| carved()) {
             self.free.entry(class).or_default().push(Free { until: None, ..free });
             return Err(failure);
@@ -112,8 +112,7 @@ impl Pool {
         if let Some(home) = self.homes.get_mut(&free.home) {
             home.live += 1;
         }
-        let block =
-            Block { class, bytes, arena, home: free.home, copied: false, born: self.allocations };
+        let block = Block { class, bytes, arena, home: free.home, copied: false, born: self.allocations };
         self.live.insert(free.address, block);
         let count = self.count(arena);
         count.held += bytes;
@@ -186,7 +185,8 @@ impl Pool {
 
     /// The blocks in use.
     pub(super) fn held(&self) -> Vec<Held> {
-        let held = |(&address, block): (&u64, &Block)| Held { arena: block.arena, address, bytes: block.bytes };
+        let held =
+            |(&address, block): (&u64, &Block)| Held { arena: block.arena, address, bytes: block.bytes };
         self.live.iter().map(held).collect()
     }
 

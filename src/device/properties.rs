@@ -80,8 +80,19 @@ impl Properties {
     }
 }
 
+/// What a kernel cost so far; only the simulator counts.
+#[derive(Clone, Debug)]
+pub struct KernelCount {
+    /// Which kernel.
+    pub kernel: &'static Kernel,
+    /// How often it ran.
+    pub launches: usize,
+    /// All its launches together.
+    pub counters: crate::sim::Counters,
+}
+
 /// What a device has done since it was opened. Crossings and bytes are in [`super::Traffic`].
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug)]
 pub struct Statistics {
     /// Times the driver was asked for device memory.
     pub driver_allocations: usize,
@@ -99,6 +110,8 @@ pub struct Statistics {
     pub arenas: Vec<ArenaCount>,
     /// Blocks that are held now.
     pub held: Vec<Held>,
+    /// What each kernel cost, in the simulator.
+    pub kernels: Vec<KernelCount>,
 }
 
 #[cfg(test)]

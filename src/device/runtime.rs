@@ -49,7 +49,10 @@ impl Runtime {
     fn run<T>(&self, work: impl FnOnce(&mut State) -> Outcome<T>) -> Result<T> {
         let mut state = self.lock();
         if let Some((problem, advice)) = &state.lost {
-            return Err(Error::device(format!("{} was lost and must be opened again: {problem}", self.name), advice));
+            return Err(Error::device(
+                format!("{} was lost and must be opened again: {problem}", self.name),
+                advice,
+            ));
         }
         work(&mut state).map_err(|failure| self.error(&mut state, failure))
     }
@@ -115,7 +118,7 @@ impl Runtime {
             return Ok(());
         }
         match &node {
-            Node::Launch(_, launch) => {
+            Node::Launch(launch) => {
                 state.launches += 1;
                 state.driver.launch(Stream::Compute, launch)
             }
@@ -242,7 +245,7 @@ impl Launcher for Runtime {
             let launch = state.prepare(kernel, grid, arguments)?;
             if stream == Stream::Compute {
                 let operation = || GraphOperation::Launch(kernel, grid, arguments.to_vec());
-                return self.compute(state, Node::Launch(kernel, launch), operation);
+                return self.compute(state, Node::Launch(launch), operation);
             }
             if state.capture.is_some() {
                 return Err(Failure::Refused(Error::device(
@@ -346,7 +349,10 @@ impl Launcher for Runtime {
         let outcome = body();
         self.run(|state| {
             let Some(capture) = state.capture.take() else {
-                return Err(Failure::Refused(Error::device("the capture ended before its step", "capture again")));
+                return Err(Failure::Refused(Error::device(
+                    "the capture ended before its step",
+                    "capture again",
+                )));
             };
             let made = match outcome {
                 Ok(()) => state.driver.instantiate(&capture.nodes),
@@ -387,7 +393,7 @@ impl Launcher for Runtime {
                 )));
             };
             let launch: Launch = state.prepare(kernel, *grid, arguments)?;
-            state.driver.update(id as usize, index, &Node::Launch(kernel, launch))?;
+            state.driver.update(id as usize, index, &Node::Launch(launch))?;
             *bound = arguments.to_vec();
             Ok(())
         })

@@ -97,7 +97,8 @@ impl Signatures {
             rest = &rest[at + ".entry".len()..];
             let body = rest.find('{').ok_or_else(|| broken("an entry without a body".into()))?;
             let head = &rest[..body];
-            let name = head.split(|c: char| c == '(' || c.is_whitespace()).find(|w| !w.is_empty()).unwrap_or("");
+            let name =
+                head.split(|c: char| c == '(' || c.is_whitespace()).find(|w| !w.is_empty()).unwrap_or("");
             let signature = entry(head).map_err(|what| broken(format!("entry `{name}`: {what}")))?;
             if !rest[body..].contains('}') {
                 return Err(broken(format!("entry `{name}` does not end: the file is cut off")));
@@ -230,7 +231,11 @@ fn entry(head: &str) -> std::result::Result<Signature, String> {
                 Some(".u32" | ".s32" | ".b32") => ParameterType::Word,
                 Some(".u64" | ".s64" | ".b64") => ParameterType::Long,
                 Some(".f32") => ParameterType::Float,
-                _ => return Err(format!("parameter `{text}` is neither a 32-bit or 64-bit number nor an f32")),
+                _ => {
+                    return Err(format!(
+                        "parameter `{text}` is neither a 32-bit or 64-bit number nor an f32"
+                    ));
+                }
             };
             if words[0] != ".param" || name.starts_with('.') || name.contains('[') {
                 return Err(format!("parameter `{text}` cannot be passed by value"));

@@ -166,6 +166,7 @@ impl State {
             graph_launches: self.graph_launches,
             arenas: self.pool.counts().to_vec(),
             held: self.pool.held(),
+            kernels: self.driver.kernel_counts(),
         }
     }
 }
