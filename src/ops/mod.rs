@@ -5,6 +5,7 @@
 
 pub mod adamw;
 pub mod attention;
+pub mod cast;
 pub mod elementwise;
 pub mod embedding;
 pub mod gather;
@@ -21,8 +22,10 @@ pub mod mask;
 pub mod masked_residual;
 pub mod policy_loss;
 pub mod random;
+pub mod residual_norm;
 pub mod rmsnorm;
 pub mod rope;
+mod row_blocks;
 pub mod sampler;
 pub mod swiglu;
 mod tensor;
