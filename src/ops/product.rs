@@ -224,3 +224,82 @@ fn kernel(form: Form, operands: Operands, tile: Tile) -> Result<&'static Kernel>
         Skinny => of_form[2],
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::device::Device;
+    use crate::ops::Tensor;
+    use half::bf16;
+
+    /// Reproducible numbers without a pattern, f32 or rounded to bf16.
+    fn numbers(device: &Device, count: usize, dtype: Dtype) -> Tensor {
+        let value = |at: usize| ((at as u32).wrapping_mul(2_654_435_761) >> 8) as f32 / 8_388_608.0 - 1.0;
+        match dtype {
+            Dtype::Bf16 => {
+                let values: Vec<bf16> = (0..count).map(|at| bf16::from_f32(value(at))).collect();
+                Tensor::from_host(device, [count], &values)
+            }
+            _ => Tensor::from_host(device, [count], &(0..count).map(value).collect::<Vec<f32>>()),
+        }
+        .unwrap()
+    }
+
+    /// Every tile, whatever form and operands: the same bits. Sizes end inside every tile and inside a chunk of k;
+    /// strides of a multiple of 16 bytes and others take different ways to shared memory.
+    #[test]
+    fn tiles_have_the_same_bits() {
+        let device = Device::open("sim").unwrap();
+        let Device::Gpu(gpu) = &device else { panic!("the simulator is a GPU") };
+        let sizes @ [m, n, k] = [83, 150, 296];
+        for (form, operands, pad) in [Form::Nt, Form::Nn, Form::Tn].into_iter().flat_map(|form| {
+            [Operands::F32, Operands::Rounded, Operands::Bf16]
+                .into_iter()
+                .flat_map(move |operands| [8, 3].map(|pad| (form, operands, pad)))
+        }) {
+            let round_up = |value: usize| value.next_multiple_of(8) + pad;
+            let [a_shape, b_shape] = match form {
+                Form::Nt => [(m, k), (n, k)],
+                Form::Nn => [(m, k), (k, n)],
+                Form::Tn => [(k, m), (k, n)],
+            };
+            let a_dtype = if operands == Operands::Bf16 { Dtype::Bf16 } else { Dtype::F32 };
+            let b_dtype = match operands {
+                Operands::F32 => Dtype::F32,
+                Operands::Rounded if form == Form::Tn => Dtype::F32,
+                _ => Dtype::Bf16,
+            };
+            let (a_stride, b_stride) = (round_up(a_shape.1), round_up(b_shape.1));
+            let a = numbers(&device, a_shape.0 * a_stride, a_dtype);
+            let b = numbers(&device, b_shape.0 * b_stride, b_dtype);
+            let run = |tile| {
+                let c = numbers(&device, m * n, Dtype::F32);
+                let strided = |t: &Tensor, stride| Strided { address: t.view().address().unwrap(), stride };
+                let matrices = [strided(&a, a_stride), strided(&b, b_stride), strided(&c, n)];
+                let product = Product { add: true, ..Product::new(form, operands, matrices, sizes) };
+                product.launch_with(&**gpu, tile).unwrap();
+                c.download::<f32>().unwrap()
+            };
+            let wide = run(Tile::Wide);
+            assert_ne!(wide, numbers(&device, m * n, Dtype::F32).download::<f32>().unwrap());
+            for tile in [Tile::Square, Tile::Skinny] {
+                assert!(run(tile) == wide, "{form:?} {operands:?} stride + {pad}: {tile:?} has other bits");
+            }
+        }
+    }
+
+    #[test]
+    fn tiles_suit_their_sizes() {
+        for (form, m, n, tile) in [
+            (Form::Nt, 1, 50257, Tile::Skinny),
+            (Form::Nt, 64, 768, Tile::Skinny),
+            (Form::Nt, 64, 50257, Tile::Square),
+            (Form::Nn, 256, 768, Tile::Square),
+            (Form::Nt, 4096, 768, Tile::Wide),
+            (Form::Tn, 16, 50257, Tile::Square),
+            (Form::Tn, 3072, 768, Tile::Wide),
+        ] {
+            assert_eq!(Tile::choose(form, m, n), tile, "{form:?} {m} x {n}");
+        }
+    }
+}
