@@ -44,9 +44,10 @@
 
 // ---- what becomes of the sums -------------------------------------------------------------------------------------
 
-// GELU in its tanh form: x sigmoid(2 sqrt(2/pi) (x + 0.044715 x^3)).
+// GELU in its tanh form, to the bit as cuda/gelu.cu computes it: x sigmoid(2 sqrt(2/pi) (x + 0.044715 x^3)).
 __device__ __forceinline__ float gelu_tanh(float x) {
-    return x / (1.0f + expf(-1.5957691216f * x * fmaf(0.044715f * x, x, 1.0f)));
+    float twice = 1.595769121605731f * x * fmaf(0.044715f * x, x, 1.0f);
+    return x * __fdividef(1.0f, 1.0f + expf(-twice));
 }
 
 __device__ __forceinline__ void load_four(float (&v)[4], const float *from) {
@@ -172,40 +173,45 @@ struct Product {
 
     typedef float Sums[SLABS][4][4];
 
-    // The two words of the j-th eight columns.
-    static __device__ __forceinline__ uint2 pair(const u32 (&b)[2][4], u32 j) {
-        return make_uint2(b[j / 2][j % 2 * 2], b[j / 2][j % 2 * 2 + 1]);
-    }
 
     // part += the panels of one stage. A lane reads them from start_a and start_b on.
     static __device__ __forceinline__ void multiply(Sums &part, const unsigned char *stage, u32 start_a, u32 start_b) {
         const unsigned char *room_a = stage, *room_b = stage + PanelA::BYTES;
 #pragma unroll
         for (u32 k = 0; k < DEPTH; k += STEP) {
-            u32 b[2][4], b_small[2][4];
+            // Words 2j and 2j + 1 of B belong to its j-th eight columns.
+            u32 b[8], b_small[8];
 #pragma unroll
             for (u32 j = 0; j < 2; j++) {
-                PanelB::template load<ARITHMETIC, SIDE_B>(b[j], room_b, start_b, j, k);
-                if constexpr (ARITHMETIC == SPLIT_TF32) split(b[j], b_small[j]);
+                u32(&four)[4] = *reinterpret_cast<u32(*)[4]>(b + 4 * j);
+                PanelB::template load<ARITHMETIC, SIDE_B>(four, room_b, start_b, j, k);
             }
+            if constexpr (ARITHMETIC == SPLIT_TF32) split(b, b_small);
 #pragma unroll
             for (u32 i = 0; i < SLABS; i++) {
                 u32 a[4], a_small[4];
                 PanelA::template load<ARITHMETIC, SIDE_A>(a, room_a, start_a, i, k);
                 if constexpr (ARITHMETIC == BF16) {
 #pragma unroll
-                    for (u32 j = 0; j < 4; j++) mma_bf16(part[i][j], a, pair(b, j));
+                    for (u32 j = 0; j < 4; j++) mma_bf16(part[i][j], a, b[2 * j], b[2 * j + 1]);
                 } else {
                     split(a, a_small);
 #pragma unroll
-                    for (u32 j = 0; j < 4; j++) mma_tf32(part[i][j], a_small, pair(b, j));
+                    for (u32 j = 0; j < 4; j++) mma_tf32(part[i][j], a_small, b[2 * j], b[2 * j + 1]);
 #pragma unroll
-                    for (u32 j = 0; j < 4; j++) mma_tf32(part[i][j], a, pair(b_small, j));
+                    for (u32 j = 0; j < 4; j++) mma_tf32(part[i][j], a, b_small[2 * j], b_small[2 * j + 1]);
 #pragma unroll
-                    for (u32 j = 0; j < 4; j++) mma_tf32(part[i][j], a, pair(b, j));
+                    for (u32 j = 0; j < 4; j++) mma_tf32(part[i][j], a, b[2 * j], b[2 * j + 1]);
                 }
             }
         }
+    }
+
+    // x = big + small, both tf32; `big` holds x before.
+    template <u32 COUNT>
+    static __device__ __forceinline__ void split(u32 (&big)[COUNT], u32 (&small)[COUNT]) {
+#pragma unroll
+        for (u32 i = 0; i < COUNT; i++) split_tf32(__uint_as_float(big[i]), big[i], small[i]);
     }
 
     // Ends a chunk: total += part, where there are groups in the order of their chunks; part = 0.
@@ -297,7 +303,7 @@ struct Product {
         for (int at = 1 - (int)STAGES; at < stages; at++) {
             // Stage `at` has landed, and everybody is done with the one before it, whose room is filled next.
             if (at >= 0) {
-                wait_copies<STAGES - 2>();
+                cp_async_wait<STAGES - 2>();
                 if constexpr (TILE::KGROUPS > 1) __syncwarp();
                 else __syncthreads();
             }
@@ -310,13 +316,13 @@ struct Product {
                 fetch_b.fetch(first, pipeline + filled + PanelA::BYTES);
                 filled = filled == (STAGES - 1) * STAGE ? 0 : filled + STAGE;
             }
-            commit_copies();
+            cp_async_commit();
             if (at < 0) continue;
             multiply(part, pipeline + used, start_a, start_b);
             used = used == (STAGES - 1) * STAGE ? 0 : used + STAGE;
             if (at % PER_CHUNK == PER_CHUNK - 1 || at + 1 == stages) add_part(total, part, exchange, group, lane);
         }
-        wait_copies<0>();
+        cp_async_wait<0>();
         if constexpr (TILE::KGROUPS == 1) __syncthreads();
         if (group > 0) return;
         float *out = reinterpret_cast<float *>(room + (TILE::KGROUPS > 1 ? 0 : warp) * OUT);

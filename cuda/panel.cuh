@@ -3,6 +3,13 @@
 #pragma once
 #include "tensor_core.cuh"
 
+// Starts a copy of 16 bytes to shared memory, of which `bytes` are read and the rest are zeros.
+__device__ __forceinline__ void cp_async_part(u32 to, const void *from, u32 bytes) {
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(__cvta_generic_to_global(from)),
+                 "r"(bytes)
+                 : "memory");
+}
+
 // Which axis of an operand is contiguous in memory: k, or the other one (m of A, n of B).
 enum Axis { K_CONTIGUOUS, OTHER_CONTIGUOUS };
 
@@ -97,8 +104,8 @@ struct Panel {
     static __device__ __forceinline__ void load(u32 (&word)[4], const unsigned char *room, u32 start, u32 i, u32 k) {
         if constexpr (!WIDE || (K_LINES && ARITHMETIC == SPLIT_TF32)) {
             u32 from = shared_address(room);
-            if constexpr (K_LINES) load_matrices(word, from + (start ^ k / CELL * 16) + i * 16 * LINE);
-            else load_matrices_transposed(word, from + (start ^ i * 32) + k * LINE);
+            if constexpr (K_LINES) ldmatrix_x4(word, from + (start ^ k / CELL * 16) + i * 16 * LINE);
+            else ldmatrix_x4_trans(word, from + (start ^ i * 32) + k * LINE);
         } else {
 #pragma unroll
             for (u32 w = 0; w < 4; w++) {
@@ -154,7 +161,8 @@ struct Fetcher {
 #pragma unroll
             for (u32 i = 0; i < CELLS; i++) {
                 // Where no bytes are read, the source may be any address.
-                copy_async(at + target(i), next + (u64)(i * STEP) * from.stride, l + i * STEP < from.lines ? bytes : 0);
+                u32 there = l + i * STEP < from.lines ? bytes : 0;
+                cp_async_part(at + target(i), next + (u64)(i * STEP) * from.stride, there);
             }
         } else {
 #pragma unroll 1
