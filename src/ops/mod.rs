@@ -21,6 +21,7 @@ pub mod log_probability;
 pub mod mask;
 pub mod masked_residual;
 pub mod policy_loss;
+mod product;
 pub mod random;
 pub mod residual_norm;
 pub mod rmsnorm;
