@@ -99,6 +99,13 @@ __device__ __forceinline__ void ldmatrix_x4_trans(u32 (&r)[4], u32 address) {
                  : "memory");
 }
 
+// A word of shared memory by its address.
+__device__ __forceinline__ u32 load_shared(u32 address) {
+    u32 word;
+    asm volatile("ld.shared.u32 %0, [%1];" : "=r"(word) : "r"(address) : "memory");
+    return word;
+}
+
 // ---- asynchronous copies from global to shared memory -------------------------------------------------------------
 //
 // What is copied is visible to the copying thread after its cp_async_wait, to other threads after a barrier too.
