@@ -98,9 +98,9 @@ __device__ __forceinline__ Source source(u32 prefix_len, u32 prefix_block, int o
     return s;
 }
 
-// Starts copying columns `first_chunk ..` of 64 keys (or values) into a tile with rows of `stride` chunks, `chunks`
+// Starts copying columns `first_chunk ..` of KEYS keys (or values) into a tile with rows of `stride` chunks, `chunks`
 // of them filled; what the source does not have becomes 0.
-template <class S>
+template <class S, u32 KEYS = BLOCK_KEYS>
 __device__ __forceinline__ void load_keys(u32 tile, const typename S::act *cache, const Source &from, u32 padded,
                                           u32 first_chunk, u32 chunks, u32 stride) {
     using act = typename S::act;
@@ -114,12 +114,12 @@ __device__ __forceinline__ void load_keys(u32 tile, const typename S::act *cache
     if constexpr (S::EXACT) {
         // `chunks` is a constant and a power of two here. Few copies at a time: their addresses fill registers.
 #pragma unroll 4
-        for (u32 i = 0; i < BLOCK_KEYS * chunks; i += S::THREADS) {
+        for (u32 i = 0; i < KEYS * chunks; i += S::THREADS) {
             copy((i + threadIdx.x) / chunks, (i + threadIdx.x) % chunks);
         }
     } else {
         u32 width = chunks > 16 ? 32 : chunks > 8 ? 16 : chunks > 4 ? 8 : chunks > 2 ? 4 : 2;
-        for (u32 lane = threadIdx.x / width; lane < BLOCK_KEYS; lane += S::THREADS / width) {
+        for (u32 lane = threadIdx.x / width; lane < KEYS; lane += S::THREADS / width) {
             for (u32 chunk = threadIdx.x % width; chunk < chunks; chunk += width) copy(lane, chunk);
         }
     }
@@ -206,7 +206,7 @@ __device__ __forceinline__ void products(float (&sums)[TILES][4], u32 a_tile, u3
     u32 lane = threadIdx.x % WARP, stride = dims.stride(), steps = dims.steps();
     RowChunks a_chunks(a_tile, a_row + lane % 16, stride, lane / 16);
     RowChunks b_chunks(b_tile, lane % 8 + lane / 16 * 8, stride, lane / 8 % 2);
-    constexpr int UNROLL = S::EXACT ? (sizeof(typename S::act) == 2 ? S::MAX_STEPS : 2) : 1;
+    constexpr int UNROLL = S::EXACT ? (sizeof(typename S::act) == 2 ? S::MAX_STEPS : 1) : 1;
 #pragma unroll UNROLL
     for (u32 step = 0; step < (S::EXACT ? S::MAX_STEPS : steps); step++) {
         Operand<typename S::act> a;
@@ -259,5 +259,48 @@ __device__ __forceinline__ void weighted(float (&sums)[TILES][4], const float (&
                 }
             }
         }
+    }
+}
+
+// Writes a warp's sums [16, 8 TILES] to the packed rows `at[first ..]`, columns from first_chunk on. Rows of bf16 go
+// through `staging`, a tile whose rows first .. first + 16 are this warp's to overwrite, so that whole sectors are
+// written; f32 fills them as it is.
+template <class S, int TILES>
+__device__ __forceinline__ void write_rows(typename S::act *out, const float (&sums)[TILES][4], const u32 *at, u32 first,
+                                           char *staging, u32 first_chunk, u32 chunks, const Dims<S> &dims) {
+    using act = typename S::act;
+    constexpr bool NARROW = sizeof(act) == 2;
+    u32 lane = threadIdx.x % WARP, g = lane / 4, t = lane % 4, head_dim = dims.head_dim();
+    bool staged = NARROW && dims.aligned();
+    __syncwarp();
+#pragma unroll
+    for (int half = 0; half < 2; half++) {
+        u32 r = first + g + 8 * half, row = at[r];
+#pragma unroll
+        for (int n = 0; n < TILES; n++) {
+            float x = sums[n][2 * half], y = sums[n][2 * half + 1];
+            u32 column = first_chunk * S::PER_CHUNK + 8 * n + 2 * t;
+            act *to = out + (u64)row * head_dim + column;
+            if (staged) {
+                u32 offset = chunk_address(0, r, n, dims.stride());
+                if (S::EXACT || n < chunks) ((u32 *)(staging + offset))[t] = pack_bf16(x, y);
+            } else if (row == NEVER) {
+                continue;
+            } else if (!NARROW && (S::EXACT || head_dim % 2 == 0)) {
+                if (S::EXACT || column < head_dim) *(float2 *)to = make_float2(x, y);
+            } else {
+                if (column < head_dim) store(to, x);
+                if (column + 1 < head_dim) store(to + 1, y);
+            }
+        }
+    }
+    if (!staged) return;
+    __syncwarp();
+    u32 available = S::EXACT ? S::OUT_CHUNKS : min(head_dim / S::PER_CHUNK - first_chunk, chunks);
+    for (u32 i = lane; i < 16 * available; i += WARP) {
+        u32 r = first + i / available, chunk = i % available, row = at[r];
+        if (row == NEVER) continue;
+        uint4 value = *(const uint4 *)(staging + chunk_address(0, r, chunk, dims.stride()));
+        *(uint4 *)(out + (u64)row * head_dim + (first_chunk + chunk) * S::PER_CHUNK) = value;
     }
 }

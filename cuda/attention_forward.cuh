@@ -229,42 +229,18 @@ struct Tile {
     __device__ __forceinline__ u32 column(int n) const { return first_chunk * S::PER_CHUNK + 8 * n + 2 * t; }
 
     __device__ __forceinline__ void write(float (&total)[OUT_TILES][4], const Sums (&sums)[2]) const {
-        u32 head_dim = dims.head_dim();
-        // bf16 rows go through this warp's queries in shared memory, so that whole sectors are written.
-        constexpr bool NARROW = sizeof(act) == 2;
-        bool staged = NARROW && dims.aligned();
-        if (staged) __syncwarp();
 #pragma unroll
         for (int half = 0; half < 2; half++) {
             u32 at = rows.at[row(half)];
-            if (at != NEVER && t == 0 && (S::EXACT || blockIdx.z == 0)) task.lse[at] = log_sum(sums[half]);
+            if (at != NEVER && t == 0 && blockIdx.z == 0) task.lse[at] = log_sum(sums[half]);
             float inverse = __frcp_rn(sums[half].l);
 #pragma unroll
             for (int n = 0; n < OUT_TILES; n++) {
-                float x = __fmul_rn(total[n][2 * half], inverse), y = __fmul_rn(total[n][2 * half + 1], inverse);
-                u32 col = column(n);
-                act *to = task.out + (u64)at * head_dim + col;
-                if (staged) {
-                    u32 offset = chunk_address(0, row(half), n, dims.stride());
-                    if (S::EXACT || n < chunks) ((u32 *)(memory + offset))[t] = pack_bf16(x, y);
-                } else if (at == NEVER) {
-                } else if (!NARROW && (S::EXACT || head_dim % 2 == 0)) {
-                    if (S::EXACT || col < head_dim) *(float2 *)to = make_float2(x, y);
-                } else {
-                    if (col < head_dim) store(to, x);
-                    if (col + 1 < head_dim) store(to + 1, y);
-                }
+#pragma unroll
+                for (int i = 2 * half; i < 2 * half + 2; i++) total[n][i] = __fmul_rn(total[n][i], inverse);
             }
         }
-        if (!staged) return;
-        __syncwarp();
-        u32 available = S::EXACT ? S::OUT_CHUNKS : min(head_dim / S::PER_CHUNK - first_chunk, chunks);
-        for (u32 i = threadIdx.x % WARP; i < 16 * available; i += WARP) {
-            u32 r = 16 * warp + i / available, chunk = i % available, at = rows.at[r];
-            if (at == NEVER) continue;
-            uint4 value = *(const uint4 *)(memory + chunk_address(0, r, chunk, dims.stride()));
-            *(uint4 *)(task.out + (u64)at * head_dim + (first_chunk + chunk) * S::PER_CHUNK) = value;
-        }
+        write_rows<S>(task.out, total, rows.at, 16 * warp, memory, first_chunk, chunks, dims);
     }
 
     // Row of the slots that a tile row's state of one part has.

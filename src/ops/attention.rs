@@ -107,7 +107,7 @@ impl Saved {
     pub fn reserve(device: &Device, rows: usize, heads: usize, dtype: Dtype) -> Result<Saved> {
         Ok(Saved {
             lse: Tensor::zeros(device, [rows, heads], dtype.accumulation())?,
-            scratch: gpu::Scratch::reserve(device, rows)?,
+            scratch: gpu::Scratch::reserve(device, rows, heads)?,
         })
     }
 }
@@ -160,7 +160,8 @@ pub fn forward(
 }
 
 /// Gradients of [`forward`]. Adds the gradients of all keys and values that the segment's queries see, prefix and
-/// own, to `grad` (a cache of the same geometry, cleared before an update's first backward call); then assigns
+/// own, to `grad` (a cache of the same geometry in the dtype [`accumulation`](Dtype::accumulation), cleared before an
+/// update's first backward call); then assigns
 /// `dq`, and reads the gradients of the segment's own keys and values out of `grad`.
 ///
 /// Segments must come in reverse order: a row's later segments, and all readers of a prefix before the segment
@@ -180,7 +181,7 @@ pub fn backward(
     let Gradients { mut dq, mut dk, mut dv } = gradients;
     let (count, dtype, geometry) = (q.count(), q.dtype(), segment.geometry);
     let sizes = cache.sizes("attention cache", geometry, dtype)?;
-    if grad.sizes("attention gradient cache", geometry, dtype)?.blocks != sizes.blocks {
+    if grad.sizes("attention gradient cache", geometry, dtype.accumulation())?.blocks != sizes.blocks {
         return Err(Error::shape(
             "attention gradient cache",
             grad.slots(),
@@ -197,7 +198,7 @@ pub fn backward(
     segment.rows.expect("attention rows", count, 1, Dtype::U32)?;
     segment.positions.expect("attention positions", count, 1, Dtype::U32)?;
     let lse = saved.lse.rows(at)?;
-    lse.expect("attention saved", count, sizes.heads, dtype)?;
+    lse.expect("attention saved", count, sizes.heads, dtype.accumulation())?;
     match q.device() {
         Device::Cpu(_) => float_dispatch!("attention", dtype, T => {
             let inputs = kernel::BackwardInputs {
@@ -215,7 +216,12 @@ pub fn backward(
             let slots = cache.slots();
             Plan::with(&host(segment)?, slots, |plan| kernel::backward(&sizes, plan, inputs, grad, gradients))?;
         }),
-        gpu @ Device::Gpu(_) => return Err(gpu.no_kernel("attention")),
+        Device::Gpu(_) if count == 0 => {}
+        device @ Device::Gpu(gpu) => {
+            let scratch = saved.scratch.as_ref().ok_or_else(|| elsewhere(device))?;
+            let gradients = Gradients { dq, dk, dv };
+            gpu::backward(&**gpu, inputs, segment, &sizes, grad, (lse, scratch), gradients)?;
+        }
     }
     Ok(())
 }

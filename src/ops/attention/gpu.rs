@@ -1,13 +1,13 @@
 //! The GPU arms of ops/attention.rs. Kernels: cuda/attention.cu (plan, prompts), cuda/attention_decode.cu (single
 //! steps), cuda/attention_backward.cu.
 
-use super::{Inputs, Segment};
+use super::{BackwardInputs, Gradients, Inputs, Segment};
 use crate::base::{Dtype, Error, Result};
 use crate::cpu::attention::Sizes;
 use crate::device::{Argument, Device, Grid, Kernel, Launcher};
 use crate::ops::kv_cache::{CacheLayout, KvCache, SLOT_BLOCK};
 use crate::ops::launch::{ABSENT, arguments, by_dtype, kernels, size};
-use crate::ops::{Tensor, ViewMut};
+use crate::ops::{Tensor, View, ViewMut};
 use std::f64::consts::LOG2_E;
 
 kernels!("attention":
@@ -30,6 +30,25 @@ kernels!("attention_decode":
     MERGE_F32 = "attention_decode_merge_f32",
     MERGE_BF16 = "attention_decode_merge_bf16",
 );
+kernels!("attention_backward":
+    BACK_F32 = "attention_backward_begin_f32",
+    BACK_BF16 = "attention_backward_begin_bf16",
+    READS = "attention_backward_tiles",
+    DQ_D64_F32 = "attention_backward_dq_d64_f32",
+    DQ_D64_BF16 = "attention_backward_dq_d64_bf16",
+    DQ_D128_F32 = "attention_backward_dq_d128_f32",
+    DQ_D128_BF16 = "attention_backward_dq_d128_bf16",
+    DQ_ANY_F32 = "attention_backward_dq_any_f32",
+    DQ_ANY_BF16 = "attention_backward_dq_any_bf16",
+    DKV_D64_F32 = "attention_backward_dkv_d64_f32",
+    DKV_D64_BF16 = "attention_backward_dkv_d64_bf16",
+    DKV_D128_F32 = "attention_backward_dkv_d128_f32",
+    DKV_D128_BF16 = "attention_backward_dkv_d128_bf16",
+    DKV_ANY_F32 = "attention_backward_dkv_any_f32",
+    DKV_ANY_BF16 = "attention_backward_dkv_any_bf16",
+    COLLECT_F32 = "attention_backward_collect_f32",
+    COLLECT_BF16 = "attention_backward_collect_bf16",
+);
 
 /// Threads of a warp.
 const WARP: usize = 32;
@@ -44,12 +63,19 @@ const MERGE_THREADS: usize = 256;
 const PART_BLOCKS: usize = 4;
 /// Words of an entry of the plan.
 const ENTRY: usize = 8;
+/// Words that say what a tile of query rows reads, and the fewest rows of such a tile.
+const READS_WORDS: usize = 4;
+const LEAST_READERS: usize = 16;
+/// Threads of a block of the light kernels of the backward pass; a warp a tile or a position.
+const LIGHT_THREADS: usize = 256;
+/// Tiles of fewer rows are taken for gradients of queries where full ones would leave a GPU idle.
+const FEW_BLOCKS: usize = 128;
 /// Words of an item of work.
 const ITEM: usize = 4;
 /// Words before the items: how many there are.
 const HEADER: usize = 16;
 
-/// Kernels of one head dimension, and how much of a result a block of threads computes.
+/// Kernels of one head dimension, and how a block of threads is shaped; as the kernels are declared.
 #[derive(Clone, Copy)]
 struct Shape {
     size: HeadSize,
@@ -60,6 +86,15 @@ struct Shape {
     columns: usize,
     /// Warps of a block that computes tiles; 16 query rows each.
     warps: usize,
+    /// The same where it computes gradients of queries.
+    query_warps: usize,
+    /// Tiles of 64 keys or values in its shared memory.
+    query_tiles: usize,
+    /// Warps of a block that computes gradients of keys and values; 16 keys each.
+    key_warps: usize,
+    /// Query rows that it takes up at a time, and how many times.
+    key_queries: usize,
+    key_stages: usize,
 }
 
 /// Which kernels serve a head dimension.
@@ -73,16 +108,33 @@ enum HeadSize {
 impl Shape {
     fn new(head_dim: usize, dtype: Dtype) -> Result<Shape> {
         let (single, element) = (dtype == Dtype::F32, dtype.size());
-        let (size, columns, warps) = match head_dim {
-            64 => (HeadSize::D64, 64, 4),
-            128 => (HeadSize::D128, 128, 4),
-            1..=256 if single => (HeadSize::Any, 64, 1),
-            1..=256 => (HeadSize::Any, 128, 4),
-            _ => {
-                return Err(Error::shape("attention head dimension on a GPU", head_dim, "at most 256"));
-            }
+        let [columns, warps, query_warps, query_tiles, key_warps, key_queries, key_stages] =
+            match (head_dim, single) {
+                (64, false) => [64, 4, 4, 3, 4, 64, 2],
+                (64, true) => [64, 4, 4, 3, 4, 32, 2],
+                (128, false) => [128, 4, 4, 3, 4, 32, 2],
+                (128, true) => [128, 4, 2, 2, 4, 16, 2],
+                (1..=256, false) => [128, 4, 2, 2, 4, 32, 1],
+                (1..=256, true) => [64, 1, 1, 1, 2, 16, 1],
+                _ => return Err(Error::shape("attention head dimension on a GPU", head_dim, "at most 256")),
+            };
+        let size = match head_dim {
+            64 => HeadSize::D64,
+            128 => HeadSize::D128,
+            _ => HeadSize::Any,
         };
-        Ok(Shape { size, element, head_dim, columns, warps })
+        Ok(Shape {
+            size,
+            element,
+            head_dim,
+            columns,
+            warps,
+            query_warps,
+            query_tiles,
+            key_warps,
+            key_queries,
+            key_stages,
+        })
     }
 
     /// The kernel for this head dimension, of pairs (f32, bf16) for 64, 128 and any.
@@ -106,21 +158,28 @@ impl Shape {
     }
 }
 
-/// Working memory of a segment's kernels, beside what backward needs. It holds nothing from one call to the next, so
-/// kernels write it through a shared reference; everything is ordered on one stream.
+/// Working memory of a segment's kernels. It holds nothing from one call to the next, so kernels write it through a
+/// shared reference; everything is ordered on one stream.
 #[derive(Debug)]
 pub(super) struct Scratch {
     /// The segment's positions in working order, [`ENTRY`] words each.
     entries: Tensor,
+    /// dout . out of each position and head.
+    delta: Tensor,
+    /// What tiles of at least [`LEAST_READERS`] query rows read, [`READS_WORDS`] words each.
+    reads: Tensor,
 }
 
 impl Scratch {
-    pub fn reserve(device: &Device, rows: usize) -> Result<Option<Scratch>> {
+    pub fn reserve(device: &Device, rows: usize, heads: usize) -> Result<Option<Scratch>> {
+        let tiles = (rows * heads).div_ceil(LEAST_READERS);
         match device {
             Device::Cpu(_) => Ok(None),
-            Device::Gpu(_) => {
-                Ok(Some(Scratch { entries: Tensor::zeros(device, [rows, ENTRY], Dtype::U32)? }))
-            }
+            Device::Gpu(_) => Ok(Some(Scratch {
+                entries: Tensor::zeros(device, [rows, ENTRY], Dtype::U32)?,
+                delta: Tensor::zeros(device, [rows, heads], Dtype::F32)?,
+                reads: Tensor::zeros(device, [tiles, READS_WORDS], Dtype::U32)?,
+            })),
         }
     }
 }
@@ -271,5 +330,109 @@ pub(super) fn forward(
             out,
             lse,
         ],
+    )
+}
+
+/// Backward on a GPU; operands are checked, and there is at least one position.
+pub(super) fn backward(
+    gpu: &dyn Launcher,
+    inputs: BackwardInputs,
+    segment: &Segment,
+    sizes: &Sizes,
+    grad: &mut KvCache,
+    (lse, scratch): (View, &Scratch),
+    gradients: Gradients,
+) -> Result<()> {
+    let BackwardInputs { dout, q, out, cache, detach_cached } = inputs;
+    let Gradients { dq, dk, dv } = gradients;
+    let (count, dtype) = (q.count(), q.dtype());
+    let shape = Shape::new(sizes.head_dim, dtype)?;
+    let n = size("attention positions", count)?;
+    let rows = size("attention query rows", count * sizes.group())?;
+    let [heads, kv_heads, head_dim] = [sizes.heads, sizes.kv_heads, sizes.head_dim].map(|size| size as u32);
+    let (entries, delta) = (scratch.entries.view().address()?, scratch.delta.view().address()?);
+    let reads = scratch.reads.view().address()?;
+    let layout = segment.layout;
+    let index = arguments![
+        segment.rows.address()?,
+        segment.positions.address()?,
+        layout.prefix_slot.view().address()?,
+        layout.prefix_len.view().address()?,
+        layout.own_slot.view().address()?,
+        n,
+    ];
+
+    let plan_blocks = count.div_ceil(PLAN_THREADS);
+    let delta_blocks = (count * sizes.heads).div_ceil(PLAN_THREADS / WARP);
+    let rest =
+        arguments![dout.address()?, out.address()?, delta, heads, head_dim, entries, plan_blocks as u32];
+    gpu.launch(
+        by_dtype("attention", dtype, &BACK_F32, &BACK_BF16)?,
+        Grid::linear(size("attention blocks", plan_blocks + delta_blocks)?, PLAN_THREADS as u32),
+        &[&index[..], &rest].concat(),
+    )?;
+    let tiles = (rows as usize).div_ceil(shape.key_queries);
+    gpu.launch(
+        &READS,
+        Grid::linear(tiles.div_ceil(LIGHT_THREADS / WARP) as u32, LIGHT_THREADS as u32),
+        &arguments![entries, rows, heads / kv_heads, shape.key_queries as u32, tiles as u32, reads],
+    )?;
+
+    let common = arguments![
+        q.address()?,
+        dout.address()?,
+        cache.k.view().address()?,
+        cache.v.view().address()?,
+        lse.address()?,
+        delta,
+        entries,
+        rows,
+        heads,
+        kv_heads,
+        head_dim,
+        sizes.scale as f32,
+        (sizes.scale * LOG2_E) as f32,
+    ];
+    let column_blocks = shape.column_blocks();
+    let launch = |kernel, warps: usize, blocks: usize, bytes: usize, rest: &[Argument]| {
+        let grid = Grid {
+            blocks: [size("attention blocks", blocks)?, kv_heads, column_blocks as u32],
+            threads: [(WARP * warps) as u32, 1, 1],
+            shared_bytes: bytes as u32,
+        };
+        gpu.launch(kernel, grid, &[&common[..], rest].concat())
+    };
+    let full = 16 * shape.query_warps;
+    let few = (rows as usize).div_ceil(full) * sizes.kv_heads < FEW_BLOCKS;
+    let tile_rows = if few { 16 } else { full };
+    launch(
+        shape.kernel([
+            [&DQ_D64_F32, &DQ_D64_BF16],
+            [&DQ_D128_F32, &DQ_D128_BF16],
+            [&DQ_ANY_F32, &DQ_ANY_BF16],
+        ]),
+        shape.query_warps,
+        (rows as usize).div_ceil(tile_rows),
+        (2 * full + shape.query_tiles * SLOT_BLOCK) * shape.row_bytes(),
+        &arguments![tile_rows as u32, dq.address()?],
+    )?;
+    let keys = 16 * shape.key_warps;
+    let (grad_keys, grad_values) = (grad.k.view_mut().address()?, grad.v.view_mut().address()?);
+    launch(
+        shape.kernel([
+            [&DKV_D64_F32, &DKV_D64_BF16],
+            [&DKV_D128_F32, &DKV_D128_BF16],
+            [&DKV_ANY_F32, &DKV_ANY_BF16],
+        ]),
+        shape.key_warps,
+        sizes.blocks * (SLOT_BLOCK / keys),
+        2 * (keys + shape.key_stages * shape.key_queries) * shape.row_bytes(),
+        &arguments![reads, tiles as u32, u32::from(detach_cached), grad_keys, grad_values],
+    )?;
+    let rest = arguments![grad_keys, grad_values, kv_heads, head_dim, dk.address()?, dv.address()?];
+    gpu.launch(
+        by_dtype("attention", dtype, &COLLECT_F32, &COLLECT_BF16)?,
+        Grid::linear(count.div_ceil(LIGHT_THREADS / WARP) as u32, LIGHT_THREADS as u32),
+        &[&index[..], &rest].concat(),
     )
 }
