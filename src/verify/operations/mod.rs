@@ -13,6 +13,7 @@ pub mod masked_residual;
 pub mod policy_loss;
 pub mod rmsnorm;
 pub mod rope;
+pub mod sampler;
 pub mod swiglu;
 
 use super::gradient::Case;
@@ -55,6 +56,7 @@ pub fn all() -> Vec<Case<'static>> {
     cases.extend(swiglu::cases());
     cases.extend(masked_residual::cases());
     cases.extend(log_probability::cases());
+    cases.extend(sampler::cases());
     cases.extend(policy_loss::cases());
     cases
 }
