@@ -126,6 +126,29 @@ impl Tensor {
         Ok(ViewMut { offset: range.start * cols, rows: range.len(), cols, tensor: self })
     }
 
+    /// The first `rows * cols` elements as a matrix: a workspace serves matrices of several widths.
+    pub(in crate::ops) fn matrix(&self, rows: usize, cols: usize) -> Result<View<'_>> {
+        self.check_matrix(rows, cols)?;
+        Ok(View { tensor: self, offset: 0, rows, cols })
+    }
+
+    /// The same, to write.
+    pub(in crate::ops) fn matrix_mut(&mut self, rows: usize, cols: usize) -> Result<ViewMut<'_>> {
+        self.check_matrix(rows, cols)?;
+        Ok(ViewMut { tensor: self, offset: 0, rows, cols })
+    }
+
+    fn check_matrix(&self, rows: usize, cols: usize) -> Result<()> {
+        if rows * cols > self.shape.elements() {
+            return Err(Error::shape(
+                "matrix in a workspace",
+                format!("{rows} rows of {cols}"),
+                format!("at most {} elements", self.shape.elements()),
+            ));
+        }
+        Ok(())
+    }
+
     /// The number of columns, when `range` lies inside the rows.
     fn check_rows(&self, range: &Range<usize>) -> Result<usize> {
         let (rows, cols) = self.shape.as_matrix();
