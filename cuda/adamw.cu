@@ -20,10 +20,9 @@
 // `scale` is read from device memory: the norm that it comes from is not known to the host. The other numbers are
 // computed in f64 on the host and rounded once. Every operation is one IEEE rounding as written (no contraction by the
 // compiler), so that the results have the bits of the CPU's f32 kernel.
-#include "indexed_rows.cuh"
+#include "tensor_list.cuh"
 
 constexpr int BLOCK = 256;
-constexpr u32 CHUNK = 4096;
 
 struct Step {
     float keep, first, beta2, second, size, root, eps, scale;
@@ -35,13 +34,6 @@ struct Step {
         float denominator = __fadd_rn(__fdiv_rn(__fsqrt_rn(v), root), eps);
         return __fsub_rn(__fmul_rn(p, keep), __fmul_rn(size, __fdiv_rn(m, denominator)));
     }
-
-    template <int V>
-    __device__ __forceinline__ Pack<V> elements(Pack<V> p, Pack<V> gradient, Pack<V> &m, Pack<V> &v) const {
-#pragma unroll
-        for (int i = 0; i < V; i++) p.x[i] = element(p.x[i], gradient.x[i], m.x[i], v.x[i]);
-        return p;
-    }
 };
 
 struct Operands {
@@ -50,45 +42,40 @@ struct Operands {
     bf16 *rounded;
     const float *gradient;
     float *m, *v;
+    Step with;
 
-    template <int V>
-    __device__ __forceinline__ void step(const Step &step, u64 i) const {
-        Pack<V> moment = load_pack<V>(m + i), square = load_pack<V>(v + i);
-        Pack<V> next = step.elements<V>(load_pack<V>(p + i), load_pack<V>(gradient + i), moment, square);
-        store_pack(p + i, next);
-        store_pack(m + i, moment);
-        store_pack(v + i, square);
-        if (rounded) store_pack(rounded + i, next);
-    }
-
-    // Elements first..end of the tensor: vectors, then at most three elements at the tensor's own end.
-    __device__ __forceinline__ void chunk(const Step &with, u64 first, u64 end) const {
-        u64 whole = first + (end - first) / 4 * 4;
+    template <int N> __device__ __forceinline__ void operator()(Width<N>, u64 i) const {
+        Numbers<N> next = read<N>(p + i), slope = read<N>(gradient + i);
+        Numbers<N> moment = read<N>(m + i), square = read<N>(v + i);
 #pragma unroll
-        for (u32 k = 0; k < CHUNK / (4 * BLOCK); k++) {
-            u64 i = first + 4 * (k * BLOCK + threadIdx.x);
-            if (i < whole) step<4>(with, i);
-        }
-        if (whole + threadIdx.x < end) step<1>(with, whole + threadIdx.x);
+        for (int k = 0; k < N; k++) next[k] = with.element(next[k], slope[k], moment[k], square[k]);
+        write(p + i, next);
+        write(m + i, moment);
+        write(v + i, square);
+        if (rounded) write(rounded + i, next);
     }
 };
 
-__device__ __forceinline__ void step_one(const Operands &operands, u32 count, const Step &step) {
-    u32 first = blockIdx.x * CHUNK;
-    operands.chunk(step, first, min(first + CHUNK, count));
-}
+struct Widening {
+    const bf16 *p;
+    float *master;
+
+    template <int N> __device__ __forceinline__ void operator()(Width<N>, u64 i) const {
+        write(master + i, read<N>(p + i));
+    }
+};
 
 #define NUMBERS float keep, float first, float beta2, float second, float size, float root, float eps
 #define STEP Step{keep, first, beta2, second, size, root, eps, *scale}
 
 KERNEL(BLOCK) adamw_step_f32(float *p, const float *gradient, float *m, float *v, u32 count, NUMBERS, const float *scale) {
-    step_one({p, nullptr, gradient, m, v}, count, STEP);
+    Chunk(blockIdx.x, count).each<BLOCK>(Operands{p, nullptr, gradient, m, v, STEP});
 }
 
 KERNEL(BLOCK)
 adamw_step_bf16(bf16 *p, float *master, const float *gradient, float *m, float *v, u32 count, NUMBERS,
                 const float *scale) {
-    step_one({master, p, gradient, m, v}, count, STEP);
+    Chunk(blockIdx.x, count).each<BLOCK>(Operands{master, p, gradient, m, v, STEP});
 }
 
 // Tensor t's row of the table: its first chunk, its elements, then the addresses of p, master (0 for an f32 parameter),
@@ -97,7 +84,6 @@ constexpr u32 COLUMNS = 7;
 
 KERNEL(BLOCK) adamw_step_all(const u64 *table, const u32 *tensor_of_chunk, NUMBERS, const float *scale) {
     const u64 *row = table + (u64)tensor_of_chunk[blockIdx.x] * COLUMNS;
-    u64 start = (blockIdx.x - row[0]) * CHUNK, end = min(start + CHUNK, row[1]);
     bool narrow = row[3] != 0;
     Operands operands = {
         global<float>(table, row[narrow ? 3 : 2]),
@@ -105,16 +91,11 @@ KERNEL(BLOCK) adamw_step_all(const u64 *table, const u32 *tensor_of_chunk, NUMBE
         global<float>(table, row[4]),
         global<float>(table, row[5]),
         global<float>(table, row[6]),
+        STEP,
     };
-    operands.chunk(STEP, start, end);
+    Chunk(blockIdx.x - row[0], row[1]).each<BLOCK>(operands);
 }
 
 KERNEL(BLOCK) adamw_widen(const bf16 *p, float *master, u32 count) {
-    u32 first = blockIdx.x * CHUNK, end = min(first + CHUNK, count), whole = first + (end - first) / 4 * 4;
-#pragma unroll
-    for (u32 k = 0; k < CHUNK / (4 * BLOCK); k++) {
-        u32 i = first + 4 * (k * BLOCK + threadIdx.x);
-        if (i < whole) store_pack(master + i, load_pack<4>(p + i));
-    }
-    if (whole + threadIdx.x < end) store(master + whole + threadIdx.x, load(p + whole + threadIdx.x));
+    Chunk(blockIdx.x, count).each<BLOCK>(Widening{p, master});
 }

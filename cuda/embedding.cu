@@ -33,9 +33,9 @@ struct Soft {
 
 // Columns c.. of a mixture. The whole warp calls it; lanes that are not `inside` only hand terms on.
 template <int V, typename stored>
-__device__ __forceinline__ Pack<V> mixture(Soft soft, u32 which, const stored *table, u32 vocabulary, u32 cols, u32 c,
+__device__ __forceinline__ Numbers<V> mixture(Soft soft, u32 which, const stored *table, u32 vocabulary, u32 cols, u32 c,
                                            bool inside, u32 lane) {
-    Pack<V> sum = all<V>(0.0f);
+    Numbers<V> sum = all<V>(0.0f);
     const u64 first = (u64)which * soft.kept;
     for (u32 base = 0; base < soft.kept; base += WARP) {
         u32 id = 0;
@@ -50,7 +50,7 @@ __device__ __forceinline__ Pack<V> mixture(Soft soft, u32 which, const stored *t
         for (u32 j = 0; j < terms; j++) {
             u32 row = __shfl_sync(ALL_LANES, id, j);
             float share = __shfl_sync(ALL_LANES, weight, j);
-            if (inside) sum = multiply_add(load_pack<V>(table + (u64)row * cols + c), share, sum);
+            if (inside) sum = multiply_add(read<V>(table + (u64)row * cols + c), share, sum);
         }
     }
     return sum;
@@ -74,15 +74,15 @@ __device__ __forceinline__ void forward(const int *ids, const u32 *positions, So
     } else if (latent) {
         return;
     }
-    auto add_position = [&](u32 c, Pack<V> v) {
-        return position_table ? v + load_pack<V>(position_table + c) : v;
+    auto add_position = [&](u32 c, Numbers<V> v) {
+        return position_table ? v + read<V>(position_table + c) : v;
     };
-    auto write = [&](u32 c, Pack<V> v) { store_pack(x + c, v); };
+    auto put = [&](u32 c, Numbers<V> v) { write(x + c, v); };
     if (exists && !latent && !token) {
         for (u32 base = run.first; base < run.end; base += WARP * V) {
             u32 c = base + run.lane * V;
-            Pack<V> v = mixture<V>(soft, which, table, vocabulary, cols, c, c < run.end, run.lane);
-            if (c < run.end) write(c, add_position(c, v));
+            Numbers<V> v = mixture<V>(soft, which, table, vocabulary, cols, c, c < run.end, run.lane);
+            if (c < run.end) put(c, add_position(c, v));
         }
         return;
     }
@@ -90,9 +90,9 @@ __device__ __forceinline__ void forward(const int *ids, const u32 *positions, So
     run.move<V>(
         [&](u32 c) {
             if (!exists) return all<V>(nan());
-            return add_position(c, latent ? load_pack<V>(x + c) : load_pack<V>(row + c));
+            return add_position(c, latent ? read<V>(x + c) : read<V>(row + c));
         },
-        write);
+        put);
 }
 
 // ---- gradient of the weights --------------------------------------------------------------------------------------
@@ -107,9 +107,9 @@ __device__ __forceinline__ float dot(const stored *row, const float *dx, u32 col
 // Unrolled further, ptxas runs out of barrier registers and keeps some on the stack.
 #pragma unroll 2
     for (u32 c = lane * V; c < columns; c += WARP * V) {
-        Pack<V> a = load_pack<V>(row + c), b = load_pack<V>(dx + c);
+        Numbers<V> a = read<V>(row + c), b = read<V>(dx + c);
 #pragma unroll
-        for (int i = 0; i < V; i++) sum = fmaf(a.x[i], b.x[i], sum);
+        for (int i = 0; i < V; i++) sum = fmaf(a[i], b[i], sum);
     }
     return warp_sum(sum);
 }
@@ -122,7 +122,7 @@ __device__ __forceinline__ void add_position(const u32 *ids, u32 kept, const sto
     for (u32 first = 0; first < cols; first += COLUMNS) {
         u32 columns = min(COLUMNS, cols - first);
         __syncthreads();
-        for (u32 c = threadIdx.x * V; c < columns; c += BLOCK * V) store_pack(room + c, load_pack<V>(dx + first + c));
+        for (u32 c = threadIdx.x * V; c < columns; c += BLOCK * V) write(room + c, read<V>(dx + first + c));
         __syncthreads();
         for (u32 j = warp; j < kept; j += BLOCK / WARP) {
             u32 id = ids[j];

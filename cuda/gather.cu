@@ -17,8 +17,8 @@ __device__ __forceinline__ void forward(const act *x, const u32 *index, u32 rows
     y += (u64)run.row * cols;
     x += (u64)from * cols;
     bool exists = from < table_rows;
-    run.move<V>([&](u32 c) { return exists ? load_pack<V>(x + c) : all<V>(nan()); },
-                [&](u32 c, Pack<V> v) { store_pack(y + c, v); });
+    run.move<V>([&](u32 c) { return exists ? read<V>(x + c) : all<V>(nan()); },
+                [&](u32 c, Numbers<V> v) { write(y + c, v); });
 }
 
 template <typename act>

@@ -11,36 +11,30 @@
 // (src/ops/tensor_list.rs): one launch reads all gradients, once. Its threads have four 16-byte vectors each, added in
 // the order of their elements, then the block's tree. The second kernel adds the chunks, a thousand of them side by
 // side, in an order that depends on their number alone. Both results stay on the device.
-#include "indexed_rows.cuh"
+#include "tensor_list.cuh"
 
 constexpr int BLOCK = 256;
-constexpr u32 CHUNK = 4096;
 constexpr int FINISH_BLOCK = 1024;
 
 // Tensor t's row of the table: its first chunk, its elements, its address.
 constexpr u32 COLUMNS = 3;
 
-template <int V>
-__device__ __forceinline__ float squares(const float *x, float sum) {
-    Pack<V> a = load_pack<V>(x);
+struct Squares {
+    const float *x;
+    float &sum;
+
+    template <int N> __device__ __forceinline__ void operator()(Width<N>, u64 i) const {
+        Numbers<N> a = read<N>(x + i);
 #pragma unroll
-    for (int i = 0; i < V; i++) sum = fmaf(a.x[i], a.x[i], sum);
-    return sum;
-}
+        for (int k = 0; k < N; k++) sum = fmaf(a[k], a[k], sum);
+    }
+};
 
 KERNEL(BLOCK) gradient_norm_sums(const u64 *table, const u32 *tensor_of_chunk, double *sums) {
     __shared__ float room[BLOCK / WARP];
     const u64 *row = table + (u64)tensor_of_chunk[blockIdx.x] * COLUMNS;
-    u64 first = (blockIdx.x - row[0]) * CHUNK, end = min(first + CHUNK, row[1]);
-    u64 whole = first + (end - first) / 4 * 4;
-    const float *x = global<float>(table, row[2]);
     float sum = 0.0f;
-#pragma unroll
-    for (u32 k = 0; k < CHUNK / (4 * BLOCK); k++) {
-        u64 i = first + 4 * (k * BLOCK + threadIdx.x);
-        if (i < whole) sum = squares<4>(x + i, sum);
-    }
-    if (whole + threadIdx.x < end) sum = squares<1>(x + whole + threadIdx.x, sum);
+    Chunk(blockIdx.x - row[0], row[1]).each<BLOCK>(Squares{global<float>(table, row[2]), sum});
     sum = block_sum<BLOCK / WARP>(sum, room);
     if (threadIdx.x == 0) sums[blockIdx.x] = sum;
 }

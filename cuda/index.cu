@@ -9,8 +9,7 @@
 //   index_fill_32   -         x[N]      ceil(N / 256)   256    0       4 N
 //   index_fill_16   -         x[N]      ceil(N / 256)   256    0       2 N
 //
-// A thread has one element: these move a few numbers a row. Additions wrap, as on the CPU, where u32 and i32 wrap
-// alike. Token ids become input ids by a copy (src/ops/index.rs): below 2^31 the two have the same bits.
+// A thread has one element: these move a few numbers a row. Additions wrap, u32 and i32 alike, as on the CPU. Sampled tokens (u32) become input ids (i32) by `index_repeat` with add = 0: below 2^31 they have the same bits.
 #include "common.cuh"
 
 constexpr int BLOCK = 256;

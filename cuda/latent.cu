@@ -16,38 +16,26 @@
 // threads each read V = 16 bytes once and write them to all rows.
 #include "indexed_rows.cuh"
 
-// The site's bits of one row: none, or where they begin. False for an instance that does not exist.
-__device__ __forceinline__ bool row_bits(Mask mask, u32 instances, u32 row, const u32 *&words) {
-    words = nullptr;
-    if (!mask.bits) return true;
-    int instance = mask.instance[row];
-    if (instance < 0) return true;
-    if ((u32)instance >= instances) return false;
-    words = mask.bits + (u64)instance * mask.stride + mask.offset;
-    return true;
-}
-
 template <int V, typename act>
 __device__ __forceinline__ void forward(const act *hidden, u32 states, const u32 *from, const int *ids, u32 rows,
-                                        u32 cols, Mask mask, u32 instances, act *x) {
+                                        u32 cols, Mask mask, act *x) {
     Run run(cols);
     if (run.row >= rows || ids[run.row] != -1) return;
     u32 state = from[run.row];
-    const u32 *words;
-    bool exists = row_bits(mask, instances, run.row, words) && state < states;
+    MaskRow m = mask.of(mask.bits ? mask.instance[run.row] : -1);
+    bool exists = state < states;
     x += (u64)run.row * cols;
     hidden += (u64)state * cols;
     run.move<V>(
         [&](u32 c) {
             if (!exists) return all<V>(nan());
-            Pack<V> h = load_pack<V>(hidden + c);
-            if (!words) return h;
-            u32 bits = words[c / 32] >> (c % 32);
+            Numbers<V> h = read<V>(hidden + c);
+            u32 bits = m.bits(c);
 #pragma unroll
-            for (int i = 0; i < V; i++) h.x[i] = bits >> i & 1u ? h.x[i] * mask.scale : 0.0f;
+            for (int i = 0; i < V; i++) h[i] = bits >> i & 1u ? h[i] * m.scale : 0.0f;
             return h;
         },
-        [&](u32 c, Pack<V> v) { store_pack(x + c, v); });
+        [&](u32 c, Numbers<V> v) { write(x + c, v); });
 }
 
 template <int V, typename act>
@@ -59,17 +47,17 @@ __device__ __forceinline__ void keep(const act *hidden, const u32 *rows, const u
     if (to >= feedback_rows) return;
     hidden += (u64)run.row * cols;
     feedback += (u64)to * cols;
-    run.move<V>([&](u32 c) { return load_pack<V>(hidden + c); },
-                [&](u32 c, Pack<V> v) { store_pack(feedback + c, v); });
+    run.move<V>([&](u32 c) { return read<V>(hidden + c); },
+                [&](u32 c, Numbers<V> v) { write(feedback + c, v); });
 }
 
 template <int V, typename act>
 __device__ __forceinline__ void fork(act *feedback, u32 cols, u32 from, u32 first, u32 end) {
     u32 c = (blockIdx.x * ROW_BLOCK + threadIdx.x) * V;
     if (c >= cols) return;
-    Pack<V> state = load_pack<V>(feedback + (u64)from * cols + c);
+    Numbers<V> state = read<V>(feedback + (u64)from * cols + c);
     for (u32 row = first; row < end; row++) {
-        if (row != from) store_pack(feedback + (u64)row * cols + c, state);
+        if (row != from) write(feedback + (u64)row * cols + c, state);
     }
 }
 
@@ -78,10 +66,10 @@ __device__ __forceinline__ void fork(act *feedback, u32 cols, u32 from, u32 firs
     latent_fwd_##dtype(const act *hidden, u32 states, const u32 *from, const int *ids, u32 rows, u32 cols,            \
                        const u32 *bits, const int *instance, u32 instances, u32 stride, u32 offset, float scale,      \
                        act *x) {                                                                                      \
-        Mask mask = {bits, instance, stride, offset, scale};                                                          \
+        Mask mask = {bits, instance, stride, offset, scale, instances};                                               \
         constexpr int V = vector<act>();                                                                              \
-        if (cols % V == 0) forward<V>(hidden, states, from, ids, rows, cols, mask, instances, x);                     \
-        else forward<1>(hidden, states, from, ids, rows, cols, mask, instances, x);                                   \
+        if (cols % V == 0) forward<V>(hidden, states, from, ids, rows, cols, mask, x);                     \
+        else forward<1>(hidden, states, from, ids, rows, cols, mask, x);                                   \
     }                                                                                                                 \
     KERNEL(ROW_BLOCK)                                                                                                 \
     latent_store_##dtype(const act *hidden, const u32 *rows, const u32 *last, u32 count, u32 cols, act *feedback,     \

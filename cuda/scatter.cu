@@ -142,7 +142,7 @@ struct Rows {
         return {__shfl_sync(ALL_LANES, mine.row, lane)};
     }
     template <int V>
-    __device__ __forceinline__ Pack<V> add(Slot, u32, Pack<V> x, Pack<V> sum) const {
+    __device__ __forceinline__ Numbers<V> add(Slot, u32, Numbers<V> x, Numbers<V> sum) const {
         return sum + x;
     }
 };
@@ -165,14 +165,13 @@ struct Tokens {
         return {__shfl_sync(ALL_LANES, mine.row, lane), __shfl_sync(ALL_LANES, mine.weight, lane)};
     }
     template <int V>
-    __device__ __forceinline__ Pack<V> add(Slot slot, u32, Pack<V> x, Pack<V> sum) const {
+    __device__ __forceinline__ Numbers<V> add(Slot slot, u32, Numbers<V> x, Numbers<V> sum) const {
         return multiply_add(x, slot.weight, sum);
     }
 };
 
 struct Latents {
     Mask mask;
-    u32 instances;
     struct Slot {
         u32 row;
         int instance;
@@ -185,12 +184,11 @@ struct Latents {
         return {__shfl_sync(ALL_LANES, mine.row, lane), __shfl_sync(ALL_LANES, mine.instance, lane)};
     }
     template <int V>
-    __device__ __forceinline__ Pack<V> add(Slot slot, u32 c, Pack<V> x, Pack<V> sum) const {
-        if (slot.instance < 0) return sum + x;
-        if ((u32)slot.instance >= instances) return all<V>(nan());
-        u32 bits = mask.bits[(u64)slot.instance * mask.stride + mask.offset + c / 32] >> (c % 32);
+    __device__ __forceinline__ Numbers<V> add(Slot slot, u32 c, Numbers<V> x, Numbers<V> sum) const {
+        MaskRow m = mask.of(slot.instance);
+        u32 bits = m.bits(c);
 #pragma unroll
-        for (int i = 0; i < V; i++) sum.x[i] = bits >> i & 1u ? fmaf(x.x[i], mask.scale, sum.x[i]) : sum.x[i];
+        for (int i = 0; i < V; i++) sum[i] = bits >> i & 1u ? fmaf(x[i], m.scale, sum[i]) : sum[i];
         return sum;
     }
 };
@@ -204,7 +202,7 @@ __device__ __forceinline__ void add(Source source, const u32 *keys, const u32 *e
     x += column, y += column;
     // The run that is being added, and its sum so far. What went before the warp's slots is an earlier warp's.
     u32 run = SKIP, before = first > 0 ? keys[first - 1] : SKIP;
-    Pack<V> sum = all<V>(0.0f);
+    Numbers<V> sum = all<V>(0.0f);
     for (u32 base = first; base < count; base += SLOTS) {
         bool slot = lane < SLOTS && base + lane < count;
         u32 mine = slot ? keys[base + lane] : SKIP, entry = slot ? entries[base + lane] : 0;
@@ -222,19 +220,19 @@ __device__ __forceinline__ void add(Source source, const u32 *keys, const u32 *e
             bad[u] = __shfl_sync(ALL_LANES, entry & BAD, u);
             slots[u] = Source::shared(from_lane, u);
         }
-        Pack<V> rows[SLOTS];
+        Numbers<V> rows[SLOTS];
 #pragma unroll
         for (int u = 0; u < SLOTS; u++) {
             rows[u] = all<V>(nan());
-            if (key[u] != SKIP && inside && !bad[u]) rows[u] = load_pack<V>(x + (u64)slots[u].row * cols);
+            if (key[u] != SKIP && inside && !bad[u]) rows[u] = read<V>(x + (u64)slots[u].row * cols);
         }
 #pragma unroll
         for (int u = 0; u < SLOTS; u++) {
             if (key[u] == SKIP) continue;
             if (key[u] != run) {
-                if (run != SKIP && inside) store_pack(y + (u64)run * cols, sum);
+                if (run != SKIP && inside) write(y + (u64)run * cols, sum);
                 run = key[u];
-                if (inside) sum = load_pack<V>(y + (u64)run * cols);
+                if (inside) sum = read<V>(y + (u64)run * cols);
             }
             sum = source.add(slots[u], column, rows[u], sum);
         }
@@ -242,7 +240,7 @@ __device__ __forceinline__ void add(Source source, const u32 *keys, const u32 *e
         if (end < SLOTS || begin == SLOTS) break;
         before = SKIP;
     }
-    if (run != SKIP && inside) store_pack(y + (u64)run * cols, sum);
+    if (run != SKIP && inside) write(y + (u64)run * cols, sum);
 }
 
 template <typename Source, typename from, typename to>
@@ -269,7 +267,7 @@ __device__ __forceinline__ void add(Source source, const u32 *keys, const u32 *e
     scatter_add_latents_##dtype(const u32 *bits, const int *instance, u32 instances, u32 stride, u32 offset,          \
                                 float scale, const u32 *keys, const u32 *entries, u32 count, const act *x, u32 cols,  \
                                 act *y) {                                                                             \
-        add(Latents{{bits, instance, stride, offset, scale}, instances}, keys, entries, count, x, cols, y);           \
+        add(Latents{{bits, instance, stride, offset, scale, instances}}, keys, entries, count, x, cols, y);           \
     }
 // Gradients of activations have the activations' dtype, those of tables are f32.
 ROWS(f32, float, float)

@@ -5,11 +5,12 @@
 //! position in the per-step and per-position modes. Operands say for each of their rows which instance masks it.
 
 use super::index::expect_indices;
+use super::launch::{ABSENT, size};
 use super::{Tensor, View, ViewMut, float_dispatch};
 use crate::base::rng::StreamKey;
 use crate::base::{Dtype, Error, Result};
 use crate::cpu;
-use crate::device::Device;
+use crate::device::{Argument, Device};
 
 /// Where in a layer a mask sits. The numbers are part of the frozen random number layout.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -341,7 +342,25 @@ impl<'a> MaskAt<'a> {
             instance,
         })
     }
+
+    /// The form of GPU kernels: bits, instance of each row, instances, words of an instance, first word of the site,
+    /// scale. An absent mask is [`NO_MASK`].
+    pub(in crate::ops) fn arguments(&self) -> Result<[Argument; 6]> {
+        let (instances, stride) = self.bits.shape().as_matrix();
+        Ok([
+            self.bits.view().address()?,
+            self.instance.address()?,
+            size("mask instances", instances)?.into(),
+            size("mask words", stride)?.into(),
+            size("mask offset", self.offset)?.into(),
+            (self.scale as f32).into(),
+        ])
+    }
 }
+
+/// [`MaskAt::arguments`] of no mask.
+pub(in crate::ops) const NO_MASK: [Argument; 6] =
+    [ABSENT, ABSENT, Argument::U32(0), Argument::U32(0), Argument::U32(0), Argument::F32(1.0)];
 
 /// Multiplies the rows of `x[N, width]` by their bitmaps in place: `x * scale` where kept, exactly 0 where
 /// dropped. Its own backward: apply it to the gradient.

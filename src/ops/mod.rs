@@ -24,8 +24,10 @@ pub mod random;
 pub mod rmsnorm;
 pub mod rope;
 pub mod sampler;
+pub mod scatter;
 pub mod swiglu;
 mod tensor;
+mod tensor_list;
 
 pub(in crate::ops) use tensor::float_dispatch;
 pub use tensor::{Tensor, View, ViewMut};
