@@ -14,6 +14,7 @@ pub mod policy_loss;
 pub mod residual_norm;
 pub mod rmsnorm;
 pub mod rope;
+pub mod sampler;
 pub mod swiglu;
 
 use super::gradient::Case;
@@ -57,6 +58,7 @@ pub fn all() -> Vec<Case<'static>> {
     cases.extend(masked_residual::cases());
     cases.extend(residual_norm::cases());
     cases.extend(log_probability::cases());
+    cases.extend(sampler::cases());
     cases.extend(policy_loss::cases());
     cases
 }
