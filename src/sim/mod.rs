@@ -11,12 +11,31 @@
 //! ```
 
 pub mod access;
+mod approximate;
+mod arithmetic;
+mod atomics;
+mod block;
+mod convert;
+mod copies;
 pub mod counters;
+mod decode;
 pub mod fault;
+mod float;
+mod half;
+mod instruction;
+mod launch;
 pub mod machine;
+mod matrix;
+mod meeting;
 mod memory;
+mod parse;
 pub mod program;
 mod region;
+mod registers;
+mod rounding;
+mod traffic;
+mod warp;
+mod windows;
 
 pub use counters::Counters;
 pub use fault::{Fault, Kind, Result};
