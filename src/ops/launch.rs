@@ -1,7 +1,7 @@
 //! What the GPU arms of operations share: how they name their kernels, lay out grids and pack arguments.
 
 use crate::base::{Error, Result};
-use crate::device::{Argument, Kernel};
+use crate::device::{Argument, Grid, Kernel};
 
 /// The kernels of one operation's PTX file: `kernels!("rmsnorm": FORWARD_F32 = "rmsnorm_fwd_f32", ...)`.
 macro_rules! kernels {
@@ -37,6 +37,24 @@ pub(in crate::ops) fn size(what: &str, value: usize) -> Result<u32> {
     }
 }
 
+/// Blocks of an element-by-element kernel whose blocks take `each` of `count` elements.
+///
+/// # Errors
+/// As [`size`].
+pub(in crate::ops) fn blocks(what: &str, count: usize, each: usize) -> Result<u32> {
+    Ok(size(what, count)?.div_ceil(each as u32))
+}
+
+/// The grid of a kernel whose threads take 128 bits of each operand of `count` elements of `dtype` (256 threads a
+/// block: cuda/vector.cuh), and the count as its argument.
+///
+/// # Errors
+/// As [`size`].
+pub(in crate::ops) fn pieces(what: &str, count: usize, dtype: crate::base::Dtype) -> Result<(Grid, u32)> {
+    const BLOCK: u32 = 256;
+    Ok((Grid::linear(blocks(what, count, BLOCK as usize * 16 / dtype.size())?, BLOCK), size(what, count)?))
+}
+
 /// The kernel for the dtype of the activations: `f32` or `bf16`.
 pub(in crate::ops) fn by_dtype(
     what: &str,
@@ -49,4 +67,10 @@ pub(in crate::ops) fn by_dtype(
         crate::base::Dtype::Bf16 => Ok(bf16),
         other => Err(Error::dtype(what, other, "f32 or bf16 on a GPU")),
     }
+}
+
+/// Grid and threads of kernels in which a warp has one row, or 1024 columns of it (cuda/indexed_rows.cuh).
+pub(in crate::ops) fn row_grid(what: &str, rows: usize, cols: usize) -> Result<Grid> {
+    let blocks = [size(what, rows)?.div_ceil(4), size(what, cols)?.div_ceil(1024), 1];
+    Ok(Grid { blocks, threads: [128, 1, 1], shared_bytes: 0 })
 }

@@ -5,6 +5,7 @@
 
 pub mod adamw;
 pub mod attention;
+pub mod cast;
 pub mod elementwise;
 pub mod embedding;
 pub mod gather;
@@ -20,12 +21,17 @@ pub mod log_probability;
 pub mod mask;
 pub mod masked_residual;
 pub mod policy_loss;
+mod product;
 pub mod random;
+pub mod residual_norm;
 pub mod rmsnorm;
 pub mod rope;
+mod row_blocks;
 pub mod sampler;
+pub mod scatter;
 pub mod swiglu;
 mod tensor;
+mod tensor_list;
 
 pub(in crate::ops) use tensor::float_dispatch;
 pub use tensor::{Tensor, View, ViewMut};

@@ -3,12 +3,15 @@
 
 mod adamw;
 mod attention;
+mod cast;
+mod elementwise;
 mod embedding;
 mod gather;
 mod gelu;
 mod gemm;
 mod gpu;
 mod gradient_norm;
+mod index;
 mod latent;
 mod layernorm;
 mod linear;
@@ -16,6 +19,8 @@ mod log_probability;
 mod mask;
 mod masked_residual;
 mod policy_loss;
+mod random;
+mod residual_norm;
 mod rmsnorm;
 mod rope;
 mod sampler;
