@@ -162,6 +162,11 @@ impl Tensor {
         Ok(cols)
     }
 
+    /// The address of the first element as a number, to divide the memory; only for the GPU arm of an operation.
+    pub(in crate::ops) fn address(&self) -> Result<u64> {
+        address(&self.buffer, 0)
+    }
+
     /// Fails unless the dtype is `expected`.
     pub fn expect_dtype(&self, what: &str, expected: Dtype) -> Result<()> {
         if self.dtype() != expected {
@@ -242,7 +247,7 @@ impl<'a> View<'a> {
 
     /// The address of the first element; only for the GPU arm of an operation.
     pub(in crate::ops) fn address(&self) -> Result<Argument> {
-        address(&self.tensor.buffer, self.offset)
+        Ok(Argument::Address(address(&self.tensor.buffer, self.offset)?))
     }
 }
 
@@ -311,13 +316,13 @@ impl<'a> ViewMut<'a> {
 
     /// The address of the first element; only for the GPU arm of an operation.
     pub(in crate::ops) fn address(&self) -> Result<Argument> {
-        address(&self.tensor.buffer, self.offset)
+        Ok(Argument::Address(address(&self.tensor.buffer, self.offset)?))
     }
 }
 
-fn address(buffer: &Buffer, at: usize) -> Result<Argument> {
+fn address(buffer: &Buffer, at: usize) -> Result<u64> {
     match buffer.address(at) {
-        Some(address) => Ok(Argument::Address(address)),
+        Some(address) => Ok(address),
         None => Err(Error::device(
             "an operand lies in the host's memory, the others on a GPU",
             "keep all operands of an operation on one device",

@@ -11,6 +11,7 @@ pub mod linear;
 pub mod log_probability;
 pub mod masked_residual;
 pub mod policy_loss;
+pub mod residual_norm;
 pub mod rmsnorm;
 pub mod rope;
 pub mod sampler;
@@ -55,6 +56,7 @@ pub fn all() -> Vec<Case<'static>> {
     cases.extend(gelu::cases());
     cases.extend(swiglu::cases());
     cases.extend(masked_residual::cases());
+    cases.extend(residual_norm::cases());
     cases.extend(log_probability::cases());
     cases.extend(sampler::cases());
     cases.extend(policy_loss::cases());
