@@ -26,6 +26,9 @@ __device__ __forceinline__ float load(const bf16 *p) { return __bfloat162float(*
 __device__ __forceinline__ void store(float *p, float x) { *p = x; }
 __device__ __forceinline__ void store(bf16 *p, float x) { *p = __float2bfloat16_rn(x); }
 
+// 1 / (1 + e^-x). The quotient is approximate (2 ulp): a correctly rounded one costs more than the whole rest.
+__device__ __forceinline__ float sigmoid(float x) { return __fdividef(1.0f, 1.0f + expf(-x)); }
+
 // ---- sums over a block, the same bits in every run ----------------------------------------------------------------
 
 // Butterfly over the lanes of a full warp: every lane gets the same sum.

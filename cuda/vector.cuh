@@ -114,23 +114,23 @@ template <int N_> struct Width { static constexpr int N = N_; };
 // Shares `count` elements out over the grid and calls `f(Width<N>, first element)`: N at a time where `aligned` says
 // that every operand begins at a multiple of its access, one at a time elsewhere and in what is left at the end. A
 // block of BLOCK threads takes BLOCK * N elements, neighbouring threads neighbouring ones. `f` must give an element
-// the same bits either way.
-template <int N, int BLOCK, typename F> __device__ __forceinline__ void elements(u64 count, bool aligned, F f) {
-    u64 first = (u64)blockIdx.x * (BLOCK * N);
+// the same bits either way: what could be contracted into a fused multiply-add is written as one.
+template <int N, int BLOCK, typename F> __device__ __forceinline__ void elements(u32 count, bool aligned, F f) {
+    u32 first = blockIdx.x * (BLOCK * N);
     if (aligned) {
-        u64 at = first + threadIdx.x * N;
+        u32 at = first + threadIdx.x * N;
         if (at + N <= count) {
             f(Width<N>(), at);
         } else {
             for (; at < count; at++) f(Width<1>(), at);
         }
     } else {
-        u64 end = first + BLOCK * N < count ? first + BLOCK * N : count;
-        for (u64 at = first + threadIdx.x; at < end; at += BLOCK) f(Width<1>(), at);
+        u32 end = min(count, first + BLOCK * N);
+        for (u32 at = first + threadIdx.x; at < end; at += BLOCK) f(Width<1>(), at);
     }
 }
 
 // Whether all of these addresses are multiples of `bytes`.
 template <typename... T> __device__ __forceinline__ bool multiples(u32 bytes, const T *...p) {
-    return ((((u64)p) | ...) & (bytes - 1)) == 0;
+    return ((reinterpret_cast<u64>(p) | ...) & (bytes - 1)) == 0;
 }

@@ -7,7 +7,7 @@
 
 use super::index::{expect_indices, expect_rows};
 use super::launch::{arguments, by_dtype, kernels, row_grid, size};
-use super::mask::{MaskAt, NO_MASK};
+use super::mask::{MaskAt, mask_arguments};
 use super::scatter::{self, Contributions, Order};
 use super::{View, ViewMut, float_dispatch};
 use crate::base::{Dtype, Error, Result};
@@ -61,7 +61,7 @@ pub fn forward(hidden: View, rows: View, ids: View, mask: Option<MaskAt>, mut x:
                 size("columns", cols)?,
             ]
             .to_vec();
-            list.extend(mask.map_or(Ok(NO_MASK), |mask| mask.arguments())?);
+            list.extend(mask_arguments(&mask)?);
             list.push(x.address()?);
             gpu.launch(kernel, row_grid("latent rows", count, cols)?, &list)?;
         }

@@ -7,7 +7,7 @@
 
 use super::embedding::Soft;
 use super::launch::{ABSENT, arguments, kernels, size};
-use super::mask::{MaskAt, NO_MASK};
+use super::mask::{MaskAt, mask_arguments};
 use super::{Tensor, View, ViewMut};
 use crate::base::{Dtype, Error, Result};
 use crate::device::{Argument, Device, Grid, Kernel, Launcher};
@@ -156,7 +156,7 @@ fn adder(
             _ => Err(refuse()),
         },
         Contributions::Latents(_, _, mask) => {
-            let mask = mask.map_or(Ok(NO_MASK), |mask| mask.arguments())?;
+            let mask = mask_arguments(&mask)?;
             match (from, to) {
                 (Dtype::F32, Dtype::F32) => Ok((&ADD_LATENTS_F32, mask.to_vec())),
                 (Dtype::Bf16, Dtype::Bf16) => Ok((&ADD_LATENTS_BF16, mask.to_vec())),
