@@ -15,5 +15,6 @@ pub mod model;
 pub mod ops;
 pub mod rollout;
 pub mod run;
+pub mod sim;
 pub mod text;
 pub mod verify;

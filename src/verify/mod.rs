@@ -8,6 +8,7 @@
 //! script       what a model runs, and the loss
 //! models       a layer of each family; a model through latent steps with masks and a shared prompt
 //! suite        all of them
+//! tolerance    when two devices agree
 //! ```
 //!
 //! `tools/verify_grad` prints the table made here; `tests/parity` runs the checks of single operations.
@@ -19,3 +20,4 @@ pub mod models;
 pub mod operations;
 pub mod script;
 pub mod suite;
+pub mod tolerance;

@@ -7,6 +7,7 @@ mod embedding;
 mod gather;
 mod gelu;
 mod gemm;
+mod gpu;
 mod gradient_norm;
 mod latent;
 mod layernorm;

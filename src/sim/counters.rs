@@ -1,0 +1,123 @@
+//! What a launch cost: instructions by class, divergence, tensor-core operations, bytes.
+
+/// Classes of instructions.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[repr(u8)]
+pub enum Class {
+    /// Integer and bit arithmetic, comparisons, selections.
+    Integer,
+    /// Single precision, half precision and bf16 arithmetic.
+    Float,
+    /// Double precision arithmetic.
+    Double,
+    /// Reciprocals, roots, exponentials, logarithms, sines.
+    Special,
+    /// Conversions between types.
+    Convert,
+    /// Moves, address conversions, special registers, parameters.
+    Move,
+    /// Branches and exits.
+    Control,
+    /// Loads and stores of global memory.
+    Global,
+    /// Loads and stores of shared memory, `ldmatrix`.
+    Shared,
+    /// Loads and stores of local memory.
+    Local,
+    /// Atomics and reductions in memory.
+    Atomic,
+    /// `cp.async` and its groups.
+    Copy,
+    /// Barriers and fences.
+    Barrier,
+    /// Shuffles, votes, matches.
+    Warp,
+    /// `mma`.
+    Matrix,
+}
+
+/// Number of classes.
+pub const CLASSES: usize = Class::Matrix as usize + 1;
+
+/// All classes, in order.
+pub const ALL_CLASSES: [Class; CLASSES] = [
+    Class::Integer,
+    Class::Float,
+    Class::Double,
+    Class::Special,
+    Class::Convert,
+    Class::Move,
+    Class::Control,
+    Class::Global,
+    Class::Shared,
+    Class::Local,
+    Class::Atomic,
+    Class::Copy,
+    Class::Barrier,
+    Class::Warp,
+    Class::Matrix,
+];
+
+/// What a launch cost.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Counters {
+    /// Blocks of the grid.
+    pub blocks: u64,
+    /// Blocks that ran: fewer than `blocks` when a sample was asked for.
+    pub blocks_run: u64,
+    /// Warps that ran.
+    pub warps: u64,
+    /// Instructions of warps, by [`Class`].
+    pub instructions: [u64; CLASSES],
+    /// Instructions of threads, by [`Class`]: each warp instruction counts its active lanes.
+    pub thread_instructions: [u64; CLASSES],
+    /// Branches at which lanes of a warp went different ways.
+    pub divergent_branches: u64,
+    /// Multiply-adds on tensor cores.
+    pub matrix_multiply_adds: u64,
+    /// Bytes that lanes read from global memory, copies included.
+    pub global_read_bytes: u64,
+    /// Bytes that lanes wrote to global memory, atomics included.
+    pub global_write_bytes: u64,
+    /// Bytes that lanes read from shared memory.
+    pub shared_read_bytes: u64,
+    /// Bytes that lanes wrote to shared memory.
+    pub shared_write_bytes: u64,
+    /// Bytes of local memory that lanes read or wrote.
+    pub local_bytes: u64,
+}
+
+impl Counters {
+    /// Instructions of warps, all classes.
+    pub fn warp_instructions(&self) -> u64 {
+        self.instructions.iter().sum()
+    }
+
+    /// Instructions of threads, all classes.
+    pub fn all_thread_instructions(&self) -> u64 {
+        self.thread_instructions.iter().sum()
+    }
+
+    /// Instructions of warps of one class.
+    pub fn of(&self, class: Class) -> u64 {
+        self.instructions[class as usize]
+    }
+
+    /// Adds the counts of another part of the same launch, or of another launch.
+    pub fn add(&mut self, other: &Counters) {
+        self.blocks += other.blocks;
+        self.blocks_run += other.blocks_run;
+        self.warps += other.warps;
+        for class in 0..CLASSES {
+            self.instructions[class] += other.instructions[class];
+            self.thread_instructions[class] += other.thread_instructions[class];
+        }
+        self.divergent_branches += other.divergent_branches;
+        self.matrix_multiply_adds += other.matrix_multiply_adds;
+        self.global_read_bytes += other.global_read_bytes;
+        self.global_write_bytes += other.global_write_bytes;
+        self.shared_read_bytes += other.shared_read_bytes;
+        self.shared_write_bytes += other.shared_write_bytes;
+        self.local_bytes += other.local_bytes;
+    }
+}

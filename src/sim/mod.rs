@@ -1,0 +1,24 @@
+//! A GPU in software: reads PTX, runs its warps, checks every access.
+//!
+//! It sits where the CUDA driver sits and runs the very text that ships. It knows nothing of tensors or models and
+//! shares no arithmetic with the CPU's kernels, so that one is the other's oracle.
+//!
+//! ```text
+//! parse/    text -> tokens -> statements            decode/   statements -> instructions of a warp
+//! program   entries and variables of a file         registers 32 lanes of every register
+//! machine   memory and launches                     block     warps and barriers of one block
+//! access    what an observer sees                   warp      lanes, divergence, one instruction after the other
+//! ```
+
+pub mod access;
+pub mod counters;
+pub mod fault;
+pub mod machine;
+mod memory;
+pub mod program;
+mod region;
+
+pub use counters::Counters;
+pub use fault::{Fault, Kind, Result};
+pub use machine::{Launch, Machine, Options};
+pub use program::{Entry, Parameter, Program, Type};
