@@ -14,9 +14,11 @@ pub mod access;
 pub mod counters;
 pub mod fault;
 pub mod machine;
+pub mod check;
 mod memory;
 pub mod program;
 mod region;
+pub mod traffic;
 
 pub use counters::Counters;
 pub use fault::{Fault, Kind, Result};

@@ -14,8 +14,7 @@
 //!
 //! Knowledge that passes through memory (a fence, an atomic, a look at its result) is in `publish.rs`.
 
-/// Lanes of a warp.
-pub const LANES: usize = 32;
+use crate::sim::access::LANES;
 
 /// What one warp knows of itself.
 #[derive(Clone, Debug)]
@@ -47,6 +46,14 @@ pub struct Order {
 pub struct Knowledge {
     warp: usize,
     own: [u32; LANES],
+    others: Vec<u32>,
+}
+
+/// What a warp knew when it arrived at a barrier for which it does not wait (`bar.arrive`).
+#[derive(Clone, Debug)]
+pub struct Arrived {
+    warp: usize,
+    clock: u32,
     others: Vec<u32>,
 }
 
@@ -105,10 +112,28 @@ impl Order {
         left
     }
 
+    /// Whether all lanes of `here` know what any lane of `warp` did at `clock`.
+    #[inline]
+    pub fn known_to_warp(&self, here: usize, warp: usize, clock: u32) -> bool {
+        clock < self.everyone[warp]
+            || (warp == here && clock < self.warps[warp].full)
+            || (warp != here && self.between.as_ref().is_some_and(|between| clock < between[here][warp]))
+    }
+
     /// Whether the accesses of `warp` at `clock` lie before the last barrier of the whole block.
     #[inline]
     pub fn before_block_barrier(&self, warp: usize, clock: u32) -> bool {
         clock < self.everyone[warp]
+    }
+
+    /// Whether some lanes of `warp` have synchronised without the others since all did.
+    pub fn is_split(&self, warp: usize) -> bool {
+        self.warps[warp].partial.is_some()
+    }
+
+    /// Whether some warps have met without the others since the last barrier of the whole block.
+    pub fn has_partial_barriers(&self) -> bool {
+        self.between.is_some()
     }
 
     /// The lanes `mask` of `warp` synchronise.
@@ -139,8 +164,20 @@ impl Order {
         }
     }
 
-    /// All lanes of these warps met at a barrier.
-    pub fn sync_warps(&mut self, met: &[usize]) {
+    /// All lanes of `warp` pass a barrier without waiting.
+    pub fn arrive(&mut self, warp: usize) -> Arrived {
+        // The lanes need not have waited for each other: what each did before is known to those who wait, and to
+        // nobody else.
+        self.advance(warp);
+        let others = match &self.between {
+            Some(between) => between[warp].clone(),
+            None => self.everyone.clone(),
+        };
+        Arrived { warp, clock: self.warps[warp].clock, others }
+    }
+
+    /// All lanes of the warps `met` waited at a barrier for each other, and for those of `arrived`, who did not.
+    pub fn sync_warps(&mut self, met: &[usize], arrived: &[Arrived]) {
         for &warp in met {
             self.sync_warp(warp, !0);
         }
@@ -158,6 +195,12 @@ impl Order {
             for (known, &other) in joined.iter_mut().zip(&between[warp]) {
                 *known = (*known).max(other);
             }
+        }
+        for early in arrived {
+            for (known, &other) in joined.iter_mut().zip(&early.others) {
+                *known = (*known).max(other);
+            }
+            joined[early.warp] = joined[early.warp].max(early.clock);
         }
         for &warp in met {
             joined[warp] = self.warps[warp].clock;
@@ -235,10 +278,10 @@ mod tests {
             self.known[thread][thread]
         }
 
-        fn sync(&mut self, threads: &[usize]) {
+        fn sync(&mut self, threads: &[usize], arrived: &[Vec<u32>]) {
             let mut joined = vec![0; self.known.len()];
-            for &t in threads {
-                for (a, &b) in joined.iter_mut().zip(&self.known[t]) {
+            for known in threads.iter().map(|&t| &self.known[t]).chain(arrived) {
+                for (a, &b) in joined.iter_mut().zip(known) {
                     *a = (*a).max(b);
                 }
             }
@@ -267,15 +310,25 @@ mod tests {
                 match random(12) {
                     0 => {
                         let met: Vec<usize> = (0..warps).filter(|_| random(3) != 0).collect();
+                        let arrive: Vec<usize> =
+                            (0..warps).filter(|w| !met.contains(w) && random(2) == 0).collect();
+                        let (mut early, mut early_there) = (Vec::new(), Vec::new());
+                        for &warp in &arrive {
+                            early.push(order.arrive(warp));
+                            early_there.extend(threads_of(warp).map(|t| vectors.known[t].clone()));
+                            // What it does after arriving is not ordered by the barrier.
+                            let thread = threads_of(warp).start;
+                            past.push((thread, order.access(warp), vectors.access(thread)));
+                        }
                         if !met.is_empty() {
-                            order.sync_warps(&met);
+                            order.sync_warps(&met, &early);
                             let threads: Vec<usize> = met.iter().flat_map(|&w| threads_of(w)).collect();
-                            vectors.sync(&threads);
+                            vectors.sync(&threads, &early_there);
                         }
                     }
                     1 if random(4) == 0 => {
-                        order.sync_warps(&(0..warps).collect::<Vec<_>>());
-                        vectors.sync(&(0..THREADS).collect::<Vec<_>>());
+                        order.sync_warps(&(0..warps).collect::<Vec<_>>(), &[]);
+                        vectors.sync(&(0..THREADS).collect::<Vec<_>>(), &[]);
                     }
                     1..=4 => {
                         let warp = random(warps);
@@ -290,7 +343,7 @@ mod tests {
                         if mask != 0 {
                             order.sync_warp(warp, mask);
                             let threads: Vec<usize> = lanes_of(mask).map(|l| warp * LANES + l).collect();
-                            vectors.sync(&threads);
+                            vectors.sync(&threads, &[]);
                         }
                     }
                     5 => order.advance(random(warps)),
@@ -321,6 +374,19 @@ mod tests {
         assert!(order.knows(0, 3, 0, 7, clock), "both named");
         assert!(!order.knows(0, 8, 0, 7, clock), "8 was not named");
         assert_eq!(order.unknown(0, 3, 0, 0xffff, clock), 0xff00);
+    }
+
+    #[test]
+    fn a_warp_knows_what_all_of_its_lanes_know() {
+        let mut order = Order::new(64);
+        let clock = order.access(0);
+        assert!(!order.known_to_warp(0, 0, clock));
+        order.sync_warp(0, 0xffff);
+        assert!(!order.known_to_warp(0, 0, clock), "half of the lanes");
+        order.sync_warp(0, !0);
+        assert!(order.known_to_warp(0, 0, clock) && !order.known_to_warp(1, 0, clock));
+        order.sync_warps(&[0, 1], &[]);
+        assert!(order.known_to_warp(1, 0, clock));
     }
 
     #[test]
