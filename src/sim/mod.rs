@@ -16,6 +16,7 @@ pub mod fault;
 pub mod machine;
 pub mod check;
 mod memory;
+pub mod occupancy;
 pub mod program;
 mod region;
 pub mod traffic;

@@ -23,6 +23,8 @@ mod order;
 mod publish;
 mod report;
 mod shared;
+#[cfg(test)]
+mod tests;
 mod written;
 
 use super::access::{BlockObserver, LaunchInfo, LaunchObserver, MemoryEvent, Observer, Range};
