@@ -23,6 +23,8 @@ struct Waiting {
     /// Threads that the first to arrive said take part.
     count: u32,
     first: Option<Actor>,
+    /// They wait for all threads of the block.
+    for_all: bool,
     arrived: Vec<Arrived>,
     passed: Vec<usize>,
 }
@@ -40,6 +42,8 @@ pub struct BlockCheck {
     shared: SharedShadow,
     copies: Copies,
     barriers: HashMap<u32, Waiting>,
+    /// A thread that has exited, if any has.
+    gone: Option<Actor>,
     traffic: Option<Traffic>,
 }
 
@@ -58,6 +62,7 @@ impl BlockCheck {
             shared: SharedShadow::new(bytes, warps, grain),
             copies: Copies::new(warps),
             barriers: HashMap::new(),
+            gone: None,
             traffic: launch.meter.is_some().then(Traffic::default),
             launch,
         }
@@ -197,6 +202,16 @@ impl BlockCheck {
         })
     }
 
+    /// The fault of a barrier of all threads, at which `who` waits for one that has left.
+    fn abandoned(&self, who: Actor, gone: Actor) -> Fault {
+        let problem = "a barrier of all threads of the block, of which some have exited".to_string();
+        let advice = "let every thread of the block reach the barrier: no early return";
+        let fault = self.launch.launched.fault(Kind::Barrier, who, problem, advice);
+        let thread = gone.warp * LANES + gone.lane;
+        let other = self.launch.launched.party(gone, thread, gone.line, "exited without");
+        self.launch.launched.with_party(fault, other)
+    }
+
     fn warp_fault(&self, kind: Kind, at: Place, lanes: u32, problem: String, advice: &str) -> Fault {
         let lane = (lanes.trailing_zeros() as usize).min(LANES - 1);
         self.launch.launched.fault(kind, self.actor(at, lane), problem, advice)
@@ -309,9 +324,15 @@ impl BlockObserver for BlockCheck {
             return Err(self.warp_fault(Kind::Barrier, at, arrival.active, problem, advice));
         }
         let who = self.actor(at, arrival.active.trailing_zeros() as usize);
+        if let (None, Some(gone)) = (arrival.count, self.gone) {
+            return Err(self.abandoned(who, gone));
+        }
         let waiting = self.barriers.entry(arrival.id).or_default();
         match waiting.first {
-            None => (waiting.first, waiting.count) = (Some(who), count),
+            None => {
+                (waiting.first, waiting.count) = (Some(who), count);
+                waiting.for_all = arrival.count.is_none();
+            }
             Some(first) if waiting.count != count => {
                 let problem = format!(
                     "barrier {} for {count} threads, at which others wait for {}",
@@ -381,8 +402,16 @@ impl BlockObserver for BlockCheck {
         Ok(())
     }
 
-    fn exit(&mut self, _active: u32, _at: Place) -> Result<()> {
-        Ok(())
+    fn exit(&mut self, active: u32, at: Place) -> Result<()> {
+        let who = self.actor(at, (active.trailing_zeros() as usize).min(LANES - 1));
+        let abandoned = self.barriers.values().filter(|waiting| waiting.for_all).find_map(|waiting| waiting.first);
+        match abandoned {
+            Some(waits) if self.launch.checks => Err(self.abandoned(waits, who)),
+            _ => {
+                self.gone = self.gone.or(Some(who));
+                Ok(())
+            }
+        }
     }
 
     fn end(self: Box<Self>) -> Result<()> {
