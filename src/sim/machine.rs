@@ -3,8 +3,10 @@
 use super::access::{MemoryEvent, Observer};
 use super::counters::Counters;
 use super::fault::{Fault, Kind, Result};
+use super::launch::{Surroundings, check, run};
 use super::memory::{Live, Memory};
 use super::program::Program;
+use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 /// How a machine is made.
@@ -50,13 +52,15 @@ pub struct Launch<'a> {
 pub struct Machine {
     options: Options,
     memory: Mutex<Memory>,
+    /// Addresses of the variables of each program that was launched.
+    variables: Mutex<HashMap<u64, Arc<[u64]>>>,
 }
 
 impl Machine {
     /// A device with empty memory.
     pub fn new(options: Options) -> Machine {
         let memory = Mutex::new(Memory::new(options.memory_bytes));
-        Machine { options, memory }
+        Machine { options, memory, variables: Mutex::default() }
     }
 
     fn memory(&self) -> MutexGuard<'_, Memory> {
@@ -160,7 +164,53 @@ impl Machine {
     /// # Errors
     /// A launch that a device would refuse, and whatever goes wrong while the kernel runs.
     pub fn launch(&self, program: &Program, launch: &Launch<'_>) -> Result<Counters> {
-        program.entry(launch.entry)?;
-        Ok(Counters::default())
+        let entry = program.entry(launch.entry)?;
+        check(program, entry, launch)?;
+        let variables = self.variables(program)?;
+        let ranges = self.memory().snapshot();
+        let around = Surroundings {
+            ranges: &ranges,
+            variables: &variables,
+            observer: self.options.observer.as_deref(),
+            threads: self.options.threads,
+            patience: self.options.patience,
+            missing: &|address, bytes| self.memory().missing(address, bytes),
+        };
+        run(program, entry, launch, &around)
+    }
+
+    /// The address of a variable of a program (`.global` or `.const`), by its name in the file.
+    pub fn variable(&self, program: &Program, name: &str) -> Result<u64> {
+        let addresses = self.variables(program)?;
+        match program.variables.iter().position(|variable| variable.name == name) {
+            Some(index) => Ok(addresses[index]),
+            None => Err(Fault::text(
+                Kind::Launch,
+                program.file(),
+                0,
+                format!("no variable `{name}`"),
+                "name a .global or .const variable of the file",
+            )),
+        }
+    }
+
+    /// The addresses of a program's variables, which get their memory and their first values once.
+    fn variables(&self, program: &Program) -> Result<Arc<[u64]>> {
+        let mut known = self.variables.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(addresses) = known.get(&program.id) {
+            return Ok(addresses.clone());
+        }
+        let mut addresses = Vec::new();
+        for variable in &program.variables {
+            let range = self.memory().allocate(variable.bytes, true)?;
+            self.tell(MemoryEvent::Allocated(range))?;
+            // What the file does not say is zero.
+            self.fill(range.base, 0, range.bytes)?;
+            self.write(range.base, &variable.initial)?;
+            addresses.push(range.base);
+        }
+        let addresses: Arc<[u64]> = addresses.into();
+        known.insert(program.id, addresses.clone());
+        Ok(addresses)
     }
 }

@@ -8,18 +8,38 @@
 //! program   entries and variables of a file         registers 32 lanes of every register
 //! machine   memory and launches                     block     warps and barriers of one block
 //! access    what an observer sees                   warp      lanes, divergence, one instruction after the other
+//! check     the observer that finds faults          memory_traffic, occupancy   what a kernel costs a GPU
 //! ```
 
 pub mod access;
-pub mod counters;
-pub mod fault;
-pub mod machine;
+mod approximate;
+mod arithmetic;
+mod atomics;
+mod block;
 pub mod check;
+mod convert;
+mod copies;
+pub mod counters;
+mod decode;
+pub mod fault;
+mod float;
+mod half;
+mod instruction;
+mod launch;
+pub mod machine;
+mod matrix;
+mod meeting;
 mod memory;
+pub mod memory_traffic;
 pub mod occupancy;
+mod parse;
 pub mod program;
 mod region;
-pub mod traffic;
+mod registers;
+mod rounding;
+mod traffic;
+mod warp;
+mod windows;
 
 pub use counters::Counters;
 pub use fault::{Fault, Kind, Result};

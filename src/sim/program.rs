@@ -1,7 +1,10 @@
 //! A PTX file, understood: variables, entries, and the instructions of each entry in the form that warps run.
 
+use super::decode::Code;
 use super::fault::{Fault, Kind, Result};
+use super::parse::parse;
 use std::fmt;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 /// Types of PTX.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -100,6 +103,7 @@ pub struct Entry {
     pub reqntid: Option<[u32; 3]>,
     /// Bytes of static shared memory.
     pub static_shared: u32,
+    pub(super) code: Code,
 }
 
 /// A variable of a file: `.global` or `.const`.
@@ -113,8 +117,13 @@ pub(super) struct Variable {
 /// A PTX file.
 #[derive(Debug)]
 pub struct Program {
+    /// No two programs of a process have the same; machines keep variables by it.
+    pub(super) id: u64,
     file: String,
+    version: (u32, u32),
+    target: String,
     entries: Vec<Entry>,
+    pub(super) variables: Vec<Variable>,
 }
 
 impl Program {
@@ -123,8 +132,26 @@ impl Program {
     /// # Errors
     /// Text that is no PTX, and any instruction form that the simulator does not know, by file and line.
     pub fn parse(file: &str, text: &str) -> Result<Program> {
-        let _ = text;
-        Ok(Program { file: file.to_string(), entries: Vec::new() })
+        static NEXT: AtomicU64 = AtomicU64::new(0);
+        let parsed = parse(file, text)?;
+        Ok(Program {
+            id: NEXT.fetch_add(1, Ordering::Relaxed),
+            file: file.to_string(),
+            version: parsed.version,
+            target: parsed.target,
+            entries: parsed.entries,
+            variables: parsed.variables,
+        })
+    }
+
+    /// Version of PTX that the file states.
+    pub fn version(&self) -> (u32, u32) {
+        self.version
+    }
+
+    /// Target that the file states, e.g. `sm_80`.
+    pub fn target(&self) -> &str {
+        &self.target
     }
 
     /// The file's name.
