@@ -11,7 +11,8 @@ typedef __nv_bfloat16 bf16;
 typedef unsigned int u32;
 typedef unsigned long long u64;
 
-#define KERNEL(block) extern "C" __global__ void __launch_bounds__(block)
+// KERNEL(threads of a block), or KERNEL(threads of a block, blocks that a multiprocessor should at least hold).
+#define KERNEL(...) extern "C" __global__ void __launch_bounds__(__VA_ARGS__)
 
 constexpr int WARP = 32;
 constexpr u32 ALL_LANES = 0xffffffffu;
@@ -24,6 +25,9 @@ __device__ __forceinline__ float load(const float *p) { return *p; }
 __device__ __forceinline__ float load(const bf16 *p) { return __bfloat162float(*p); }
 __device__ __forceinline__ void store(float *p, float x) { *p = x; }
 __device__ __forceinline__ void store(bf16 *p, float x) { *p = __float2bfloat16_rn(x); }
+
+// 1 / (1 + e^-x). The quotient is approximate (2 ulp): a correctly rounded one costs more than the whole rest.
+__device__ __forceinline__ float sigmoid(float x) { return __fdividef(1.0f, 1.0f + expf(-x)); }
 
 // ---- sums over a block, the same bits in every run ----------------------------------------------------------------
 
@@ -66,13 +70,31 @@ __device__ __forceinline__ uint4 philox(uint2 key, uint4 counter) {
 
 // ---- masks: one site of a MaskSet over the rows of an operand (src/ops/mask.rs) -----------------------------------
 
+// What multiplies one row: its bitmap and the factor of kept elements. Without a bitmap everything is kept.
+struct MaskRow {
+    const u32 *words;
+    float scale;
+
+    // Bit i belongs to element `col + i`, up to the end of that element's word.
+    __device__ __forceinline__ u32 bits(u32 col) const { return words ? words[col / 32] >> (col % 32) : ALL_LANES; }
+};
+
 // `bits[instances, stride]`, the site's first word is `offset`; `instance[row]` is -1 where nothing is masked. An
-// absent mask has bits = 0.
+// absent mask has bits = 0. The host promises instances in -1..instances; a row that breaks the promise reads no
+// bitmap and becomes NaN, which nothing downstream takes for a result.
 struct Mask {
     const u32 *bits;
     const int *instance;
     u32 stride, offset;
     float scale;
+    u32 instances = ALL_LANES;
+
+    // The bitmap of instance `at`.
+    __device__ __forceinline__ MaskRow of(int at) const {
+        if (!bits || at < 0) return {nullptr, 1.0f};
+        if ((u32)at >= instances) return {nullptr, __int_as_float(0x7fffffff)};
+        return {bits + (u64)at * stride + offset, scale};
+    }
 
     // The site's words of a row, or nothing.
     __device__ __forceinline__ const u32 *row(u32 row) const {

@@ -2,6 +2,7 @@
 
 mod allocation;
 mod binaries;
+mod device;
 mod files;
 mod generate;
 mod golden;

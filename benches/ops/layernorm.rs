@@ -9,7 +9,7 @@ const EPS: f64 = 1e-5;
 
 /// Forward and backward.
 pub fn cases() -> Vec<Case> {
-    let saved = || Saved::reserve(&Device::cpu(), ROWS, Dtype::F32).expect("memory");
+    let saved = || Saved::reserve(&Device::cpu(), ROWS, WIDTH, Dtype::F32).expect("memory");
     let (x, w, b, dy) =
         (random("x", ROWS, WIDTH), vector("w", WIDTH), vector("b", WIDTH), random("dy", ROWS, WIDTH));
     let (mut y, mut kept) = (zeros(ROWS, WIDTH), saved());

@@ -37,7 +37,7 @@ fn head(criterion: &mut Criterion, rows: usize, width: usize, vocabulary: usize)
     let inputs = Inputs { h: h.view(), w: &w, targets: targets.view(), inverse_temperature: 1.0 };
     let (mut score, mut entropy, mut dh, mut dw) =
         (zeros(rows, 1), zeros(rows, 1), zeros(rows, width), zeros(vocabulary, width));
-    let mut saved = Saved::reserve(&device, rows, Dtype::F32).unwrap();
+    let mut saved = Saved::reserve(&device, rows, [vocabulary, width], Dtype::F32).unwrap();
     let dy = Tensor::from_host(&device, [rows, 1], &vec![-1.0 / rows as f32; rows]).unwrap();
     let product = (rows * width * vocabulary) as u64;
 
@@ -61,7 +61,7 @@ fn head(criterion: &mut Criterion, rows: usize, width: usize, vocabulary: usize)
     group.throughput(Throughput::Elements(6 * product));
     group.bench_function(BenchmarkId::new("backward/f32", &shape), |bencher| {
         let upstream = Upstream { d_log_probability: dy.view(), d_entropy: None };
-        bencher.iter(|| backward(&upstream, &inputs, &saved, 0..rows, dh.view_mut(), &mut dw).unwrap());
+        bencher.iter(|| backward(&upstream, &inputs, &mut saved, 0..rows, dh.view_mut(), &mut dw).unwrap());
     });
     group.finish();
 }

@@ -9,7 +9,7 @@ const EPS: f64 = 1e-6;
 
 /// Forward and backward.
 pub fn cases() -> Vec<Case> {
-    let saved = || Saved::reserve(&Device::cpu(), ROWS, Dtype::F32).expect("memory");
+    let saved = || Saved::reserve(&Device::cpu(), ROWS, WIDTH, Dtype::F32).expect("memory");
     let (x, w, dy) = (random("x", ROWS, WIDTH), vector("w", WIDTH), random("dy", ROWS, WIDTH));
     let (mut y, mut kept) = (zeros(ROWS, WIDTH), saved());
     forward(x.view(), &w, EPS, y.view_mut(), &mut kept, 0..ROWS).expect("shapes fit");

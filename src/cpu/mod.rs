@@ -8,6 +8,7 @@
 
 pub mod adamw;
 pub mod attention;
+pub mod cast;
 pub mod elementwise;
 pub mod embedding;
 pub mod float;

@@ -5,6 +5,7 @@
 //! kept = ids after top-k, then top-p, then min-p (the order of Hugging Face); everything where none is asked for
 //! draw   argmax over kept of s[v] + eps[v], eps[v] from word v of the row's stream (cpu/gumbel.rs)
 //! score  (s[token] - M) - ln sum over kept of exp(s - M)
+//! mix    weights of all kept ids instead of one id (sampler/mixture.rs)
 //! ```
 //!
 //! That the argmax follows softmax(s) is the Gumbel-max trick (Gumbel 1954; Maddison, Tarlow & Minka 2014). All ties
@@ -13,9 +14,11 @@
 //! A row's draw depends on its logits, key and step alone.
 
 mod filter;
+mod mixture;
 mod support;
 
 pub use filter::Filters;
+pub use mixture::{Mixed, Mixtures, mix, mix_backward};
 pub use support::{Stored, score, score_backward};
 
 use super::float::{Float, LANES};
@@ -177,11 +180,7 @@ fn sample_row<T: Float>(
     support: Option<(&mut [u32], &mut u32)>,
 ) -> Result<(u32, T), Problem> {
     let logits = &rows.logits[row * rows.vocabulary..(row + 1) * rows.vocabulary];
-    let stream = Stream {
-        key: StreamKey([rows.keys[2 * row], rows.keys[2 * row + 1]]),
-        site: rows.site,
-        step: rows.steps[row],
-    };
+    let stream = Stream::of(rows, row);
     let scale = rows.law.inverse_temperature();
     let running = Running::of::<false>(logits, scale);
     check(logits, scale, &running)?;
@@ -289,6 +288,12 @@ struct Stream {
 }
 
 impl Stream {
+    #[inline(always)]
+    fn of<T>(rows: &Rows<T>, row: usize) -> Stream {
+        let key = StreamKey([rows.keys[2 * row], rows.keys[2 * row + 1]]);
+        Stream { key, site: rows.site, step: rows.steps[row] }
+    }
+
     /// argmax of s + eps over the whole vocabulary.
     #[inline(always)]
     fn draw<T: Float>(self, logits: &[T], scale: T, maximum: T) -> usize {
@@ -326,13 +331,7 @@ impl Stream {
     fn draw_among<T: Float>(self, logits: &[T], kept: &[u32], scale: T) -> u32 {
         let (mut best, mut winner) = (T::NEG_INFINITY, kept.first().copied().unwrap_or(0));
         for ids in kept.chunks(BLOCKS) {
-            let mut blocks = [0; BLOCKS];
-            for (block, id) in blocks.iter_mut().zip(ids) {
-                *block = id / 4;
-            }
-            let noise = gumbel::noise_of_blocks(self.key, self.site, self.step, blocks);
-            for (b, &id) in ids.iter().enumerate() {
-                let noise = T::from_f64(f64::from(noise[4 * b + (id % 4) as usize]));
+            for (&id, noise) in ids.iter().zip(self.noise_of::<T>(ids)) {
                 let value = logits[id as usize] * scale + noise;
                 if value > best {
                     (best, winner) = (value, id);
@@ -340,5 +339,20 @@ impl Stream {
             }
         }
         winner
+    }
+
+    /// Noise of up to [`BLOCKS`] ids.
+    #[inline(always)]
+    fn noise_of<T: Float>(self, ids: &[u32]) -> [T; BLOCKS] {
+        let mut blocks = [0; BLOCKS];
+        for (block, id) in blocks.iter_mut().zip(ids) {
+            *block = id / 4;
+        }
+        let noise = gumbel::noise_of_blocks(self.key, self.site, self.step, blocks);
+        let mut out = [T::ZERO; BLOCKS];
+        for (b, (out, id)) in out.iter_mut().zip(ids).enumerate() {
+            *out = T::from_f64(f64::from(noise[4 * b + (id % 4) as usize]));
+        }
+        out
     }
 }

@@ -95,7 +95,6 @@ impl Buffer {
             Storage::Gpu(memory) => {
                 let launcher = memory.launcher();
                 launcher.upload(memory.address() + (at * self.dtype.size()) as u64, bytes)?;
-                launcher.traffic().upload(bytes.len());
             }
             _ => {
                 if let Some(host) = T::host_mut(self) {
@@ -116,7 +115,6 @@ impl Buffer {
                 let bytes: &mut [u8] = bytemuck::cast_slice_mut(out);
                 let launcher = memory.launcher();
                 launcher.download(memory.address() + (at * self.dtype.size()) as u64, bytes)?;
-                launcher.traffic().download(bytes.len());
             }
             _ => {
                 if let Some(host) = T::host(self) {

@@ -1,7 +1,7 @@
 //! What `ops` needs of a GPU. The CUDA driver (cuda.rs) and the PTX simulator (simulated.rs) stand behind this same
 //! trait, so that everything above runs the same code on both.
 
-use super::Traffic;
+use super::{Download, Event, Graph, Properties, Statistics, Stream, Traffic};
 use crate::base::Result;
 use std::fmt::Debug;
 use std::sync::Arc;
@@ -70,22 +70,37 @@ macro_rules! argument_from {
 }
 argument_from!(u32 => U32, i32 => I32, f32 => F32);
 
-/// A GPU: memory, copies, launches. Everything is ordered as called (one compute stream) unless a method says
-/// otherwise; copies to the host wait for what they read.
+/// A GPU: memory, copies, launches, streams, graphs.
+///
+/// What names no stream runs on the compute stream, in the order of the calls; copies to the host wait for what they
+/// read. Streams, events and graphs are for those who want copies beside the computation or fewer launches.
+///
+/// A kernel that goes wrong is reported by the call that waits for it, or by any call between. After that the device
+/// is lost: every further call repeats what happened.
 pub trait Launcher: Debug + Send + Sync {
-    /// Short name for messages, e.g. `cuda:0 (H100)`.
+    /// Short name for messages, e.g. `cuda:0 (NVIDIA H100 PCIe)`.
     fn name(&self) -> String;
-    /// The counters of this device.
+    /// What the device is.
+    fn properties(&self) -> &Properties;
+    /// The counters of crossings and of memory.
     fn traffic(&self) -> &Traffic;
-    /// Reserves `bytes` zeroed bytes and returns their address, a multiple of 256.
+    /// What the device has done, and what its memory holds.
+    fn statistics(&self) -> Statistics;
+    /// Bytes of device memory that nobody has taken, the pool's free blocks included.
+    fn memory_free(&self) -> Result<usize>;
+
+    /// Reserves `bytes` zeroed bytes in the current [`super::Arena`] and returns their address, a multiple of 256.
+    ///
+    /// # Errors
+    /// The device is full: what was asked for, what there is, and what each arena holds.
     fn allocate(&self, bytes: usize) -> Result<u64>;
-    /// Gives back memory that [`Launcher::allocate`] reserved.
+    /// Gives back memory that [`Launcher::allocate`] reserved, once the streams have got here.
     fn free(&self, address: u64, bytes: usize);
     /// Sets `bytes` bytes at `address` to zero.
     fn clear(&self, address: u64, bytes: usize) -> Result<()>;
-    /// Copies host bytes to `address`.
+    /// Copies host bytes to `address`. The slice may be changed when this returns.
     fn upload(&self, address: u64, bytes: &[u8]) -> Result<()>;
-    /// Copies `bytes.len()` bytes at `address` to the host.
+    /// Copies `bytes.len()` bytes at `address` to the host, and waits for them.
     fn download(&self, address: u64, bytes: &mut [u8]) -> Result<()>;
     /// Copies `bytes` bytes from one device address to another; the two runs do not overlap.
     fn copy(&self, from: u64, to: u64, bytes: usize) -> Result<()>;
@@ -94,7 +109,47 @@ pub trait Launcher: Debug + Send + Sync {
     /// # Errors
     /// An empty grid or one beyond the device's limits; arguments that do not fit the entry's signature; and, at
     /// this call or at a later one that waits, whatever went wrong while it ran.
-    fn launch(&self, kernel: &'static Kernel, grid: Grid, arguments: &[Argument]) -> Result<()>;
+    fn launch(&self, kernel: &'static Kernel, grid: Grid, arguments: &[Argument]) -> Result<()> {
+        self.launch_on(Stream::Compute, kernel, grid, arguments)
+    }
+
+    /// Runs a kernel on a stream.
+    fn launch_on(
+        &self,
+        stream: Stream,
+        kernel: &'static Kernel,
+        grid: Grid,
+        arguments: &[Argument],
+    ) -> Result<()>;
+    /// Copies host bytes to `address` on a stream. The slice may be changed when this returns.
+    fn upload_on(&self, stream: Stream, address: u64, bytes: &[u8]) -> Result<()>;
+    /// Begins to copy `bytes` bytes at `address` to the host on a stream; [`Launcher::receive`] waits for them.
+    fn download_on(&self, stream: Stream, address: u64, bytes: usize) -> Result<Download>;
+    /// Waits for a download and copies it to `bytes`, whose length is the download's.
+    fn receive(&self, download: Download, bytes: &mut [u8]) -> Result<()>;
+    /// The point that `stream` has reached with what it was given so far.
+    fn record(&self, stream: Stream) -> Result<Event>;
+    /// Lets what `stream` is given from now on run only after the event.
+    fn wait(&self, stream: Stream, event: &Event) -> Result<()>;
+    /// Whether everything before the event has run.
+    fn reached(&self, event: &Event) -> Result<bool>;
+    /// Milliseconds from one event to another; waits for both. `None` where time means nothing (the simulator).
+    fn elapsed(&self, from: &Event, to: &Event) -> Result<Option<f32>>;
+    /// Waits until everything has run.
+    fn synchronise(&self) -> Result<()>;
+
+    /// Calls `body` and records its launches, clears and copies on the compute stream instead of running them.
+    ///
+    /// `body` must neither allocate nor upload, download or wait. Memory that it gives back stays until the graph is
+    /// dropped; all other memory that the graph uses is kept alive by whoever launches it.
+    ///
+    /// # Errors
+    /// What `body` returns; a call that cannot be part of a graph; a capture inside a capture.
+    fn capture(&self, body: &mut dyn FnMut() -> Result<()>) -> Result<Graph>;
+    /// Runs a graph on the compute stream.
+    fn launch_graph(&self, graph: &Graph) -> Result<()>;
+    /// Gives operation `index` of a graph, a launch, other arguments.
+    fn rebind(&self, graph: &mut Graph, index: usize, arguments: &[Argument]) -> Result<()>;
 }
 
 /// Memory on a GPU, given back when dropped.

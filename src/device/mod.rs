@@ -3,13 +3,29 @@
 //! `ops` matches on [`Device`] and calls a CPU kernel or launches one; nothing above `ops` sees data, only
 //! [`crate::ops::Tensor`]. Uploads and downloads are the only crossings, and both are counted here.
 
+mod arena;
 mod buffer;
 pub mod cuda;
+mod driver;
+mod graph;
 mod launcher;
+mod pool;
+mod properties;
+mod runtime;
+mod signature;
+mod simulated;
+mod staging;
+mod stream;
 mod traffic;
 
+pub use arena::{Arena, ArenaCount, ArenaScope, Held};
 pub use buffer::{Buffer, Element};
+pub use graph::{Graph, GraphOperation};
 pub use launcher::{Argument, DeviceMemory, Grid, Kernel, Launcher};
+pub use properties::{KernelCount, Properties, Statistics};
+pub use signature::{Parameter, ParameterType, Signature, Signatures};
+pub use simulated::SimulatorOptions;
+pub use stream::{Download, Event, Stream};
 pub use traffic::{Traffic, TrafficCount};
 
 use crate::base::{Dtype, Error, Result};
@@ -30,13 +46,24 @@ impl Device {
         Device::Cpu(Arc::new(Traffic::default()))
     }
 
-    /// The device a command line names: `auto`, `cpu`, `cuda` or `cuda:N`.
+    /// A simulated GPU that runs the shipped PTX, with fresh memory and counters.
+    pub fn simulated() -> Device {
+        Device::simulated_with(SimulatorOptions::default())
+    }
+
+    /// A simulated GPU, made as asked.
+    pub fn simulated_with(options: SimulatorOptions) -> Device {
+        Device::Gpu(simulated::open(options))
+    }
+
+    /// The device a command line names: `auto`, `cpu`, `cuda`, `cuda:N` or `sim`.
     ///
     /// # Errors
     /// `cuda` is a sentence that says what is missing: the driver, a device, or this build's kernels.
     pub fn open(name: &str) -> Result<Device> {
         match name {
             "cpu" | "auto" => Ok(Device::cpu()),
+            "sim" => Ok(Device::simulated()),
             _ if name == "cuda" || name.starts_with("cuda:") => {
                 let ordinal = match name.strip_prefix("cuda:") {
                     None => 0,
@@ -57,7 +84,7 @@ impl Device {
             other => Err(Error::input(
                 "--device",
                 format!("unknown device `{other}`"),
-                "known devices: auto, cpu, cuda, cuda:N",
+                "known devices: auto, cpu, cuda, cuda:N, sim",
             )),
         }
     }
@@ -81,6 +108,20 @@ impl Device {
     /// Zeroed memory for `elements` numbers of `dtype`.
     pub fn allocate(&self, dtype: Dtype, elements: usize) -> Result<Buffer> {
         Buffer::zeros(self, dtype, elements)
+    }
+
+    /// Waits for the device and reports the memory that is still held: whoever has dropped all tensors has leaked it.
+    ///
+    /// # Errors
+    /// What went wrong on the device since somebody last waited for it.
+    pub fn close(self) -> Result<Vec<Held>> {
+        match self {
+            Device::Cpu(_) => Ok(Vec::new()),
+            Device::Gpu(launcher) => {
+                launcher.synchronise()?;
+                Ok(launcher.statistics().held)
+            }
+        }
     }
 
     /// The error of an operation that this device has no kernel for.

@@ -64,11 +64,11 @@ impl Activations {
         let raw = |plan: &NormPlan, heads: usize| -> Result<RawHeads> {
             Ok(RawHeads {
                 projected: zeros(heads * geometry.head_dim)?,
-                norm: norm::Saved::reserve(plan, device, rows * heads, dtype)?,
+                norm: norm::Saved::reserve(plan, device, rows * heads, geometry.head_dim, dtype)?,
             })
         };
         Ok(Activations {
-            norm1: norm::Saved::reserve(&plan.norm1, device, rows, dtype)?,
+            norm1: norm::Saved::reserve(&plan.norm1, device, rows, width, dtype)?,
             normed1: zeros(width)?,
             raw: match (&plan.query_norm, &plan.key_norm) {
                 (Some(q), Some(k)) => Some([raw(q, geometry.heads)?, raw(k, geometry.kv_heads)?]),
@@ -80,7 +80,7 @@ impl Activations {
             attention: attention::Saved::reserve(device, rows, geometry.heads, dtype)?,
             attended: zeros(queries)?,
             middle: zeros(width)?,
-            norm2: norm::Saved::reserve(&plan.norm2, device, rows, dtype)?,
+            norm2: norm::Saved::reserve(&plan.norm2, device, rows, width, dtype)?,
             normed2: zeros(width)?,
             gate: plan.gate.as_ref().map(|_| zeros(hidden)).transpose()?,
             up: zeros(hidden)?,

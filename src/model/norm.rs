@@ -15,10 +15,16 @@ pub(super) enum Saved {
 }
 
 impl Saved {
-    pub fn reserve(plan: &NormPlan, device: &Device, rows: usize, dtype: Dtype) -> Result<Saved> {
+    pub fn reserve(
+        plan: &NormPlan,
+        device: &Device,
+        rows: usize,
+        cols: usize,
+        dtype: Dtype,
+    ) -> Result<Saved> {
         Ok(match plan.bias {
-            None => Saved::Rms(rmsnorm::Saved::reserve(device, rows, dtype)?),
-            Some(_) => Saved::Layer(layernorm::Saved::reserve(device, rows, dtype)?),
+            None => Saved::Rms(rmsnorm::Saved::reserve(device, rows, cols, dtype)?),
+            Some(_) => Saved::Layer(layernorm::Saved::reserve(device, rows, cols, dtype)?),
         })
     }
 }

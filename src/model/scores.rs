@@ -29,7 +29,8 @@ impl Scores {
     /// Room for `capacity` positions of `model`.
     pub fn reserve(model: &Model, capacity: usize) -> Result<Scores> {
         let (device, dtype, width) = (model.device(), model.dtype(), model.config().width);
-        let column = |dtype| Tensor::zeros(device, [capacity, 1], dtype);
+        let head = [model.config().vocab, width];
+        let column = |dtype: Dtype| Tensor::zeros(device, [capacity, 1], dtype.accumulation());
         Ok(Scores {
             capacity,
             count: 0,
@@ -38,7 +39,7 @@ impl Scores {
             hidden: Tensor::zeros(device, [capacity, width], dtype)?,
             log_probability: column(dtype)?,
             entropy: column(dtype)?,
-            saved: log_probability::Saved::reserve(device, capacity, dtype)?,
+            saved: log_probability::Saved::reserve(device, capacity, head, dtype)?,
             coefficient: column(dtype)?,
             hidden_gradient: Tensor::zeros(device, [capacity, width], dtype)?,
             inverse_temperature: 1.0,
@@ -160,7 +161,7 @@ impl Scores {
         };
         let dh = self.hidden_gradient.rows_mut(0..count)?;
         let dw = gradients.at(model.architecture.head);
-        log_probability::backward(&upstream, &inputs, &self.saved, 0..count, dh, dw)?;
+        log_probability::backward(&upstream, &inputs, &mut self.saved, 0..count, dh, dw)?;
         let Some(into) = &mut sequences.hidden_gradient else { return Err(not_recording()) };
         gather::backward(self.hidden_gradient.rows(0..count)?, self.index.rows(0..count)?, into.view_mut())
     }

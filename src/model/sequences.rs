@@ -117,13 +117,13 @@ impl Sequences {
         let width = model.config().width;
         let layers = model.architecture.layers.len();
         let slots = room.slots.max(1);
-        let caches = || -> Result<Vec<KvCache>> {
+        let caches = |dtype: Dtype| -> Result<Vec<KvCache>> {
             (0..layers).map(|_| KvCache::zeros(device, &model.geometry, slots, dtype)).collect()
         };
         let records = record != Record::Nothing;
         Ok(Sequences {
-            cache: caches()?,
-            cache_gradient: if records { caches()? } else { Vec::new() },
+            cache: caches(dtype)?,
+            cache_gradient: if records { caches(dtype.accumulation())? } else { Vec::new() },
             cache_layout: CacheLayout::new(device, &vec![CacheSpan::default(); room.rows])?,
             rope: model.rope_table(room.longest)?,
             feedback: Tensor::zeros(device, [room.rows, width], dtype)?,

@@ -124,7 +124,7 @@ impl Tape {
             kept: (0..kept)
                 .map(|_| Activations::reserve(device, first, geometry, capacity, dtype))
                 .collect::<Result<_>>()?,
-            final_norm: norm::Saved::reserve(&architecture.final_norm, device, capacity, dtype)?,
+            final_norm: norm::Saved::reserve(&architecture.final_norm, device, capacity, width, dtype)?,
             hidden: Tensor::zeros(device, [capacity, width], dtype)?,
             work: Workspace::reserve(device, first, geometry, capacity, dtype, record != Record::Nothing)?,
         })

@@ -1,8 +1,11 @@
-//! Causal attention of a packed segment. CPU: cpu/attention/. Parity: tests/parity/attention.rs.
-//! Bench: benches/ops/attention.rs. The cache and its layout: ops/kv_cache.rs.
+//! Causal attention of a packed segment. Kernels: cuda/attention.cu, cuda/attention_decode.cu,
+//! cuda/attention_backward.cu. CPU: cpu/attention/. Parity: tests/parity/attention.rs. Bench: benches/ops/attention.rs.
+//! The cache and its layout: ops/kv_cache.rs.
 //!
 //! A query's result has the same bits whether its row was computed at once, token by token or in any cut, in any
 //! batch, with its prefix shared or its own, on any number of threads (how: cpu/attention/mod.rs).
+
+mod gpu;
 
 use super::kv_cache::{CacheLayout, KvCache};
 use super::{Tensor, View, ViewMut, float_dispatch};
@@ -95,12 +98,17 @@ pub struct Gradients<'a> {
 #[derive(Debug)]
 pub struct Saved {
     lse: Tensor,
+    /// Working memory of a GPU's kernels.
+    scratch: Option<gpu::Scratch>,
 }
 
 impl Saved {
     /// Room for `rows` packed positions.
     pub fn reserve(device: &Device, rows: usize, heads: usize, dtype: Dtype) -> Result<Saved> {
-        Ok(Saved { lse: Tensor::zeros(device, [rows, heads], dtype)? })
+        Ok(Saved {
+            lse: Tensor::zeros(device, [rows, heads], dtype.accumulation())?,
+            scratch: gpu::Scratch::reserve(device, rows, heads)?,
+        })
     }
 }
 
@@ -111,7 +119,8 @@ impl Saved {
 /// ascending order over the calls: all keys that a query sees are in the cache or in this segment.
 ///
 /// # Errors
-/// Shapes or dtypes that do not fit; rows, positions or slots out of range, a position given twice.
+/// Shapes or dtypes that do not fit; rows, positions or slots out of range, a position given twice. On a GPU the host
+/// does not see rows and positions: there they are the caller's promise.
 pub fn forward(
     inputs: Inputs,
     segment: &Segment,
@@ -131,7 +140,7 @@ pub fn forward(
     segment.rows.expect("attention rows", count, 1, Dtype::U32)?;
     segment.positions.expect("attention positions", count, 1, Dtype::U32)?;
     let mut lse = saved.lse.rows_mut(at)?;
-    lse.expect("attention saved", count, sizes.heads, dtype)?;
+    lse.expect("attention saved", count, sizes.heads, dtype.accumulation())?;
     match q.device() {
         Device::Cpu(_) => float_dispatch!("attention", dtype, T => {
             let inputs = kernel::ForwardInputs { q: q.slice::<T>()?, k: k.slice()?, v: v.slice()? };
@@ -141,13 +150,18 @@ pub fn forward(
             let (out, lse) = (out.slice()?, lse.slice()?);
             Plan::with(&host(segment)?, slots, |plan| kernel::forward(&sizes, plan, inputs, cached, out, lse))?;
         }),
-        gpu @ Device::Gpu(_) => return Err(gpu.no_kernel("attention")),
+        Device::Gpu(_) if count == 0 => {}
+        device @ Device::Gpu(gpu) => {
+            let scratch = saved.scratch.as_ref().ok_or_else(|| elsewhere(device))?;
+            gpu::forward(&**gpu, inputs, segment, &sizes, cache, (out, lse), scratch)?;
+        }
     }
     Ok(())
 }
 
 /// Gradients of [`forward`]. Adds the gradients of all keys and values that the segment's queries see, prefix and
-/// own, to `grad` (a cache of the same geometry, cleared before an update's first backward call); then assigns
+/// own, to `grad` (a cache of the same geometry in the dtype [`accumulation`](Dtype::accumulation), cleared before an
+/// update's first backward call); then assigns
 /// `dq`, and reads the gradients of the segment's own keys and values out of `grad`.
 ///
 /// Segments must come in reverse order: a row's later segments, and all readers of a prefix before the segment
@@ -167,7 +181,7 @@ pub fn backward(
     let Gradients { mut dq, mut dk, mut dv } = gradients;
     let (count, dtype, geometry) = (q.count(), q.dtype(), segment.geometry);
     let sizes = cache.sizes("attention cache", geometry, dtype)?;
-    if grad.sizes("attention gradient cache", geometry, dtype)?.blocks != sizes.blocks {
+    if grad.sizes("attention gradient cache", geometry, dtype.accumulation())?.blocks != sizes.blocks {
         return Err(Error::shape(
             "attention gradient cache",
             grad.slots(),
@@ -184,7 +198,7 @@ pub fn backward(
     segment.rows.expect("attention rows", count, 1, Dtype::U32)?;
     segment.positions.expect("attention positions", count, 1, Dtype::U32)?;
     let lse = saved.lse.rows(at)?;
-    lse.expect("attention saved", count, sizes.heads, dtype)?;
+    lse.expect("attention saved", count, sizes.heads, dtype.accumulation())?;
     match q.device() {
         Device::Cpu(_) => float_dispatch!("attention", dtype, T => {
             let inputs = kernel::BackwardInputs {
@@ -202,9 +216,22 @@ pub fn backward(
             let slots = cache.slots();
             Plan::with(&host(segment)?, slots, |plan| kernel::backward(&sizes, plan, inputs, grad, gradients))?;
         }),
-        gpu @ Device::Gpu(_) => return Err(gpu.no_kernel("attention")),
+        Device::Gpu(_) if count == 0 => {}
+        device @ Device::Gpu(gpu) => {
+            let scratch = saved.scratch.as_ref().ok_or_else(|| elsewhere(device))?;
+            let gradients = Gradients { dq, dk, dv };
+            gpu::backward(&**gpu, inputs, segment, &sizes, grad, (lse, scratch), gradients)?;
+        }
     }
     Ok(())
+}
+
+/// The error of a `Saved` that was reserved on the CPU for a computation elsewhere.
+fn elsewhere(device: &Device) -> Error {
+    Error::device(
+        format!("attention's saved statistics are not on {}", device.name()),
+        "reserve them on the device that holds the operands",
+    )
 }
 
 /// The index data, for the CPU arm.

@@ -1,23 +1,33 @@
-//! Copies, and sums of gradients that meet in the residual stream. CPU: cpu/elementwise.rs.
+//! Copies, and sums of gradients that meet in the residual stream. Kernels: cuda/elementwise.cu (a copy is the
+//! device's own). CPU: cpu/elementwise.rs. Parity: tests/parity/elementwise.rs.
 //!
 //! These are steps of a backward walk, not operations of a model: they have no backward of their own.
 
+use super::launch::{arguments, by_dtype, kernels, pieces};
 use super::{View, ViewMut, float_dispatch};
 use crate::base::Result;
 use crate::cpu;
-use crate::device::Device;
+use crate::device::{Argument, Device};
+
+kernels!("elementwise": ADD_F32 = "elementwise_add_f32", ADD_BF16 = "elementwise_add_bf16");
 
 /// y += x, both `[rows, cols]`.
 ///
 /// # Errors
 /// Shapes or dtypes that do not fit.
 pub fn add(x: View, mut y: ViewMut) -> Result<()> {
+    let count = x.count() * x.cols();
     y.expect("add", x.count(), x.cols(), x.dtype())?;
     match x.device() {
         Device::Cpu(_) => {
             float_dispatch!("add", x.dtype(), T => cpu::elementwise::add::<T>(x.slice()?, y.slice()?))
         }
-        gpu @ Device::Gpu(_) => return Err(gpu.no_kernel("add")),
+        Device::Gpu(_) if count == 0 => {}
+        Device::Gpu(gpu) => {
+            let kernel = by_dtype("add", x.dtype(), &ADD_F32, &ADD_BF16)?;
+            let (grid, count) = pieces("elements to add", count, x.dtype())?;
+            gpu.launch(kernel, grid, &arguments![x.address()?, count, y.address()?])?;
+        }
     }
     Ok(())
 }
@@ -27,12 +37,19 @@ pub fn add(x: View, mut y: ViewMut) -> Result<()> {
 /// # Errors
 /// Shapes or dtypes that do not fit.
 pub fn copy(x: View, mut y: ViewMut) -> Result<()> {
+    let bytes = x.count() * x.cols() * x.dtype().size();
     y.expect("copy", x.count(), x.cols(), x.dtype())?;
     match x.device() {
         Device::Cpu(_) => {
             float_dispatch!("copy", x.dtype(), T => y.slice::<T>()?.copy_from_slice(x.slice()?))
         }
-        gpu @ Device::Gpu(_) => return Err(gpu.no_kernel("copy")),
+        Device::Gpu(_) if bytes == 0 => {}
+        Device::Gpu(gpu) => {
+            let (Argument::Address(from), Argument::Address(to)) = (x.address()?, y.address()?) else {
+                unreachable!("a view's address is an address")
+            };
+            gpu.copy(from, to, bytes)?;
+        }
     }
     Ok(())
 }

@@ -47,6 +47,11 @@ impl CacheSpan {
     }
 }
 
+/// Bytes of working memory that a GPU's layout has for each row, within bounds: partial results of single steps
+/// (cuda/attention_decode.cu). Enough for 2000 positions of 28 heads of 128; longer rows take the slower way.
+const SCRATCH_OF_ROW: usize = 128 << 10;
+const SCRATCH_BOUNDS: (usize, usize) = (1 << 20, 64 << 20);
+
 /// The [`CacheSpan`] of every row, on the device. One layout serves all layers.
 #[derive(Debug)]
 pub struct CacheLayout {
@@ -56,6 +61,8 @@ pub struct CacheLayout {
     pub(in crate::ops) prefix_len: Tensor,
     /// `[rows, 1]` u32.
     pub(in crate::ops) own_slot: Tensor,
+    /// What kernels write and read within one call; on a GPU alone.
+    pub(in crate::ops) scratch: Option<Tensor>,
 }
 
 impl CacheLayout {
@@ -65,7 +72,16 @@ impl CacheLayout {
     /// A span that breaks the alignment rule.
     pub fn new(device: &Device, spans: &[CacheSpan]) -> Result<CacheLayout> {
         let zeros = || Tensor::zeros(device, [spans.len(), 1], Dtype::U32);
-        let mut layout = CacheLayout { prefix_slot: zeros()?, prefix_len: zeros()?, own_slot: zeros()? };
+        let (least, most) = SCRATCH_BOUNDS;
+        let scratch = match device {
+            Device::Cpu(_) => None,
+            Device::Gpu(_) => {
+                let bytes = (spans.len() * SCRATCH_OF_ROW).clamp(least, most);
+                Some(Tensor::zeros(device, [bytes / Dtype::F32.size()], Dtype::F32)?)
+            }
+        };
+        let mut layout =
+            CacheLayout { prefix_slot: zeros()?, prefix_len: zeros()?, own_slot: zeros()?, scratch };
         layout.upload(spans)?;
         Ok(layout)
     }
@@ -100,11 +116,16 @@ impl CacheLayout {
 }
 
 /// Keys and values of one layer, or their gradients, in slots. How they lie inside is the kernels' business.
+///
+/// On a GPU gradients are summed in f32 beside bf16 activations: their cache has the dtype
+/// [`accumulation`](Dtype::accumulation).
 #[derive(Debug)]
 pub struct KvCache {
-    /// `[kv_heads, blocks, head_dim, SLOT_BLOCK]`: scores have their lanes over keys.
+    /// CPU `[kv_heads, blocks, head_dim, SLOT_BLOCK]`: scores have their lanes over keys.
+    /// GPU `[blocks, kv_heads, SLOT_BLOCK, head_dim rounded up to 8]` (cuda/attention.cuh).
     pub(in crate::ops) k: Tensor,
-    /// `[kv_heads, blocks, SLOT_BLOCK, padded head_dim]`: weighted sums have theirs over dimensions.
+    /// CPU `[kv_heads, blocks, SLOT_BLOCK, padded head_dim]`: weighted sums have theirs over dimensions.
+    /// GPU as the keys.
     pub(in crate::ops) v: Tensor,
     kv_heads: usize,
     head_dim: usize,
@@ -120,9 +141,18 @@ impl KvCache {
         let blocks = slots.div_ceil(SLOT_BLOCK);
         let sizes = geometry.sizes(blocks)?;
         let (kv_heads, head_dim) = (sizes.kv_heads, sizes.head_dim);
+        let (k, v) = match device {
+            Device::Cpu(_) => {
+                ([kv_heads, blocks, head_dim, SLOT_BLOCK], [kv_heads, blocks, SLOT_BLOCK, sizes.padded()])
+            }
+            Device::Gpu(_) => {
+                let shape = [blocks, kv_heads, SLOT_BLOCK, head_dim.next_multiple_of(8)];
+                (shape, shape)
+            }
+        };
         Ok(KvCache {
-            k: Tensor::zeros(device, [kv_heads, blocks, head_dim, SLOT_BLOCK], dtype)?,
-            v: Tensor::zeros(device, [kv_heads, blocks, SLOT_BLOCK, sizes.padded()], dtype)?,
+            k: Tensor::zeros(device, k, dtype)?,
+            v: Tensor::zeros(device, v, dtype)?,
             kv_heads,
             head_dim,
             blocks,
@@ -168,7 +198,13 @@ impl KvCache {
                     }
                 }
             }),
-            gpu @ Device::Gpu(_) => return Err(gpu.no_kernel("clearing a cache")),
+            // Blocks lie outside: the first ones are one run of bytes.
+            Device::Gpu(gpu) if used > 0 => {
+                for tensor in [&self.k, &self.v] {
+                    gpu.clear(tensor.address()?, tensor.bytes() / blocks * used)?;
+                }
+            }
+            Device::Gpu(_) => {}
         }
         Ok(())
     }

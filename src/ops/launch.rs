@@ -1,7 +1,7 @@
 //! What the GPU arms of operations share: how they name their kernels, lay out grids and pack arguments.
 
 use crate::base::{Error, Result};
-use crate::device::{Argument, Kernel};
+use crate::device::{Argument, Grid, Kernel};
 
 /// The kernels of one operation's PTX file: `kernels!("rmsnorm": FORWARD_F32 = "rmsnorm_fwd_f32", ...)`.
 macro_rules! kernels {
@@ -35,6 +35,24 @@ pub(in crate::ops) fn size(what: &str, value: usize) -> Result<u32> {
         Ok(value) => Ok(value as u32),
         Err(_) => Err(Error::shape(what, value, "at most 2^31 - 1, what a kernel can index")),
     }
+}
+
+/// Blocks of an element-by-element kernel whose blocks take `each` of `count` elements.
+///
+/// # Errors
+/// As [`size`].
+pub(in crate::ops) fn blocks(what: &str, count: usize, each: usize) -> Result<u32> {
+    Ok(size(what, count)?.div_ceil(each as u32))
+}
+
+/// The grid of a kernel whose threads take 128 bits of each operand of `count` elements of `dtype` (256 threads a
+/// block: cuda/vector.cuh), and the count as its argument.
+///
+/// # Errors
+/// As [`size`].
+pub(in crate::ops) fn pieces(what: &str, count: usize, dtype: crate::base::Dtype) -> Result<(Grid, u32)> {
+    const BLOCK: u32 = 256;
+    Ok((Grid::linear(blocks(what, count, BLOCK as usize * 16 / dtype.size())?, BLOCK), size(what, count)?))
 }
 
 /// The kernel for the dtype of the activations: `f32` or `bf16`.

@@ -1,23 +1,58 @@
-//! Layer norm. CPU: cpu/layernorm.rs. Parity: tests/parity/layernorm.rs.
+//! Layer norm. Kernels: cuda/layernorm.cu. CPU: cpu/layernorm.rs. Parity: tests/parity/layernorm.rs.
 
+use super::launch::{arguments, by_dtype, kernels, size};
+use super::row_blocks::{RowBlocks, fold, reserve_partial};
 use super::{Tensor, View, ViewMut, float_dispatch};
 use crate::base::{Dtype, Error, Result};
 use crate::cpu;
-use crate::device::Device;
+use crate::device::{Device, Launcher};
 use std::ops::Range;
+
+kernels!("layernorm":
+    FORWARD_F32 = "layernorm_fwd_f32",
+    FORWARD_BF16 = "layernorm_fwd_bf16",
+    BACKWARD_F32 = "layernorm_bwd_f32",
+    BACKWARD_BF16 = "layernorm_bwd_bf16",
+    BACKWARD_DW = "layernorm_bwd_dw",
+);
 
 /// What the backward pass needs of the forward pass: mean and rstd of each row. Reserved once for a tape of rows;
 /// only [`forward`] fills it.
 #[derive(Debug)]
 pub struct Saved {
-    statistics: Tensor,
+    pub(super) statistics: Tensor,
+    /// Where a GPU's blocks leave their part of the gradients of gain and bias; nothing in it outlives a call.
+    partial: Option<Tensor>,
 }
 
 impl Saved {
-    /// Room for `rows` rows.
-    pub fn reserve(device: &Device, rows: usize, dtype: Dtype) -> Result<Saved> {
-        Ok(Saved { statistics: Tensor::zeros(device, [rows, 2], dtype)? })
+    /// Room for `rows` rows of `cols` elements.
+    pub fn reserve(device: &Device, rows: usize, cols: usize, dtype: Dtype) -> Result<Saved> {
+        let statistics = Tensor::zeros(device, [rows, 2], dtype.accumulation())?;
+        Ok(Saved { statistics, partial: reserve_partial(device, rows, cols, 2)? })
     }
+
+    /// Room for a GPU's partial sums, for a kernel of `parts` blocks over rows of `cols` elements.
+    pub(super) fn partial(&self, parts: u32, cols: usize) -> Result<&Tensor> {
+        match &self.partial {
+            Some(partial) if partial.shape().elements() >= 2 * parts as usize * cols => Ok(partial),
+            other => Err(Error::shape(
+                "layernorm saved, partial sums",
+                other.as_ref().map_or(0, |partial| partial.shape().elements()),
+                format!("{parts} rows of 2 x {cols}, as Saved::reserve makes for rows of this width"),
+            )),
+        }
+    }
+}
+
+/// Adds blocks' partial sums to the gradients of gain and bias.
+pub(super) fn add_partial(
+    gpu: &dyn Launcher,
+    partial: &Tensor,
+    parts: u32,
+    [dw, db]: [&Tensor; 2],
+) -> Result<()> {
+    fold(gpu, &BACKWARD_DW, partial, parts, &[dw, db])
 }
 
 /// Gradients of gain and bias, `[cols]` each; [`backward`] adds to them.
@@ -46,17 +81,25 @@ pub fn forward(
     let (rows, cols, dtype) = (x.count(), x.cols(), x.dtype());
     for (what, parameter) in [("layernorm weight", w), ("layernorm bias", b)] {
         parameter.expect_shape(what, [cols])?;
-        parameter.expect_dtype(what, dtype)?;
+        parameter.expect_dtype(what, dtype.accumulation())?;
     }
     y.expect("layernorm output", rows, cols, dtype)?;
     let mut statistics = saved.statistics.rows_mut(at)?;
-    statistics.expect("layernorm saved", rows, 2, dtype)?;
+    statistics.expect("layernorm saved", rows, 2, dtype.accumulation())?;
     match x.device() {
         Device::Cpu(_) => float_dispatch!("layernorm", dtype, T => {
             let (w, b) = (w.view().slice::<T>()?, b.view().slice::<T>()?);
             cpu::layernorm::forward(x.slice()?, w, b, eps, y.slice()?, statistics.slice()?);
         }),
-        gpu @ Device::Gpu(_) => return Err(gpu.no_kernel("layernorm")),
+        Device::Gpu(_) if rows == 0 => {}
+        Device::Gpu(gpu) => {
+            let kernel = by_dtype("layernorm", dtype, &FORWARD_F32, &FORWARD_BF16)?;
+            let RowBlocks { grid, each } = RowBlocks::forward("layernorm rows", rows, cols)?;
+            let (x, w, b) = (x.address()?, w.view().address()?, b.view().address()?);
+            let (y, statistics) = (y.address()?, statistics.address()?);
+            let (rows, cols) = (rows as u32, size("layernorm columns", cols)?);
+            gpu.launch(kernel, grid, &arguments![x, w, b, eps as f32, rows, cols, each, y, statistics])?;
+        }
     }
     Ok(())
 }
@@ -81,9 +124,11 @@ pub fn backward(
     let Gradients { dw, db } = gradients;
     dy.expect("layernorm dy", rows, cols, dtype)?;
     dx.expect("layernorm dx", rows, cols, dtype)?;
-    w.expect_shape("layernorm weight", [cols])?;
-    dw.expect_shape("layernorm dw", [cols])?;
-    db.expect_shape("layernorm db", [cols])?;
+    let vectors = [("layernorm weight", w), ("layernorm dw", &*dw), ("layernorm db", &*db)];
+    for (what, vector) in vectors {
+        vector.expect_shape(what, [cols])?;
+        vector.expect_dtype(what, dtype.accumulation())?;
+    }
     let statistics = saved.statistics.rows(at)?;
     match x.device() {
         Device::Cpu(_) => float_dispatch!("layernorm", dtype, T => {
@@ -92,7 +137,19 @@ pub fn backward(
             let (mut dw, mut db) = (dw.view_mut(), db.view_mut());
             cpu::layernorm::backward_parameters(dy, x, statistics, dw.slice()?, db.slice()?);
         }),
-        gpu @ Device::Gpu(_) => return Err(gpu.no_kernel("layernorm")),
+        Device::Gpu(_) if rows == 0 => {}
+        Device::Gpu(gpu) => {
+            let kernel = by_dtype("layernorm", dtype, &BACKWARD_F32, &BACKWARD_BF16)?;
+            let RowBlocks { grid, each } = RowBlocks::backward("layernorm rows", rows, cols)?;
+            let partial = saved.partial(grid.blocks[0], cols)?;
+            let (dy, x, w) = (dy.address()?, x.address()?, w.view().address()?);
+            let (kept, dx, sums) = (statistics.address()?, dx.address()?, partial.view().address()?);
+            let (dw_at, db_at) = (dw.view().address()?, db.view().address()?);
+            let (rows, cols) = (rows as u32, size("layernorm columns", cols)?);
+            let arguments = arguments![dy, x, w, kept, rows, cols, each, dx, sums, dw_at, db_at];
+            gpu.launch(kernel, grid, &arguments)?;
+            add_partial(&**gpu, partial, grid.blocks[0], [dw, db])?;
+        }
     }
     Ok(())
 }

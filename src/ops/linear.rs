@@ -1,26 +1,38 @@
-//! Linear maps, whole or a window of a fused weight. CPU: cpu/gemm. Parity: tests/parity/linear.rs. Bench:
-//! benches/ops/gemm.rs.
+//! Linear maps, whole or a window of a fused weight. Kernels: cuda/linear.cu, launched by ops/product.rs. CPU:
+//! cpu/gemm. Parity: tests/parity/linear.rs. Bench: benches/ops/gemm.rs.
 //!
 //! ```text
 //! forward   y[n,o]  = sum_i x[n,i] w[o,i] + bias[o]          (w stored [out, in] or [in, out])
 //! backward  dx[n,i] = sum_o dy[n,o] w[o,i]
 //!           dw[o,i] += sum_n dy[n,o] x[n,i]                  dbias[o] += sum_n dy[n,o]
 //! ```
-//! Every sum is one chain of fused multiply-adds in rising order (cpu/gemm states the contract), so a row's output
-//! depends on that row alone.
+//! Every sum has one order that its length alone decides: on a CPU one chain of fused multiply-adds in rising order
+//! (cpu/gemm states the contract), on a GPU rising chunks of 128 terms (cuda/gemm.cuh). So a row's output depends on
+//! that row alone, and a window of outputs has the bits of the whole, on each device.
 //!
 //! With a bf16 weight and f32 activations, the operands of all three products are bf16 numbers (activations and
 //! their gradients are rounded to the nearest, ties to even, as they are read), and products accumulate in f32.
 //! The same rule holds for every number of rows. The bias and its gradient stay f32.
+//!
+//! On a GPU activations may be bf16, beside bf16 weights: products accumulate in f32 and are rounded once, when they
+//! are stored. There the output of forward, and dx, may be f32 instead: logits, or a gradient that is summed up.
 
-use super::{Tensor, View, ViewMut, float_dispatch};
+use super::launch::{arguments, by_dtype, kernels, size};
+use super::product::{Form, Operands, Product, Strided};
+use super::{Tensor, View, ViewMut, float_dispatch, gelu};
 use crate::base::{Dtype, Error, Result};
 use crate::cpu::gemm::{self, Bf16Operand, Matrix, MatrixMut, gemm, gemm_bf16};
-use crate::device::{Device, Element};
+use crate::device::{Device, Element, Grid, Launcher};
 use half::bf16;
 use std::ops::Range;
 
 pub use crate::cpu::gemm::Accumulate;
+
+kernels!("linear": BACKWARD_BIAS_F32 = "linear_bwd_bias_f32", BACKWARD_BIAS_BF16 = "linear_bwd_bias_bf16");
+
+/// Threads of a block of the bias kernels (`__launch_bounds__`), and the columns it sums.
+const BLOCK: u32 = 256;
+const COLUMNS: usize = 32;
 
 /// How a weight lies in memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -95,6 +107,16 @@ impl Projection {
         }
     }
 
+    /// The window of a weight on a GPU, as it lies in memory: `[out, in]` or `[in, out]`.
+    fn window(&self, w: View, total: usize) -> Result<Strided> {
+        let start = self.outputs.start;
+        let (stride, first) = match self.layout {
+            Layout::OutIn => (self.inputs, start * self.inputs),
+            Layout::InOut => (total, start),
+        };
+        Ok(Strided { address: w.address()?, stride }.offset(first, w.dtype()))
+    }
+
     /// The window of a weight as `[in, out]`.
     fn matrix<'a, T>(&self, w: &'a [T], total: usize) -> Matrix<'a, T> {
         match self.layout {
@@ -120,15 +142,43 @@ pub struct Gradients<'a, 'b> {
 ///
 /// # Errors
 /// Shapes or dtypes that do not fit.
-pub fn forward(x: View, p: &Projection, w: &Tensor, bias: Option<&Tensor>, mut y: ViewMut) -> Result<()> {
+pub fn forward(x: View, p: &Projection, w: &Tensor, bias: Option<&Tensor>, y: ViewMut) -> Result<()> {
+    run(x, p, w, bias, y, None)
+}
+
+/// u = x w + bias, which backward needs, and y = gelu(u): the bits of [`forward`] followed by [`gelu::forward`],
+/// without reading u again on a GPU.
+///
+/// # Errors
+/// As [`forward`]; `y` must be like `u`.
+pub fn forward_gelu(
+    x: View,
+    p: &Projection,
+    w: &Tensor,
+    bias: Option<&Tensor>,
+    u: ViewMut,
+    y: ViewMut,
+) -> Result<()> {
+    y.expect("linear gelu", u.count(), u.cols(), u.dtype())?;
+    run(x, p, w, bias, u, Some(y))
+}
+
+fn run(
+    x: View,
+    p: &Projection,
+    w: &Tensor,
+    bias: Option<&Tensor>,
+    mut y: ViewMut,
+    activated: Option<ViewMut>,
+) -> Result<()> {
     let (rows, dtype) = (x.count(), x.dtype());
     let total = p.total("linear weight", w)?;
-    let mixed = expect_weight(dtype, w)?;
+    let mixed = expect_weight(x.device(), dtype, w)?;
     x.expect("linear input", rows, p.inputs, dtype)?;
-    y.expect("linear output", rows, p.outputs.len(), dtype)?;
+    y.expect("linear output", rows, p.outputs.len(), result_dtype(dtype, y.dtype()))?;
     if let Some(bias) = bias {
         bias.expect_shape("linear bias", [total])?;
-        bias.expect_dtype("linear bias", dtype)?;
+        bias.expect_dtype("linear bias", dtype.accumulation())?;
     }
     x.device().traffic().multiply(1);
     match x.device() {
@@ -145,9 +195,30 @@ pub fn forward(x: View, p: &Projection, w: &Tensor, bias: Option<&Tensor>, mut y
             let bias = window(bias, &p.outputs)?;
             gemm(a, b, MatrixMut::row_major(y.slice()?, rows, p.outputs.len()), Accumulate::Assign, bias);
         }),
-        gpu @ Device::Gpu(_) => return Err(gpu.no_kernel("linear")),
+        Device::Gpu(gpu) => {
+            let form = if p.layout == Layout::OutIn { Form::Nt } else { Form::Nn };
+            let (x, w) = (rows_of(x)?, p.window(w.view(), total)?);
+            let mut product = Product::new(
+                form,
+                operands(dtype, mixed),
+                [x, w, rows_of(y.as_view())?],
+                [rows, p.outputs.len(), p.inputs],
+            );
+            product.c_dtype = y.dtype();
+            if let Some(bias) = bias {
+                let bias = Strided { address: bias.view().address()?, stride: 1 };
+                product.bias = bias.offset(p.outputs.start, Dtype::F32).address;
+            }
+            if let Some(activated) = activated {
+                product.activated = activated.address()?;
+            }
+            return product.launch(&**gpu);
+        }
     }
-    Ok(())
+    match activated {
+        Some(activated) => gelu::forward(y.as_view(), activated),
+        None => Ok(()),
+    }
 }
 
 /// Gradients of [`forward`]; `x`, `p` and `w` are those of the forward call, `dy[rows, out]`.
@@ -157,20 +228,20 @@ pub fn forward(x: View, p: &Projection, w: &Tensor, bias: Option<&Tensor>, mut y
 pub fn backward(dy: View, x: View, p: &Projection, w: &Tensor, gradients: Gradients) -> Result<()> {
     let (rows, dtype) = (x.count(), x.dtype());
     let total = p.total("linear weight", w)?;
-    let mixed = expect_weight(dtype, w)?;
+    let mixed = expect_weight(x.device(), dtype, w)?;
     x.expect("linear input", rows, p.inputs, dtype)?;
     dy.expect("linear dy", rows, p.outputs.len(), dtype)?;
     let Gradients { mut dx, dw, dbias } = gradients;
     if let Some((dx, _)) = &dx {
-        dx.expect("linear dx", rows, p.inputs, dtype)?;
+        dx.expect("linear dx", rows, p.inputs, result_dtype(dtype, dx.dtype()))?;
     }
     if let Some(dw) = &dw {
         dw.expect_shape("linear dw", w.shape())?;
-        dw.expect_dtype("linear dw", dtype)?;
+        dw.expect_dtype("linear dw", dtype.accumulation())?;
     }
     if let Some(dbias) = &dbias {
         dbias.expect_shape("linear dbias", [total])?;
-        dbias.expect_dtype("linear dbias", dtype)?;
+        dbias.expect_dtype("linear dbias", dtype.accumulation())?;
     }
     x.device().traffic().multiply(usize::from(dx.is_some()) + usize::from(dw.is_some()));
     match x.device() {
@@ -207,20 +278,77 @@ pub fn backward(dy: View, x: View, p: &Projection, w: &Tensor, gradients: Gradie
                 gemm::add_column_sums(dy, &mut dbias.view_mut().slice()?[p.outputs.clone()]);
             }
         }),
-        gpu @ Device::Gpu(_) => return Err(gpu.no_kernel("linear")),
+        Device::Gpu(gpu) => {
+            let (gpu, outputs, operands) = (&**gpu, p.outputs.len(), operands(dtype, mixed));
+            if let Some((dx, accumulate)) = dx {
+                let form = if p.layout == Layout::OutIn { Form::Nn } else { Form::Nt };
+                let matrices = [rows_of(dy)?, p.window(w.view(), total)?, rows_of(dx.as_view())?];
+                let mut product = Product::new(form, operands, matrices, [rows, p.inputs, outputs]);
+                product.c_dtype = dx.dtype();
+                product.add = accumulate == Accumulate::Add;
+                product.launch(gpu)?;
+            }
+            if let Some(dw) = dw {
+                let (dy, x, dw) = (rows_of(dy)?, rows_of(x)?, p.window(dw.view(), total)?);
+                let (matrices, sizes) = match p.layout {
+                    Layout::OutIn => ([dy, x, dw], [outputs, p.inputs, rows]),
+                    Layout::InOut => ([x, dy, dw], [p.inputs, outputs, rows]),
+                };
+                let product = Product::new(Form::Tn, operands, matrices, sizes);
+                Product { add: true, ..product }.launch(gpu)?;
+            }
+            if let Some(dbias) = dbias {
+                backward_bias(gpu, dy, p, dbias)?;
+            }
+        }
     }
     Ok(())
 }
 
-/// Whether the weight is bf16 beside f32 activations; fails unless it is that or of the activations' own type.
-fn expect_weight(activations: Dtype, w: &Tensor) -> Result<bool> {
-    match (activations, w.dtype()) {
-        (Dtype::F32, Dtype::Bf16) => Ok(true),
-        (Dtype::F32 | Dtype::F64, found) if found == activations => Ok(false),
-        (Dtype::F32, found) => Err(Error::dtype("linear weight", found, "f32 or bf16")),
-        (Dtype::F64, found) => Err(Error::dtype("linear weight", found, "f64")),
-        (found, _) => Err(Error::dtype("linear input", found, "f32 or f64")),
+/// dbias += column sums of `dy`, on a GPU.
+fn backward_bias(gpu: &dyn Launcher, dy: View, p: &Projection, dbias: &Tensor) -> Result<()> {
+    let (rows, outputs) = (dy.count(), p.outputs.len());
+    if rows == 0 || outputs == 0 {
+        return Ok(());
     }
+    let kernel = by_dtype("linear dy", dy.dtype(), &BACKWARD_BIAS_F32, &BACKWARD_BIAS_BF16)?;
+    let grid = Grid::linear(size("linear outputs", outputs.div_ceil(COLUMNS))?, BLOCK);
+    let dbias = Strided { address: dbias.view().address()?, stride: 1 }.offset(p.outputs.start, Dtype::F32);
+    let (rows, outputs) = (size("linear rows", rows)?, size("linear outputs", outputs)?);
+    gpu.launch(kernel, grid, &arguments![dy.address()?, rows, outputs, dbias.address])
+}
+
+/// Whether the weight is bf16 beside f32 activations; fails unless it is that or of the activations' own type.
+fn expect_weight(device: &Device, activations: Dtype, w: &Tensor) -> Result<bool> {
+    match (device, activations, w.dtype()) {
+        (_, Dtype::F32, Dtype::Bf16) => Ok(true),
+        (_, Dtype::F32, Dtype::F32) => Ok(false),
+        (Device::Cpu(_), Dtype::F64, Dtype::F64) | (Device::Gpu(_), Dtype::Bf16, Dtype::Bf16) => Ok(false),
+        (_, Dtype::F32, found) => Err(Error::dtype("linear weight", found, "f32 or bf16")),
+        (Device::Cpu(_), Dtype::F64, found) => Err(Error::dtype("linear weight", found, "f64")),
+        (Device::Cpu(_), found, _) => Err(Error::dtype("linear input", found, "f32 or f64")),
+        (Device::Gpu(_), Dtype::Bf16, found) => Err(Error::dtype("linear weight", found, "bf16")),
+        (Device::Gpu(_), found, _) => Err(Error::dtype("linear input", found, "f32 or bf16 on a GPU")),
+    }
+}
+
+/// What a product of such activations may be stored as: `found`, if that is the dtype they are summed in.
+fn result_dtype(activations: Dtype, found: Dtype) -> Dtype {
+    if found == activations.accumulation() { found } else { activations }
+}
+
+/// How a GPU multiplies such activations; [`expect_weight`] has admitted them and said whether the weight is `mixed`.
+fn operands(activations: Dtype, mixed: bool) -> Operands {
+    match (activations, mixed) {
+        (Dtype::Bf16, _) => Operands::Bf16,
+        (_, true) => Operands::Rounded,
+        (_, false) => Operands::F32,
+    }
+}
+
+/// Rows on a GPU.
+fn rows_of(view: View) -> Result<Strided> {
+    Ok(Strided { address: view.address()?, stride: view.cols() })
 }
 
 /// The window of a bias.

@@ -1,9 +1,14 @@
 //! Fused linear + log-softmax: log-probabilities of given tokens, entropies, cross-entropy.
-//! CPU: cpu/log_probability.rs. Parity: tests/parity/log_probability.rs. Bench: benches/ops/log_probability.rs.
+//! Kernels: cuda/log_probability.cu, launched by log_probability/panels.rs. CPU: cpu/log_probability.rs. Parity: tests/parity/log_probability.rs. Bench: benches/ops/log_probability.rs.
 //!
 //! The logits of all rows are never held together. Cross-entropy is a coefficient: the mean over n labelled rows
 //! has `d_log_probability = -1/n`. A row's log-probability has the bits that the sampler reports for the same
-//! logits (ops/sampler.rs), because both use the same row arithmetic.
+//! logits (ops/sampler.rs), because both use the same row arithmetic, on each device its own.
+//!
+//! A target outside the vocabulary is an error on the CPU. A GPU would have to wait to see it: there the row's
+//! log-probability is NaN.
+
+mod panels;
 
 use super::{Tensor, View, ViewMut};
 use crate::base::{Dtype, Error, Result};
@@ -36,7 +41,7 @@ macro_rules! dispatch {
 /// What is scored.
 #[derive(Clone, Copy, Debug)]
 pub struct Inputs<'a> {
-    /// Final hidden states `[rows, width]`, f32 or f64.
+    /// Final hidden states `[rows, width]`, f32 or f64; on a GPU f32 or bf16.
     pub h: View<'a>,
     /// The output head `[vocabulary, width]` as Hugging Face stores it; the dtype of `h`, or bf16 with f32 `h`.
     pub w: &'a Tensor,
@@ -46,7 +51,8 @@ pub struct Inputs<'a> {
     pub inverse_temperature: f64,
 }
 
-/// Where [`forward`] writes.
+/// Where [`forward`] writes. Like all numbers of this operation except `h` and its gradient: f32 beside bf16 `h`
+/// ([`Dtype::accumulation`]).
 #[derive(Debug)]
 pub struct Outputs<'a> {
     /// ln p(target), `[rows, 1]`.
@@ -65,19 +71,25 @@ pub struct Upstream<'a> {
 }
 
 /// What the backward pass needs of the forward pass: each row's log-sum-exp (as maximum and remainder, which
-/// loses less) and entropy. Reserved once for a tape of rows; only [`forward`] fills it.
+/// loses less) and entropy; and on a GPU the memory that both work in. Reserved once for a tape of rows; only
+/// [`forward`] fills it.
 #[derive(Debug)]
 pub struct Saved {
     maximum: Tensor,
     log_sum: Tensor,
     entropy: Tensor,
+    workspace: Option<panels::Workspace>,
 }
 
 impl Saved {
-    /// Room for `rows` rows; `dtype` is that of `h`.
-    pub fn reserve(device: &Device, rows: usize, dtype: Dtype) -> Result<Saved> {
-        let zeros = || Tensor::zeros(device, [rows, 1], dtype);
-        Ok(Saved { maximum: zeros()?, log_sum: zeros()?, entropy: zeros()? })
+    /// Room for `rows` rows scored with a head `[vocabulary, width]`; `dtype` is that of `h`.
+    pub fn reserve(device: &Device, rows: usize, head: [usize; 2], dtype: Dtype) -> Result<Saved> {
+        let zeros = || Tensor::zeros(device, [rows, 1], dtype.accumulation());
+        let workspace = match device {
+            Device::Cpu(_) => None,
+            Device::Gpu(_) => Some(panels::Workspace::reserve(device, rows, head, dtype)?),
+        };
+        Ok(Saved { maximum: zeros()?, log_sum: zeros()?, entropy: zeros()?, workspace })
     }
 }
 
@@ -89,6 +101,7 @@ impl Saved {
 /// Shapes or dtypes that do not fit; a target outside the vocabulary; a temperature that is no positive number.
 pub fn forward(inputs: &Inputs, mut out: Outputs, saved: &mut Saved, at: Range<usize>) -> Result<()> {
     let (rows, dtype) = check(inputs)?;
+    let dtype = dtype.accumulation();
     out.log_probability.expect("log_probability output", rows, 1, dtype)?;
     if let Some(entropy) = &out.entropy {
         entropy.expect("log_probability entropy", rows, 1, dtype)?;
@@ -96,6 +109,7 @@ pub fn forward(inputs: &Inputs, mut out: Outputs, saved: &mut Saved, at: Range<u
     let mut maximum = saved.maximum.rows_mut(at.clone())?;
     maximum.expect("log_probability saved", rows, 1, dtype)?;
     let (mut log_sum, mut entropy) = (saved.log_sum.rows_mut(at.clone())?, saved.entropy.rows_mut(at)?);
+    let workspace = &mut saved.workspace;
     match inputs.h.device() {
         Device::Cpu(_) => dispatch!(inputs, |T, W| {
             let operands = operands::<T, W>(inputs)?;
@@ -110,20 +124,24 @@ pub fn forward(inputs: &Inputs, mut out: Outputs, saved: &mut Saved, at: Range<u
                 out.slice::<T>()?.copy_from_slice(entropy.slice()?);
             }
         }),
-        gpu @ Device::Gpu(_) => return Err(gpu.no_kernel("log_probability")),
+        Device::Gpu(_) if rows == 0 => {}
+        Device::Gpu(gpu) => {
+            let Outputs { log_probability, entropy: entropy_out } = out;
+            let results = panels::Results { log_probability, maximum, log_sum, entropy, entropy_out };
+            expect_workspace(workspace)?.forward(&**gpu, inputs, results)?;
+        }
     }
     Ok(())
 }
 
-/// Gradients of [`forward`]: assigns `dh[rows, width]`, adds to `dw[vocabulary, width]` (both of the dtype of
-/// `h`). `inputs` and `at` are those of the forward call.
+/// Gradients of [`forward`]: assigns `dh[rows, width]`, of the dtype of `h`, adds to `dw[vocabulary, width]`. `inputs` and `at` are those of the forward call.
 ///
 /// # Errors
 /// Shapes or dtypes that do not fit; a target outside the vocabulary.
 pub fn backward(
     upstream: &Upstream,
     inputs: &Inputs,
-    saved: &Saved,
+    saved: &mut Saved,
     at: Range<usize>,
     mut dh: ViewMut,
     dw: &mut Tensor,
@@ -132,11 +150,12 @@ pub fn backward(
     if at.len() != rows {
         return Err(Error::shape("log_probability saved", format!("{at:?}"), format!("{rows} rows")));
     }
+    dh.expect("log_probability dh", rows, inputs.h.cols(), dtype)?;
+    let dtype = dtype.accumulation();
     upstream.d_log_probability.expect("log_probability d_log_probability", rows, 1, dtype)?;
     if let Some(d_entropy) = upstream.d_entropy {
         d_entropy.expect("log_probability d_entropy", rows, 1, dtype)?;
     }
-    dh.expect("log_probability dh", rows, inputs.h.cols(), dtype)?;
     dw.expect_shape("log_probability dw", inputs.w.shape())?;
     dw.expect_dtype("log_probability dw", dtype)?;
     let maximum = saved.maximum.rows(at.clone())?;
@@ -154,16 +173,34 @@ pub fn backward(
             let operands = operands::<T, W>(inputs)?;
             cpu::log_probability::backward(operands, upstream, dh.slice()?, dw.view_mut().slice()?);
         }),
-        gpu @ Device::Gpu(_) => return Err(gpu.no_kernel("log_probability")),
+        Device::Gpu(_) if rows == 0 => {}
+        Device::Gpu(gpu) => {
+            let statistics = panels::Statistics { maximum, log_sum, entropy };
+            let workspace = expect_workspace(&mut saved.workspace)?;
+            workspace.backward(&**gpu, inputs, upstream, &statistics, dh, dw)?;
+        }
     }
     Ok(())
 }
 
-/// Rows and dtype of the work.
+fn expect_workspace(workspace: &mut Option<panels::Workspace>) -> Result<&mut panels::Workspace> {
+    workspace.as_mut().ok_or_else(|| {
+        Error::device(
+            "the memory of log_probability lies on the host, its operands on a GPU",
+            "reserve Saved on the device of the operands",
+        )
+    })
+}
+
+/// Rows of the work, and the dtype of `h`.
 fn check(inputs: &Inputs) -> Result<(usize, Dtype)> {
     let (rows, width, dtype) = (inputs.h.count(), inputs.h.cols(), inputs.h.dtype());
-    if !matches!(dtype, Dtype::F32 | Dtype::F64) {
-        return Err(Error::dtype("log_probability h", dtype, "f32 or f64"));
+    let expected = match inputs.h.device() {
+        Device::Cpu(_) => ([Dtype::F32, Dtype::F64], "f32 or f64"),
+        Device::Gpu(_) => ([Dtype::F32, Dtype::Bf16], "f32 or bf16 on a GPU"),
+    };
+    if !expected.0.contains(&dtype) {
+        return Err(Error::dtype("log_probability h", dtype, expected.1));
     }
     let w = inputs.w;
     let (vocabulary, w_width) = w.shape().as_matrix();
@@ -175,7 +212,7 @@ fn check(inputs: &Inputs) -> Result<(usize, Dtype)> {
         ));
     }
     match (dtype, w.dtype()) {
-        (Dtype::F32, Dtype::F32 | Dtype::Bf16) | (Dtype::F64, Dtype::F64) => {}
+        (Dtype::F32, Dtype::F32 | Dtype::Bf16) | (Dtype::F64, Dtype::F64) | (Dtype::Bf16, Dtype::Bf16) => {}
         (Dtype::F32, found) => return Err(Error::dtype("log_probability w", found, "f32 or bf16")),
         (_, found) => return Err(Error::dtype("log_probability w", found, dtype)),
     }

@@ -1,15 +1,26 @@
 //! Dropout bitmaps: one Bernoulli vector a site, drawn once, read at every step, forward and backward.
-//! CPU: cpu/mask.rs. Parity: tests/parity/mask.rs.
+//! Kernels: cuda/mask.cu. CPU: cpu/mask.rs. Parity: tests/parity/mask.rs.
 //!
 //! An *instance* is one row of the set: all sites of one rollout in shared mode, of one rollout at one step or
 //! position in the per-step and per-position modes. Operands say for each of their rows which instance masks it.
 
 use super::index::expect_indices;
+use super::launch::{ABSENT, arguments, blocks, by_dtype, kernels, size};
+use super::row_blocks::RowBlocks;
 use super::{Tensor, View, ViewMut, float_dispatch};
 use crate::base::rng::StreamKey;
 use crate::base::{Dtype, Error, Result};
 use crate::cpu;
-use crate::device::Device;
+use crate::device::{Argument, Device, Grid};
+
+kernels!("mask":
+    FILL = "mask_fill",
+    APPLY_F32 = "mask_apply_f32",
+    APPLY_BF16 = "mask_apply_bf16",
+);
+
+/// Threads of a block of [`FILL`]; `__launch_bounds__` of the kernel. Each draws a word.
+const BLOCK: u32 = 256;
 
 /// Where in a layer a mask sits. The numbers are part of the frozen random number layout.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -201,7 +212,16 @@ impl MaskSet {
                 let table = drawing.table.view();
                 cpu::mask::fill(keys.slice()?, table.slice()?, threshold, self.sites.words, bits.slice()?);
             }
-            gpu @ Device::Gpu(_) => return Err(gpu.no_kernel("mask")),
+            Device::Gpu(gpu) => {
+                let widest = self.sites.iter().map(|site| site.width.div_ceil(32)).max().unwrap_or(0);
+                let across = blocks("mask words", keys.len() * widest, BLOCK as usize)?;
+                let sites = size("mask sites", self.sites.list.len())?;
+                let grid = Grid { blocks: [across, sites, 1], ..Grid::linear(across, BLOCK) };
+                let (instances, stride) = (keys.len() as u32, size("mask words", self.sites.words)?);
+                let (keys, table) = (drawing.keys.view().address()?, drawing.table.view().address()?);
+                let bits = self.bits.view_mut().address()?;
+                gpu.launch(&FILL, grid, &arguments![keys, table, threshold, instances, stride, bits])?;
+            }
         }
         Ok(())
     }
@@ -326,6 +346,21 @@ impl<'a> MaskAt<'a> {
         self.instance.expect(&format!("{what} mask instances"), rows, 1, Dtype::I32)
     }
 
+    /// The form of the GPU kernels: bits, instance of each row, instances, words of an instance, first word of the
+    /// site, scale. The caller has checked on the host that every row's instance exists: a kernel does not read
+    /// outside the bitmaps and makes such a row NaN.
+    pub(in crate::ops) fn arguments(&self) -> Result<[Argument; 6]> {
+        let (instances, stride) = self.bits.shape().as_matrix();
+        Ok([
+            self.bits.view().address()?,
+            self.instance.address()?,
+            Argument::U32(size("mask instances", instances)?),
+            Argument::U32(size("mask words", stride)?),
+            Argument::U32(size("mask words", self.offset)?),
+            Argument::F32(self.scale as f32),
+        ])
+    }
+
     /// The form of the CPU kernels; fails where a row names an instance that does not exist.
     pub(in crate::ops) fn host(&self) -> Result<cpu::mask::Mask<'a>> {
         let (instances, stride) = self.bits.shape().as_matrix();
@@ -343,19 +378,37 @@ impl<'a> MaskAt<'a> {
     }
 }
 
+/// [`MaskAt::arguments`] of a mask that may be absent.
+pub(in crate::ops) fn mask_arguments(mask: &Option<MaskAt>) -> Result<[Argument; 6]> {
+    match mask {
+        Some(mask) => mask.arguments(),
+        None => {
+            Ok([ABSENT, ABSENT, Argument::U32(0), Argument::U32(0), Argument::U32(0), Argument::F32(1.0)])
+        }
+    }
+}
+
 /// Multiplies the rows of `x[N, width]` by their bitmaps in place: `x * scale` where kept, exactly 0 where
 /// dropped. Its own backward: apply it to the gradient.
 ///
 /// # Errors
 /// Shapes or dtypes that do not fit; an instance that does not exist.
 pub fn apply(mut x: ViewMut, mask: MaskAt) -> Result<()> {
-    let dtype = x.dtype();
-    mask.expect("apply", x.count(), x.cols())?;
+    let (rows, cols, dtype) = (x.count(), x.cols(), x.dtype());
+    mask.expect("apply", rows, cols)?;
     match x.device() {
         Device::Cpu(_) => float_dispatch!("mask", dtype, T => {
             cpu::mask::apply::<T>(x.slice()?, mask.host()?);
         }),
-        gpu @ Device::Gpu(_) => return Err(gpu.no_kernel("mask")),
+        Device::Gpu(_) if rows == 0 => {}
+        Device::Gpu(gpu) => {
+            let kernel = by_dtype("mask", dtype, &APPLY_F32, &APPLY_BF16)?;
+            let RowBlocks { grid, each } = RowBlocks::masked("mask rows", rows, cols)?;
+            let [bits, instance, instances, stride, offset, scale] = mask.arguments()?;
+            let (x, rows, cols) = (x.address()?, rows as u32, size("mask columns", cols)?);
+            let arguments = arguments![x, bits, instance, instances, stride, offset, scale, rows, cols, each];
+            gpu.launch(kernel, grid, &arguments)?;
+        }
     }
     Ok(())
 }

@@ -1,10 +1,20 @@
-//! The residual sum with a masked branch. CPU: cpu/masked_residual.rs. Parity: tests/parity/masked_residual.rs.
+//! The residual sum with a masked branch. Kernels: cuda/masked_residual.cu. CPU: cpu/masked_residual.rs. Parity:
+//! tests/parity/masked_residual.rs.
 
-use super::mask::MaskAt;
+use super::launch::{arguments, by_dtype, kernels, size};
+use super::mask::{MaskAt, mask_arguments};
+use super::row_blocks::RowBlocks;
 use super::{View, ViewMut, float_dispatch};
 use crate::base::Result;
 use crate::cpu;
 use crate::device::Device;
+
+kernels!("masked_residual":
+    FORWARD_F32 = "masked_residual_fwd_f32",
+    FORWARD_BF16 = "masked_residual_fwd_bf16",
+    BACKWARD_F32 = "masked_residual_bwd_f32",
+    BACKWARD_BF16 = "masked_residual_bwd_bf16",
+);
 
 /// y = x + m * branch over rows of `x[N, d]`; rows of instance -1 and calls without a mask add the branch as it is.
 ///
@@ -22,7 +32,17 @@ pub fn forward(x: View, branch: View, mask: Option<MaskAt>, mut y: ViewMut) -> R
             let mask = mask.map(|mask| mask.host()).transpose()?;
             cpu::masked_residual::forward::<T>(x.slice()?, branch.slice()?, mask, cols, y.slice()?);
         }),
-        gpu @ Device::Gpu(_) => return Err(gpu.no_kernel("masked_residual")),
+        Device::Gpu(_) if rows == 0 => {}
+        Device::Gpu(gpu) => {
+            let kernel = by_dtype("masked_residual", dtype, &FORWARD_F32, &FORWARD_BF16)?;
+            let RowBlocks { grid, each } = RowBlocks::masked("masked_residual rows", rows, cols)?;
+            let [bits, instance, instances, stride, offset, scale] = mask_arguments(&mask)?;
+            let (x, branch, y) = (x.address()?, branch.address()?, y.address()?);
+            let (rows, cols) = (rows as u32, size("masked_residual columns", cols)?);
+            let arguments =
+                arguments![x, branch, bits, instance, instances, stride, offset, scale, rows, cols, each, y];
+            gpu.launch(kernel, grid, &arguments)?;
+        }
     }
     Ok(())
 }
@@ -42,7 +62,17 @@ pub fn backward(dy: View, mask: Option<MaskAt>, mut dbranch: ViewMut) -> Result<
             let mask = mask.map(|mask| mask.host()).transpose()?;
             cpu::masked_residual::backward::<T>(dy.slice()?, mask, cols, dbranch.slice()?);
         }),
-        gpu @ Device::Gpu(_) => return Err(gpu.no_kernel("masked_residual")),
+        Device::Gpu(_) if rows == 0 => {}
+        Device::Gpu(gpu) => {
+            let kernel = by_dtype("masked_residual", dtype, &BACKWARD_F32, &BACKWARD_BF16)?;
+            let RowBlocks { grid, each } = RowBlocks::masked("masked_residual rows", rows, cols)?;
+            let [bits, instance, instances, stride, offset, scale] = mask_arguments(&mask)?;
+            let (dy, dbranch) = (dy.address()?, dbranch.address()?);
+            let (rows, cols) = (rows as u32, size("masked_residual columns", cols)?);
+            let arguments =
+                arguments![dy, bits, instance, instances, stride, offset, scale, rows, cols, each, dbranch];
+            gpu.launch(kernel, grid, &arguments)?;
+        }
     }
     Ok(())
 }

@@ -5,6 +5,7 @@
 
 pub mod adamw;
 pub mod attention;
+pub mod cast;
 pub mod elementwise;
 pub mod embedding;
 pub mod gather;
@@ -20,9 +21,12 @@ pub mod log_probability;
 pub mod mask;
 pub mod masked_residual;
 pub mod policy_loss;
+mod product;
 pub mod random;
+pub mod residual_norm;
 pub mod rmsnorm;
 pub mod rope;
+mod row_blocks;
 pub mod sampler;
 pub mod swiglu;
 mod tensor;

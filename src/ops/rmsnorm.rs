@@ -2,29 +2,53 @@
 //! benches/ops/rmsnorm.rs.
 
 use super::launch::{arguments, by_dtype, kernels, size};
+use super::row_blocks::{RowBlocks, fold, reserve_partial};
 use super::{Tensor, View, ViewMut, float_dispatch};
 use crate::base::{Dtype, Error, Result};
 use crate::cpu;
-use crate::device::{Device, Grid};
+use crate::device::{Argument, Device, Launcher};
 use std::ops::Range;
 
-kernels!("rmsnorm": FORWARD_F32 = "rmsnorm_fwd_f32", FORWARD_BF16 = "rmsnorm_fwd_bf16");
-
-/// Threads of a block; `__launch_bounds__` of the kernels.
-const BLOCK: u32 = 256;
+kernels!("rmsnorm":
+    FORWARD_F32 = "rmsnorm_fwd_f32",
+    FORWARD_BF16 = "rmsnorm_fwd_bf16",
+    BACKWARD_F32 = "rmsnorm_bwd_f32",
+    BACKWARD_BF16 = "rmsnorm_bwd_bf16",
+    BACKWARD_DW = "rmsnorm_bwd_dw",
+);
 
 /// What the backward pass needs of the forward pass: `rstd[row]`. Reserved once for a tape of rows; only
 /// [`forward`] fills it.
 #[derive(Debug)]
 pub struct Saved {
-    rstd: Tensor,
+    pub(super) rstd: Tensor,
+    /// Where a GPU's blocks leave their part of the gain's gradient; nothing in it outlives a call.
+    partial: Option<Tensor>,
 }
 
 impl Saved {
-    /// Room for `rows` rows.
-    pub fn reserve(device: &Device, rows: usize, dtype: Dtype) -> Result<Saved> {
-        Ok(Saved { rstd: Tensor::zeros(device, [rows, 1], dtype.accumulation())? })
+    /// Room for `rows` rows of `cols` elements.
+    pub fn reserve(device: &Device, rows: usize, cols: usize, dtype: Dtype) -> Result<Saved> {
+        let rstd = Tensor::zeros(device, [rows, 1], dtype.accumulation())?;
+        Ok(Saved { rstd, partial: reserve_partial(device, rows, cols, 1)? })
     }
+
+    /// Room for a GPU's partial sums, for a kernel of `parts` blocks over rows of `cols` elements.
+    pub(super) fn partial(&self, parts: u32, cols: usize) -> Result<&Tensor> {
+        match &self.partial {
+            Some(partial) if partial.shape().elements() >= parts as usize * cols => Ok(partial),
+            other => Err(Error::shape(
+                "rmsnorm saved, partial sums",
+                other.as_ref().map_or(0, |partial| partial.shape().elements()),
+                format!("{parts} rows of {cols}, as Saved::reserve makes for rows of this width"),
+            )),
+        }
+    }
+}
+
+/// Adds blocks' partial sums to the gain's gradient.
+pub(super) fn add_partial(gpu: &dyn Launcher, partial: &Tensor, parts: u32, dw: &Tensor) -> Result<()> {
+    fold(gpu, &BACKWARD_DW, partial, parts, &[dw])
 }
 
 /// y = x * rstd * w over rows of `x[rows, cols]`, rstd = 1/sqrt(mean(x^2) + eps); `w[cols]`.
@@ -54,9 +78,10 @@ pub fn forward(
         Device::Gpu(_) if rows == 0 => {}
         Device::Gpu(gpu) => {
             let kernel = by_dtype("rmsnorm", dtype, &FORWARD_F32, &FORWARD_BF16)?;
-            let grid = Grid::linear(size("rmsnorm rows", rows)?, BLOCK);
+            let RowBlocks { grid, each } = RowBlocks::forward("rmsnorm rows", rows, cols)?;
             let (x, w, y, rstd) = (x.address()?, w.view().address()?, y.address()?, rstd.address()?);
-            gpu.launch(kernel, grid, &arguments![x, w, eps as f32, size("rmsnorm columns", cols)?, y, rstd])?;
+            let (rows, cols) = (rows as u32, size("rmsnorm columns", cols)?);
+            gpu.launch(kernel, grid, &arguments![x, w, eps as f32, rows, cols, each, y, rstd])?;
         }
     }
     Ok(())
@@ -81,7 +106,10 @@ pub fn backward(
     }
     dy.expect("rmsnorm dy", rows, cols, dtype)?;
     dx.expect("rmsnorm dx", rows, cols, dtype)?;
+    w.expect_shape("rmsnorm weight", [cols])?;
+    w.expect_dtype("rmsnorm weight", dtype.accumulation())?;
     dw.expect_shape("rmsnorm dw", [cols])?;
+    dw.expect_dtype("rmsnorm dw", dtype.accumulation())?;
     let rstd = saved.rstd.rows(at)?;
     match x.device() {
         Device::Cpu(_) => float_dispatch!("rmsnorm", dtype, T => {
@@ -89,7 +117,18 @@ pub fn backward(
             cpu::rmsnorm::backward_dx(dy, x, w.view().slice()?, rstd, dx.slice()?);
             cpu::rmsnorm::backward_dw(dy, x, rstd, dw.view_mut().slice()?);
         }),
-        gpu @ Device::Gpu(_) => return Err(gpu.no_kernel("rmsnorm")),
+        Device::Gpu(_) if rows == 0 => {}
+        Device::Gpu(gpu) => {
+            let kernel = by_dtype("rmsnorm", dtype, &BACKWARD_F32, &BACKWARD_BF16)?;
+            let RowBlocks { grid, each } = RowBlocks::backward("rmsnorm rows", rows, cols)?;
+            let partial = saved.partial(grid.blocks[0], cols)?;
+            let sums: Argument = partial.view().address()?;
+            let (dy, x, w, rstd) = (dy.address()?, x.address()?, w.view().address()?, rstd.address()?);
+            let (dx, total) = (dx.address()?, dw.view().address()?);
+            let (rows, cols) = (rows as u32, size("rmsnorm columns", cols)?);
+            gpu.launch(kernel, grid, &arguments![dy, x, w, rstd, rows, cols, each, dx, sums, total])?;
+            add_partial(&**gpu, partial, grid.blocks[0], dw)?;
+        }
     }
     Ok(())
 }

@@ -1,14 +1,27 @@
-//! Rotary position embedding (Su et al. 2021, "RoFormer", section 3.2.2). CPU: cpu/rope.rs.
+//! Rotary position embedding (Su et al. 2021, "RoFormer", section 3.2.2). Kernels: cuda/rope.cu. CPU: cpu/rope.rs.
 //! Parity: tests/parity/rope.rs.
 //!
 //! Hugging Face's convention (`rotate_half`): dimension i of a head turns with dimension i + D/2, by the angle
 //! `position * inverse_frequency[i]`. Angles, cosines and sines are computed in f64 and rounded once.
 
+use super::launch::{arguments, blocks, by_dtype, kernels, size};
 use super::{Tensor, View, ViewMut, float_dispatch};
 use crate::base::{Dtype, Error, Result};
 use crate::cpu;
-use crate::device::Device;
+use crate::device::{Device, Grid};
 use std::f64::consts::TAU;
+
+kernels!("rope":
+    FORWARD_F32 = "rope_fwd_f32",
+    FORWARD_BF16 = "rope_fwd_bf16",
+    BACKWARD_F32 = "rope_bwd_f32",
+    BACKWARD_BF16 = "rope_bwd_bf16",
+);
+
+/// Threads of a block; `__launch_bounds__` of the kernels.
+const BLOCK: u32 = 256;
+/// Threads that make a device busy enough: with fewer, a thread takes fewer heads and the table is read more often.
+const BUSY: usize = 2048;
 
 /// How a model's frequencies are stretched beyond its training length.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
@@ -94,10 +107,11 @@ pub struct RopeTable {
 }
 
 impl RopeTable {
-    /// The angles `position * inverse_frequencies[i]` for positions `0..max_positions` (two uploads).
+    /// The angles `position * inverse_frequencies[i]` for positions `0..max_positions` (two uploads), for operands of
+    /// `dtype`: bf16 operands turn by an f32 table.
     ///
     /// # Errors
-    /// No frequencies, a dtype that is not f32 or f64, or memory that the device does not have.
+    /// No frequencies, a dtype that is no float, or memory that the device does not have.
     pub fn new(
         device: &Device,
         inverse_frequencies: &[f64],
@@ -111,13 +125,13 @@ impl RopeTable {
         let column = |f: fn(f64) -> f64| -> Result<Tensor> {
             let values =
                 (0..max_positions).flat_map(|p| inverse_frequencies.iter().map(move |w| f(p as f64 * w)));
-            match dtype {
+            match dtype.accumulation() {
                 Dtype::F64 => Tensor::from_host(device, [max_positions, half], &values.collect::<Vec<f64>>()),
                 Dtype::F32 => {
                     let values: Vec<f32> = values.map(|value| value as f32).collect();
                     Tensor::from_host(device, [max_positions, half], &values)
                 }
-                other => Err(Error::dtype("rope table", other, "f32 or f64")),
+                other => Err(Error::dtype("rope table", other, "f32, f64 or bf16")),
             }
         };
         Ok(RopeTable { cos: column(f64::cos)?, sin: column(f64::sin)? })
@@ -132,7 +146,8 @@ impl RopeTable {
 /// Rotates `x[N, heads * head_dim]` in place by the angles of `positions[N, 1]` (u32).
 ///
 /// Positions must be below the table's [`RopeTable::max_positions`]: the caller checks that on the host, before any
-/// work, where it can name the prompt. The CPU checks again; a GPU kernel does not read outside its table.
+/// work, where it can name the prompt. The CPU checks again; a GPU kernel does not read outside its table and makes
+/// such a row NaN.
 ///
 /// # Errors
 /// Shapes or dtypes that do not fit, a position beyond the table.
@@ -158,7 +173,7 @@ fn rotate<const INVERSE: bool>(
     let half = table.cos.shape().as_matrix().1;
     x.expect("rope", rows, heads * 2 * half, dtype)?;
     positions.expect("rope positions", rows, 1, Dtype::U32)?;
-    table.cos.expect_dtype("rope table", dtype)?;
+    table.cos.expect_dtype("rope table", dtype.accumulation())?;
     let device = x.device().clone();
     match &device {
         Device::Cpu(_) => float_dispatch!("rope", dtype, T => {
@@ -174,7 +189,24 @@ fn rotate<const INVERSE: bool>(
             let table = cpu::rope::Table { cos, sin, half };
             cpu::rope::rotate::<T, INVERSE>(x.slice()?, heads, positions, table);
         }),
-        gpu @ Device::Gpu(_) => return Err(gpu.no_kernel("rope")),
+        Device::Gpu(_) if rows * heads == 0 => {}
+        Device::Gpu(gpu) => {
+            let kernel = match INVERSE {
+                false => by_dtype("rope", dtype, &FORWARD_F32, &FORWARD_BF16)?,
+                true => by_dtype("rope", dtype, &BACKWARD_F32, &BACKWARD_BF16)?,
+            };
+            // Four pairs a thread, or one where heads do not divide so.
+            let pieces = if half.is_multiple_of(4) { half / 4 } else { half };
+            let share = heads.div_ceil((BUSY / (rows * pieces)).clamp(1, heads));
+            let threads = rows * pieces * heads.div_ceil(share);
+            let grid = Grid::linear(blocks("rope threads", threads, BLOCK as usize)?, BLOCK);
+            let (cos, sin) = (table.cos.view().address()?, table.sin.view().address()?);
+            let limit = size("rope positions", table.max_positions())?;
+            let (x, positions) = (x.address()?, positions.address()?);
+            let (rows, heads, half, share) = (rows as u32, heads as u32, half as u32, share as u32);
+            let arguments = arguments![x, positions, cos, sin, limit, rows, heads, half, share];
+            gpu.launch(kernel, grid, &arguments)?;
+        }
     }
     Ok(())
 }

@@ -1,10 +1,25 @@
-//! Sampling of tokens from rows of logits, and scoring on the stored support.
-//! CPU: cpu/sampler.rs. Parity: tests/parity/sampler.rs.
+//! Sampling of tokens from rows of logits, scoring on the stored support, and Gumbel-Softmax mixtures.
+//! Kernels: cuda/sampler.cu. CPU: cpu/sampler.rs. Parity: tests/parity/sampler.rs.
 //!
 //! A draw is the argmax of `logit / T + Gumbel noise` over the kept ids; its noise is a pure function of the row's
 //! stream key, its step and the site, so a row gives the same token alone and in any batch. The log-probability is
 //! that of the law sampled from: renormalised over the kept ids. Without filters it has the bits that
-//! [`super::log_probability::forward`] gives for the same row and token.
+//! [`super::log_probability::forward`] gives for the same row and token. A GPU draws the CPU's tokens from the same
+//! bits of logits; its log-probabilities differ in rounding.
+//!
+//! A row may have no draw: its logits hold NaN or plus infinity, nothing above minus infinity, or more ids are kept
+//! than there is room for. The CPU returns an error that names the row. A GPU would have to wait to do so, and a decode
+//! step waits but once, when its tokens cross to the host. So there the row's token is [`FAULTY`], its log-probability
+//! and its mixture's weights are NaN, and its count is above the support's capacity. Whoever downloads tokens asks
+//! [`expect_drawn`], which is silent on good tokens and gives the CPU's error otherwise. NaN weights reach every later
+//! logit of the row, so a mixture's fault shows at the next token at the latest; [`expect_mixed`] asks at once.
+
+mod kernels;
+mod mixture;
+mod score;
+
+pub use mixture::{Mixed, Mixture, expect_mixed, mixture, mixture_backward};
+pub use score::{Scored, score_on_support, score_on_support_backward};
 
 use super::{Tensor, View, ViewMut, float_dispatch};
 use crate::base::{Dtype, Error, Result};
@@ -12,6 +27,9 @@ use crate::cpu;
 use crate::cpu::sampler::{Fault, Filters, Problem};
 use crate::device::Device;
 use std::ops::Range;
+
+/// The token of a row without a draw; see [`expect_drawn`].
+pub const FAULTY: u32 = u32::MAX;
 
 /// How tokens are drawn.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -142,20 +160,12 @@ pub struct Sampled<'a> {
 /// Draws one token for each row of `logits[rows, vocabulary]` (f32 or f64).
 ///
 /// # Errors
-/// A law out of range; shapes or dtypes that do not fit; a row with NaN, plus infinity or no probability; more kept
-/// ids than the support has room for. Rows before the faulty one may have been written.
+/// A law out of range; shapes or dtypes that do not fit. On the CPU also a row without a draw, whose place a GPU marks
+/// instead (see [`expect_drawn`]); rows before the faulty one may have been written.
 pub fn sample(logits: View, law: &Law, noise: Noise, mut out: Sampled) -> Result<()> {
     law.validate()?;
-    let (rows, vocabulary, dtype) = (logits.count(), logits.cols(), logits.dtype());
-    if vocabulary == 0 || vocabulary >= i32::MAX as usize {
-        return Err(Error::shape(
-            "sampler logits",
-            format!("{vocabulary} columns"),
-            "a vocabulary of 1 to 2^31 - 2",
-        ));
-    }
-    noise.keys.expect("sampler keys", rows, 2, Dtype::U32)?;
-    noise.steps.expect("sampler steps", rows, 1, Dtype::U32)?;
+    let (rows, dtype) = (logits.count(), logits.dtype());
+    check_rows(logits, &noise)?;
     out.tokens.expect("sampler tokens", rows, 1, Dtype::U32)?;
     out.log_probability.expect("sampler log_probability", rows, 1, dtype)?;
     if let Some((_, at)) = &out.support
@@ -165,14 +175,7 @@ pub fn sample(logits: View, law: &Law, noise: Noise, mut out: Sampled) -> Result
     }
     match logits.device() {
         Device::Cpu(_) => float_dispatch!("sampler logits", dtype, T => {
-            let rows = cpu::sampler::Rows::<T> {
-                logits: logits.slice()?,
-                vocabulary,
-                keys: noise.keys.slice()?,
-                steps: noise.steps.slice()?,
-                site: noise.site,
-                law: law.on_cpu(),
-            };
+            let rows = rows_on_cpu::<T>(logits, law, &noise)?;
             let (mut support, mut capacity) = (None, 0);
             if let Some((kept, at)) = out.support {
                 capacity = kept.ids.shape().as_matrix().1;
@@ -191,95 +194,85 @@ pub fn sample(logits: View, law: &Law, noise: Noise, mut out: Sampled) -> Result
             };
             cpu::sampler::sample(&rows, draws).map_err(|fault| explain(fault, capacity))?;
         }),
-        gpu @ Device::Gpu(_) => return Err(gpu.no_kernel("sampler")),
+        Device::Gpu(_) if rows == 0 => {}
+        Device::Gpu(gpu) => {
+            let mut places = kernels::Places {
+                tokens: out.tokens.address()?,
+                log_probability: out.log_probability.address()?,
+                ..kernels::Places::NONE
+            };
+            if let Some((kept, at)) = &out.support {
+                places = places.with_support(kept, at)?;
+            }
+            kernels::draw(&**gpu, logits, law, &noise, &places)?;
+        }
     }
     Ok(())
 }
 
-/// Sampled tokens to score again.
-#[derive(Clone, Copy, Debug)]
-pub struct Scored<'a> {
-    /// Logits under the parameters of now, `[rows, vocabulary]`.
-    pub logits: View<'a>,
-    /// The sampled tokens, u32 `[rows, 1]`.
-    pub tokens: View<'a>,
-    /// The law they were sampled under.
-    pub law: &'a Law,
-}
-
-/// Log-probabilities of tokens on rows `at` of their stored support. With the logits and law that were sampled from
-/// they have the bits that [`sample`] returned.
-///
-/// # Errors
-/// Shapes or dtypes that do not fit; a token that its support does not hold; logits without a softmax.
-pub fn score_on_support(
-    scored: &Scored,
-    support: &Support,
-    at: Range<usize>,
-    mut out: ViewMut,
-) -> Result<()> {
-    let dtype = check_scored(scored, support, &at)?;
-    out.expect("sampler score output", scored.logits.count(), 1, dtype)?;
-    match scored.logits.device() {
-        Device::Cpu(_) => float_dispatch!("sampler logits", dtype, T => {
-            let stored = stored::<T>(scored, support, at)?;
-            cpu::sampler::score(&stored, out.slice()?).map_err(|fault| explain(fault, 0))?;
-        }),
-        gpu @ Device::Gpu(_) => return Err(gpu.no_kernel("sampler score")),
+/// What all draws ask of logits and noise.
+fn check_rows(logits: View, noise: &Noise) -> Result<()> {
+    let (rows, vocabulary) = (logits.count(), logits.cols());
+    if vocabulary == 0 || vocabulary >= i32::MAX as usize {
+        return Err(Error::shape(
+            "sampler logits",
+            format!("{vocabulary} columns"),
+            "a vocabulary of 1 to 2^31 - 2",
+        ));
     }
-    Ok(())
-}
-
-/// Gradient of [`score_on_support`] by the logits, assigned; 0 at ids that are not kept.
-///
-/// # Errors
-/// As [`score_on_support`].
-pub fn score_on_support_backward(
-    d_log_probability: View,
-    scored: &Scored,
-    support: &Support,
-    at: Range<usize>,
-    mut d_logits: ViewMut,
-) -> Result<()> {
-    let dtype = check_scored(scored, support, &at)?;
-    let (rows, vocabulary) = (scored.logits.count(), scored.logits.cols());
-    d_log_probability.expect("sampler score d_log_probability", rows, 1, dtype)?;
-    d_logits.expect("sampler score d_logits", rows, vocabulary, dtype)?;
-    match scored.logits.device() {
-        Device::Cpu(_) => float_dispatch!("sampler logits", dtype, T => {
-            let stored = stored::<T>(scored, support, at)?;
-            cpu::sampler::score_backward(&stored, d_log_probability.slice()?, d_logits.slice()?)
-                .map_err(|fault| explain(fault, 0))?;
-        }),
-        gpu @ Device::Gpu(_) => return Err(gpu.no_kernel("sampler score")),
+    if let (Device::Gpu(_), dtype) = (logits.device(), logits.dtype())
+        && dtype != Dtype::F32
+    {
+        return Err(Error::dtype("sampler logits", dtype, "f32 on a GPU, whatever the activations are"));
     }
-    Ok(())
+    noise.keys.expect("sampler keys", rows, 2, Dtype::U32)?;
+    noise.steps.expect("sampler steps", rows, 1, Dtype::U32)
 }
 
-fn check_scored(scored: &Scored, support: &Support, at: &Range<usize>) -> Result<Dtype> {
-    scored.law.validate()?;
-    let rows = scored.logits.count();
-    scored.tokens.expect("sampler tokens", rows, 1, Dtype::U32)?;
-    support.counts.rows(at.clone())?.expect("sampler support", rows, 1, Dtype::U32)?;
-    Ok(scored.logits.dtype())
-}
-
-fn stored<'a, T>(
-    scored: &Scored<'a>,
-    support: &'a Support,
-    at: Range<usize>,
-) -> Result<cpu::sampler::Stored<'a, T>>
+/// The form of the CPU kernels.
+fn rows_on_cpu<'a, T>(logits: View<'a>, law: &Law, noise: &Noise<'a>) -> Result<cpu::sampler::Rows<'a, T>>
 where
     T: cpu::Float + crate::device::Element,
 {
-    Ok(cpu::sampler::Stored {
-        logits: scored.logits.slice()?,
-        vocabulary: scored.logits.cols(),
-        tokens: scored.tokens.slice()?,
-        ids: support.ids.rows(at.clone())?.slice()?,
-        counts: support.counts.rows(at)?.slice()?,
-        inverse_temperature: T::from_f64(scored.law.inverse_temperature()),
+    Ok(cpu::sampler::Rows {
+        logits: logits.slice()?,
+        vocabulary: logits.cols(),
+        keys: noise.keys.slice()?,
+        steps: noise.steps.slice()?,
+        site: noise.site,
+        law: law.on_cpu(),
     })
+}
+
+/// Fails where one of the tokens that [`sample`] drew from `logits` is [`FAULTY`]; the tokens have been downloaded.
+/// Costs nothing else while all are good.
+///
+/// # Errors
+/// Names the first such row and what is wrong with it.
+pub fn expect_drawn(tokens: &[u32], logits: View, law: &Law) -> Result<()> {
+    match tokens.iter().position(|&token| token == FAULTY) {
+        Some(row) => Err(diagnose(row, logits, law)?),
+        None => Ok(()),
+    }
+}
+
+/// Why a GPU drew nothing from a row (one download).
+fn diagnose(row: usize, logits: View, law: &Law) -> Result<Error> {
+    let logits = logits.rows(row..row + 1)?.download::<f32>()?;
+    let scale = law.inverse_temperature() as f32;
+    let broken = logits.iter().position(|&l| !(l * scale).is_finite() && l * scale != f32::NEG_INFINITY);
+    let problem = match broken {
+        Some(id) => Problem::NotFinite { id, value: f64::from(logits[id]) },
+        None if logits.iter().all(|&l| l * scale == f32::NEG_INFINITY) => Problem::NoMass,
+        None => {
+            return Ok(Error::input(
+                "sampler support",
+                format!("row {row} keeps more tokens than the support has room for"),
+                "reserve more, or set top_k to the support's capacity",
+            ));
+        }
+    };
+    Ok(explain(Fault { row, problem }, 0))
 }
 
 /// A fault in words.

@@ -1,10 +1,18 @@
-//! The gated unit silu(gate) * up. CPU: cpu/swiglu.rs. Parity: tests/parity/swiglu.rs.
+//! The gated unit silu(gate) * up. Kernels: cuda/swiglu.cu. CPU: cpu/swiglu.rs. Parity: tests/parity/swiglu.rs.
 //! Backward reads the inputs again, so that nothing else is saved.
 
+use super::launch::{arguments, by_dtype, kernels, pieces};
 use super::{View, ViewMut, float_dispatch};
 use crate::base::Result;
 use crate::cpu;
 use crate::device::Device;
+
+kernels!("swiglu":
+    FORWARD_F32 = "swiglu_fwd_f32",
+    FORWARD_BF16 = "swiglu_fwd_bf16",
+    BACKWARD_F32 = "swiglu_bwd_f32",
+    BACKWARD_BF16 = "swiglu_bwd_bf16",
+);
 
 /// y = silu(gate) * up, element by element; both `[N, w]`.
 ///
@@ -18,7 +26,12 @@ pub fn forward(gate: View, up: View, mut y: ViewMut) -> Result<()> {
         Device::Cpu(_) => float_dispatch!("swiglu", dtype, T => {
             cpu::swiglu::forward::<T>(gate.slice()?, up.slice()?, y.slice()?);
         }),
-        gpu @ Device::Gpu(_) => return Err(gpu.no_kernel("swiglu")),
+        Device::Gpu(_) if rows * cols == 0 => {}
+        Device::Gpu(gpu) => {
+            let kernel = by_dtype("swiglu", dtype, &FORWARD_F32, &FORWARD_BF16)?;
+            let (grid, count) = pieces("swiglu elements", rows * cols, dtype)?;
+            gpu.launch(kernel, grid, &arguments![gate.address()?, up.address()?, count, y.address()?])?;
+        }
     }
     Ok(())
 }
@@ -38,7 +51,14 @@ pub fn backward(dy: View, gate: View, up: View, mut dgate: ViewMut, mut dup: Vie
             let (dgate, dup) = (dgate.slice()?, dup.slice()?);
             cpu::swiglu::backward::<T>(dy.slice()?, gate.slice()?, up.slice()?, dgate, dup);
         }),
-        gpu @ Device::Gpu(_) => return Err(gpu.no_kernel("swiglu")),
+        Device::Gpu(_) if rows * cols == 0 => {}
+        Device::Gpu(gpu) => {
+            let kernel = by_dtype("swiglu", dtype, &BACKWARD_F32, &BACKWARD_BF16)?;
+            let (grid, count) = pieces("swiglu elements", rows * cols, dtype)?;
+            let (dy, gate, up) = (dy.address()?, gate.address()?, up.address()?);
+            let (dgate, dup) = (dgate.address()?, dup.address()?);
+            gpu.launch(kernel, grid, &arguments![dy, gate, up, count, dgate, dup])?;
+        }
     }
     Ok(())
 }

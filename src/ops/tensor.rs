@@ -126,6 +126,29 @@ impl Tensor {
         Ok(ViewMut { offset: range.start * cols, rows: range.len(), cols, tensor: self })
     }
 
+    /// The first `rows * cols` elements as a matrix: a workspace serves matrices of several widths.
+    pub(in crate::ops) fn matrix(&self, rows: usize, cols: usize) -> Result<View<'_>> {
+        self.check_matrix(rows, cols)?;
+        Ok(View { tensor: self, offset: 0, rows, cols })
+    }
+
+    /// The same, to write.
+    pub(in crate::ops) fn matrix_mut(&mut self, rows: usize, cols: usize) -> Result<ViewMut<'_>> {
+        self.check_matrix(rows, cols)?;
+        Ok(ViewMut { tensor: self, offset: 0, rows, cols })
+    }
+
+    fn check_matrix(&self, rows: usize, cols: usize) -> Result<()> {
+        if rows * cols > self.shape.elements() {
+            return Err(Error::shape(
+                "matrix in a workspace",
+                format!("{rows} rows of {cols}"),
+                format!("at most {} elements", self.shape.elements()),
+            ));
+        }
+        Ok(())
+    }
+
     /// The number of columns, when `range` lies inside the rows.
     fn check_rows(&self, range: &Range<usize>) -> Result<usize> {
         let (rows, cols) = self.shape.as_matrix();
@@ -137,6 +160,11 @@ impl Tensor {
             ));
         }
         Ok(cols)
+    }
+
+    /// The address of the first element as a number, to divide the memory; only for the GPU arm of an operation.
+    pub(in crate::ops) fn address(&self) -> Result<u64> {
+        address(&self.buffer, 0)
     }
 
     /// Fails unless the dtype is `expected`.
@@ -219,7 +247,7 @@ impl<'a> View<'a> {
 
     /// The address of the first element; only for the GPU arm of an operation.
     pub(in crate::ops) fn address(&self) -> Result<Argument> {
-        address(&self.tensor.buffer, self.offset)
+        Ok(Argument::Address(address(&self.tensor.buffer, self.offset)?))
     }
 }
 
@@ -288,13 +316,13 @@ impl<'a> ViewMut<'a> {
 
     /// The address of the first element; only for the GPU arm of an operation.
     pub(in crate::ops) fn address(&self) -> Result<Argument> {
-        address(&self.tensor.buffer, self.offset)
+        Ok(Argument::Address(address(&self.tensor.buffer, self.offset)?))
     }
 }
 
-fn address(buffer: &Buffer, at: usize) -> Result<Argument> {
+fn address(buffer: &Buffer, at: usize) -> Result<u64> {
     match buffer.address(at) {
-        Some(address) => Ok(Argument::Address(address)),
+        Some(address) => Ok(address),
         None => Err(Error::device(
             "an operand lies in the host's memory, the others on a GPU",
             "keep all operands of an operation on one device",

@@ -44,11 +44,11 @@ impl Decoder {
             seed,
             hidden: Tensor::zeros(device, [rows, model.config().width], dtype)?,
             sources: Tensor::zeros(device, [rows, 1], Dtype::U32)?,
-            logits: Tensor::zeros(device, [rows, model.config().vocab], dtype)?,
+            logits: Tensor::zeros(device, [rows, model.config().vocab], dtype.accumulation())?,
             tokens: Tensor::zeros(device, [rows, 1], Dtype::U32)?,
             keys: Tensor::zeros(device, [rows, 2], Dtype::U32)?,
             steps: Tensor::zeros(device, [rows, 1], Dtype::U32)?,
-            log_probabilities: Tensor::zeros(device, [rows * max_new_tokens, 1], dtype)?,
+            log_probabilities: Tensor::zeros(device, [rows * max_new_tokens, 1], dtype.accumulation())?,
             sampled: Vec::with_capacity(rows * max_new_tokens),
         })
     }
@@ -107,7 +107,9 @@ impl Decoder {
         )?;
         index::repeat(&mut self.steps, 0..count, 0, 1)?;
         self.sampled.extend(members);
-        self.tokens.rows(0..count)?.download::<u32>()
+        let tokens = self.tokens.rows(0..count)?.download::<u32>()?;
+        sampler::expect_drawn(&tokens, self.logits.rows(0..count)?, &self.law)?;
+        Ok(tokens)
     }
 
     /// The tokens just sampled, on the device.

@@ -1,13 +1,15 @@
 //! Attention over a segment: is the mathematics right, and does a query's result depend on its row alone?
 
-use super::on_threads;
+use super::{gpu, on_threads};
 use latch::base::{Dtype, Result};
 use latch::device::Device;
 use latch::ops::Tensor;
 use latch::ops::attention::{self, BackwardInputs, Geometry, Gradients, Inputs, Saved, Segment};
-use latch::ops::kv_cache::{CacheLayout, CacheSpan, KvCache};
+use latch::ops::kv_cache::{CacheLayout, CacheSpan, KvCache, SLOT_BLOCK};
 use latch::verify::gradient::normals;
 use latch::verify::operations;
+
+mod kernels;
 
 /// (row, position) of each packed position of a segment.
 type Places = Vec<(u32, u32)>;
@@ -17,18 +19,39 @@ fn gradient() {
     super::check_gradients(operations::attention::cases());
 }
 
-/// Query, key and value of a position: the first `shared` positions of all rows have the same.
-fn vectors(geometry: &Geometry, row: u32, position: u32, shared: u32) -> [Vec<f64>; 3] {
+/// Query, key, value and gradient of the output of a position: the first `shared` positions of all rows have the same.
+fn vectors(geometry: &Geometry, row: u32, position: u32, shared: u32) -> [Vec<f64>; 4] {
     let owner = if position < shared { 0 } else { row };
     let draw = |stem: &str, width: usize| normals(&format!("{stem} {owner} {position}"), width);
     let kv_width = geometry.kv_heads * geometry.head_dim;
-    [draw("q", geometry.heads * geometry.head_dim), draw("k", kv_width), draw("v", kv_width)]
+    let width = geometry.heads * geometry.head_dim;
+    [draw("q", width), draw("k", kv_width), draw("v", kv_width), draw("dout", width)]
 }
 
-/// What a run over segments leaves, by packed position: outputs, and gradients of q, k and v for dout = out.
+/// What a run over segments leaves, by packed position: outputs, and gradients of q, k and v.
 struct Results {
     out: Vec<f64>,
     gradients: [Vec<f64>; 3],
+}
+
+/// Rows in a cache, and the segments that compute them.
+struct Problem<'a> {
+    geometry: &'a Geometry,
+    spans: &'a [CacheSpan],
+    slots: usize,
+    segments: &'a [Places],
+    /// Positions that all rows have in common.
+    shared: u32,
+}
+
+/// Where and how a problem is run.
+struct Setting<'a> {
+    device: &'a Device,
+    /// What tensors hold.
+    dtype: Dtype,
+    /// What the numbers are rounded to before.
+    rounding: Dtype,
+    detach_cached: bool,
 }
 
 fn run(
@@ -39,27 +62,33 @@ fn run(
     shared: u32,
     dtype: Dtype,
 ) -> Results {
-    let device = Device::cpu();
+    let problem = Problem { geometry, spans, slots, segments, shared };
+    run_on(&problem, &Setting { device: &Device::cpu(), dtype, rounding: dtype, detach_cached: false })
+}
+
+fn run_on(problem: &Problem, setting: &Setting) -> Results {
+    let &Problem { geometry, spans, slots, segments, shared } = problem;
+    let &Setting { device, dtype, rounding, detach_cached } = setting;
     let count: usize = segments.iter().map(Vec::len).sum();
     let (width, kv_width) = (geometry.heads * geometry.head_dim, geometry.kv_heads * geometry.head_dim);
-    let all: Vec<[Vec<f64>; 3]> =
+    let all: Vec<[Vec<f64>; 4]> =
         segments.iter().flatten().map(|&(row, position)| vectors(geometry, row, position, shared)).collect();
     let upload = |index: usize, width: usize| {
         let data: Vec<f64> = all.iter().flat_map(|vectors| vectors[index].clone()).collect();
-        operations::tensor(&device, [count, width], &data, dtype).unwrap()
+        gpu::tensor(device, [count, width], &gpu::round(&data, rounding), dtype)
     };
-    let (q, k, v) = (upload(0, width), upload(1, kv_width), upload(2, kv_width));
+    let (q, k, v, dout) = (upload(0, width), upload(1, kv_width), upload(2, kv_width), upload(3, width));
     let column = |f: fn(&(u32, u32)) -> u32| {
         let data: Vec<u32> = segments.iter().flatten().map(f).collect();
-        Tensor::from_host(&device, [count, 1], &data).unwrap()
+        Tensor::from_host(device, [count, 1], &data).unwrap()
     };
     let (rows, positions) = (column(|p| p.0), column(|p| p.1));
-    let layout = CacheLayout::new(&device, spans).unwrap();
-    let mut cache = KvCache::zeros(&device, geometry, slots, dtype).unwrap();
+    let layout = CacheLayout::new(device, spans).unwrap();
+    let mut cache = KvCache::zeros(device, geometry, slots, dtype).unwrap();
     // What an earlier rollout left in the slots must not matter.
-    poison(&device, geometry, &mut cache, slots, dtype);
-    let mut saved = Saved::reserve(&device, count, geometry.heads, dtype).unwrap();
-    let mut out = Tensor::zeros(&device, [count, width], dtype).unwrap();
+    poison(device, geometry, &mut cache, slots, dtype);
+    let mut saved = Saved::reserve(device, count, geometry.heads, dtype).unwrap();
+    let mut out = Tensor::zeros(device, [count, width], dtype).unwrap();
     let mut ranges = Vec::new();
     let mut start = 0;
     for segment in segments {
@@ -81,16 +110,19 @@ fn run(
         let out = out.rows_mut(at.clone()).unwrap();
         attention::forward(inputs, &segment(at), &mut cache, out, &mut saved, at.clone()).unwrap();
     }
-    let mut grad = KvCache::zeros(&device, geometry, slots, dtype).unwrap();
-    let zeros = |width| Tensor::zeros(&device, [count, width], dtype).unwrap();
+    let mut grad = KvCache::zeros(device, geometry, slots, dtype.accumulation()).unwrap();
+    // Cleared gradients are as good as new ones.
+    poison(device, geometry, &mut grad, slots, dtype.accumulation());
+    grad.clear_slots(slots).unwrap();
+    let zeros = |width| Tensor::zeros(device, [count, width], dtype).unwrap();
     let (mut dq, mut dk, mut dv) = (zeros(width), zeros(kv_width), zeros(kv_width));
     for at in ranges.iter().rev() {
         let inputs = BackwardInputs {
-            dout: out.rows(at.clone()).unwrap(),
+            dout: dout.rows(at.clone()).unwrap(),
             q: q.rows(at.clone()).unwrap(),
             out: out.rows(at.clone()).unwrap(),
             cache: &cache,
-            detach_cached: false,
+            detach_cached,
         };
         let gradients = Gradients {
             dq: dq.rows_mut(at.clone()).unwrap(),
@@ -99,22 +131,28 @@ fn run(
         };
         attention::backward(inputs, &segment(at), &mut grad, &saved, at.clone(), gradients).unwrap();
     }
-    let values = |tensor: &Tensor| operations::values(tensor.view()).unwrap();
+    let values = |tensor: &Tensor| gpu::values(tensor.view());
     Results { out: values(&out), gradients: [values(&dq), values(&dk), values(&dv)] }
 }
 
-/// Fills the cache with infinities, as one long row.
+/// Fills the cache with infinities, each block as a row of its own.
 fn poison(device: &Device, geometry: &Geometry, cache: &mut KvCache, slots: usize, dtype: Dtype) {
     let (width, kv_width) = (geometry.heads * geometry.head_dim, geometry.kv_heads * geometry.head_dim);
-    let tensor = |width: usize, value: f64| {
-        operations::tensor(device, [slots, width], &vec![value; slots * width], dtype).unwrap()
-    };
+    let tensor =
+        |width: usize, value: f64| gpu::tensor(device, [slots, width], &vec![value; slots * width], dtype);
     let (q, k) = (tensor(width, 0.0), tensor(kv_width, f64::INFINITY));
     let (mut out, mut saved) =
         (tensor(width, 0.0), Saved::reserve(device, slots, geometry.heads, dtype).unwrap());
-    let rows = Tensor::zeros(device, [slots, 1], Dtype::U32).unwrap();
-    let positions = Tensor::from_host(device, [slots, 1], &(0..slots as u32).collect::<Vec<_>>()).unwrap();
-    let layout = CacheLayout::new(device, &[CacheSpan::default()]).unwrap();
+    let column = |f: fn(u32) -> u32| {
+        let data: Vec<u32> = (0..slots as u32).map(f).collect();
+        Tensor::from_host(device, [slots, 1], &data).unwrap()
+    };
+    let (rows, positions) =
+        (column(|slot| slot / SLOT_BLOCK as u32), column(|slot| slot % SLOT_BLOCK as u32));
+    let starts = (0..slots as u32).step_by(SLOT_BLOCK);
+    let spans: Vec<CacheSpan> =
+        starts.map(|own_slot| CacheSpan { own_slot, ..CacheSpan::default() }).collect();
+    let layout = CacheLayout::new(device, &spans).unwrap();
     let (rows, positions) = (rows.view(), positions.view());
     let segment = Segment { rows, positions, geometry, layout: &layout };
     let inputs = Inputs { q: q.view(), k: k.view(), v: k.view() };
@@ -150,16 +188,16 @@ fn outputs_match_the_formula() {
         let exact = run(geometry, &spans, slots, &segments, 70, Dtype::F64).out;
         let single = run(geometry, &spans, slots, &segments, 70, Dtype::F32).out;
         let (heads, dim) = (geometry.heads, geometry.head_dim);
-        let rows: Vec<Vec<[Vec<f64>; 3]>> =
+        let rows: Vec<Vec<[Vec<f64>; 4]>> =
             (0..4).map(|row| (0..200).map(|p| vectors(geometry, row, p, 70)).collect()).collect();
         for (place, &(row, position)) in segments.iter().flatten().enumerate() {
             let seen = &rows[row as usize][..=position as usize];
-            let [q, _, _] = &seen[position as usize];
+            let [q, ..] = &seen[position as usize];
             for head in 0..heads {
                 let at = head / (heads / geometry.kv_heads) * dim;
                 let weights: Vec<f64> = seen
                     .iter()
-                    .map(|[_, k, _]| {
+                    .map(|[_, k, ..]| {
                         let product: f64 = (0..dim).map(|d| q[head * dim + d] * k[at + d]).sum();
                         (geometry.scale * product).exp()
                     })
@@ -167,7 +205,7 @@ fn outputs_match_the_formula() {
                 let total: f64 = weights.iter().sum();
                 for d in 0..dim {
                     let expected =
-                        weights.iter().zip(seen).map(|(w, [_, _, v])| w * v[at + d]).sum::<f64>() / total;
+                        weights.iter().zip(seen).map(|(w, [_, _, v, _])| w * v[at + d]).sum::<f64>() / total;
                     let index = (place * heads + head) * dim + d;
                     assert!((exact[index] - expected).abs() < 1e-12, "{geometry:?} {row} {position}");
                     assert!((single[index] - expected).abs() < 2e-5, "{geometry:?} {row} {position}");

@@ -1,8 +1,10 @@
 //! What parity tests of kernels share: the devices that run the shipped PTX, and the one comparison.
 
 use half::bf16;
+use latch::base::rng::{Purpose, StreamKey};
 use latch::base::{Dtype, Shape};
-use latch::device::Device;
+use latch::device::{Device, SimulatorOptions};
+use latch::ops::mask::{MaskAt, MaskKey, MaskSet, SiteKind, Sites};
 use latch::ops::{Tensor, View};
 use latch::verify::gradient::normals;
 use latch::verify::tolerance::Tolerance;
@@ -88,3 +90,38 @@ pub fn compare(what: &str, dtype: Dtype, terms: usize, found: &[f64], expected: 
         }
     }
 }
+
+/// Simulators that run the blocks of a kernel, and the warps of a block, in two different orders.
+pub fn orders() -> [Device; 2] {
+    [0, 0x5eed]
+        .map(|block_order| Device::simulated_with(SimulatorOptions { block_order, ..Default::default() }))
+}
+
+/// Masks for operands of `rows` rows of `cols`: five instances and, row by row, -1, 0, 1, 2, 3, 4, -1, ... with every
+/// instance three rows long, so that neighbouring rows share one and rows without a mask stand between.
+pub fn masks(device: &Device, rows: usize, cols: usize) -> (MaskSet, Tensor) {
+    let key = |rollout| MaskKey {
+        stream: StreamKey::new(3, 1, 4, rollout, Purpose::Mask),
+        step: rollout % 2,
+        attempt: 1,
+    };
+    let keys: Vec<MaskKey> = (0..5).map(key).collect();
+    // A site in front, so that the masked one does not begin at word 0.
+    let sites = Sites::new(cols, 1, 1, &[SiteKind::Emb, SiteKind::AttnOut]);
+    let set = MaskSet::fill(device, sites, 0.25, &keys).unwrap();
+    let instance: Vec<i32> = (0..rows as i32).map(|row| row / 3 % 6 - 1).collect();
+    (set, Tensor::from_host(device, [rows, 1], &instance).unwrap())
+}
+
+/// The site that [`masks`] is about.
+pub fn masked_site<'a>(set: &'a MaskSet, instance: View<'a>) -> Option<MaskAt<'a>> {
+    set.at(SiteKind::AttnOut, 0, instance)
+}
+
+/// Shapes of operands that kernels own by rows: one element, one row, columns that fill no access, real widths over
+/// several blocks, widths of which a row belongs to a block, and one that no registers hold.
+pub const ROW_SHAPES: [(usize, usize); 8] =
+    [(1, 1), (1, 33), (5, 123), (7, 36), (71, 768), (40, 896), (3, 1536), (2, 8200)];
+
+/// Numbers of elements of operands without rows: one, one access, one more, several blocks and a rest.
+pub const COUNTS: [usize; 5] = [1, 8, 33, 768, 10_003];

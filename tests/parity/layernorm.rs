@@ -1,5 +1,6 @@
 //! Layer norm: mathematics, values against a naive f64 formula, independence of rows and threads.
 
+use super::gpu;
 use latch::base::Dtype;
 use latch::device::Device;
 use latch::ops::{Tensor, layernorm};
@@ -24,7 +25,7 @@ fn values_rows_and_threads() {
             let count = range.len();
             let mut y = Tensor::zeros(&device, [count, cols], Dtype::F32).unwrap();
             // The rows are kept somewhere inside a longer tape.
-            let mut saved = layernorm::Saved::reserve(&device, count + 3, Dtype::F32).unwrap();
+            let mut saved = layernorm::Saved::reserve(&device, count + 3, cols, Dtype::F32).unwrap();
             let x = x.rows(range).unwrap();
             layernorm::forward(x, (&w, &b), 1e-5, y.view_mut(), &mut saved, 3..count + 3).unwrap();
             let mut dx = Tensor::zeros(&device, [count, cols], Dtype::F32).unwrap();
@@ -63,7 +64,7 @@ fn misuse_is_named() {
     let zeros = |rows, cols| Tensor::zeros(&device, [rows, cols], Dtype::F32).unwrap();
     let vector = |cols: usize| Tensor::zeros(&device, [cols], Dtype::F32).unwrap();
     let (x, mut y) = (zeros(2, 3), zeros(2, 3));
-    let mut saved = layernorm::Saved::reserve(&device, 2, Dtype::F32).unwrap();
+    let mut saved = layernorm::Saved::reserve(&device, 2, 3, Dtype::F32).unwrap();
     let mut forward = |w: Tensor, b: Tensor, at| {
         layernorm::forward(x.view(), (&w, &b), 1e-5, y.view_mut(), &mut saved, at).unwrap_err().to_string()
     };
@@ -73,4 +74,66 @@ fn misuse_is_named() {
     assert_eq!(message, "layernorm saved: found 1 rows of 2, expected 2 rows of 2");
     let message = forward(vector(3), vector(3), 1..3);
     assert_eq!(message, "window of rows: found 1..3, expected inside 0..2 of [2, 2]");
+}
+
+/// y, dx, dw and db (which start at some values) of some rows on one device, the rows kept inside a longer tape. All
+/// operands hold numbers that bf16 holds; vectors, f32.
+fn run(
+    device: &Device,
+    dtype: Dtype,
+    (rows, cols): (usize, usize),
+    range: std::ops::Range<usize>,
+) -> [Vec<f64>; 4] {
+    let wide = dtype.accumulation();
+    let matrix = |name: &str| {
+        // A mean that is not zero.
+        let values: Vec<f64> = gpu::exact(name, rows * cols, Dtype::F64).iter().map(|x| x + 2.0).collect();
+        gpu::tensor(device, [rows, cols], &gpu::round(&values, Dtype::Bf16), dtype)
+    };
+    let vector = |name: &str| gpu::tensor(device, [cols], &gpu::exact(name, cols, Dtype::F32), wide);
+    let (x, dy, w, b) = (matrix("x"), matrix("dy"), vector("w"), vector("b"));
+    let (mut dw, mut db) = (vector("dw"), vector("db"));
+    let count = range.len();
+    let zeros = || Tensor::zeros(device, [count, cols], dtype).unwrap();
+    let (mut y, mut dx, at) = (zeros(), zeros(), 3..count + 3);
+    let mut saved = layernorm::Saved::reserve(device, count + 3, cols, dtype).unwrap();
+    let (x, dy) = (x.rows(range.clone()).unwrap(), dy.rows(range).unwrap());
+    layernorm::forward(x, (&w, &b), 1e-2, y.view_mut(), &mut saved, at.clone()).unwrap();
+    let gradients = layernorm::Gradients { dw: &mut dw, db: &mut db };
+    layernorm::backward(dy, x, &w, &saved, at, dx.view_mut(), gradients).unwrap();
+    [y, dx, dw, db].map(|tensor| gpu::values(tensor.view()))
+}
+
+#[test]
+fn gpu_agrees_with_f64() {
+    for device in gpu::devices() {
+        for shape in gpu::ROW_SHAPES {
+            let expected = run(&Device::cpu(), Dtype::F64, shape, 0..shape.0);
+            for dtype in gpu::DTYPES {
+                let found = run(&device, dtype, shape, 0..shape.0);
+                let terms = [shape.1, shape.1, shape.0, shape.0];
+                for (part, name) in ["y", "dx", "dw", "db"].into_iter().enumerate() {
+                    let what = format!("layernorm {name} {dtype} {shape:?}");
+                    gpu::compare(&what, dtype, terms[part], &found[part], &expected[part]);
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn gpu_bits_depend_on_the_row_alone() {
+    for (rows, cols) in [(71, 768), (5, 123), (3, 1536)] {
+        for dtype in gpu::DTYPES {
+            let [first, second] = gpu::orders().map(|device| run(&device, dtype, (rows, cols), 0..rows));
+            assert_eq!(first, second, "{dtype} {rows} x {cols} under another order of blocks");
+            let device = &gpu::devices()[0];
+            for range in [0..1, rows - 1..rows, 1..rows] {
+                let part = run(device, dtype, (rows, cols), range.clone());
+                let here = range.start * cols..range.end * cols;
+                assert_eq!(part[0], first[0][here.clone()], "y of {range:?}, {dtype} {rows} x {cols}");
+                assert_eq!(part[1], first[1][here], "dx of {range:?}, {dtype} {rows} x {cols}");
+            }
+        }
+    }
 }

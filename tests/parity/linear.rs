@@ -1,5 +1,6 @@
 //! Linear maps: is the mathematics right, does a row depend on itself alone, do windows and errors behave?
 
+use super::gpu;
 use half::bf16;
 use latch::base::Dtype;
 use latch::device::Device;
@@ -179,4 +180,248 @@ fn errors_say_what_was_found_and_expected() {
     let dy = zeros([2, 4], Dtype::F32);
     let message = linear::backward(dy.view(), x.view(), &p, &w, wanted).unwrap_err().to_string();
     assert_eq!(message, "linear dw: found [3, 4], expected [4, 3]");
+}
+
+/// What activations and weights are on a GPU.
+const KINDS: [(Dtype, Dtype); 3] =
+    [(Dtype::F32, Dtype::F32), (Dtype::F32, Dtype::Bf16), (Dtype::Bf16, Dtype::Bf16)];
+
+/// Values for a GPU, and the same ones as products see them: rounded to bf16 beside a bf16 weight.
+struct Given {
+    x: Vec<f64>,
+    dy: Vec<f64>,
+    w: Vec<f64>,
+    bias: Vec<f64>,
+}
+
+impl Given {
+    fn new((activations, weights): (Dtype, Dtype), rows: usize, p: &Projection, total: usize) -> Given {
+        Given {
+            x: gpu::exact("x", rows * p.inputs, activations),
+            dy: gpu::exact("dy", rows * p.outputs.len(), activations),
+            w: gpu::exact("w", total * p.inputs, weights),
+            bias: gpu::exact("bias", total, Dtype::F32),
+        }
+    }
+
+    fn as_multiplied(&self, weights: Dtype) -> (Vec<f64>, Vec<f64>) {
+        (gpu::round(&self.x, weights), gpu::round(&self.dy, weights))
+    }
+}
+
+/// Every result of a linear map, from values at `kind`'s dtypes: y, u and gelu(u), dx assigned and added, dw, dbias.
+fn results(
+    device: &Device,
+    (activations, weights): (Dtype, Dtype),
+    p: &Projection,
+    total: usize,
+    (x, dy, given): (&[f64], &[f64], &Given),
+) -> [Vec<f64>; 7] {
+    let (rows, outputs) = (x.len() / p.inputs, p.outputs.len());
+    let vectors = activations.accumulation();
+    let shape = if p.layout == Layout::OutIn { [total, p.inputs] } else { [p.inputs, total] };
+    let w = gpu::tensor(device, shape, &given.w, weights);
+    let bias = gpu::tensor(device, [total], &given.bias, vectors);
+    let (x, dy) = (
+        gpu::tensor(device, [rows, p.inputs], x, activations),
+        gpu::tensor(device, [rows, outputs], dy, activations),
+    );
+    let ones = |shape: [usize; 2], dtype| gpu::tensor(device, shape, &vec![1.0; shape[0] * shape[1]], dtype);
+    let mut y = ones([rows, outputs], activations);
+    linear::forward(x.view(), p, &w, Some(&bias), y.view_mut()).unwrap();
+    let (mut u, mut activated) = (ones([rows, outputs], activations), ones([rows, outputs], activations));
+    linear::forward_gelu(x.view(), p, &w, Some(&bias), u.view_mut(), activated.view_mut()).unwrap();
+    let (mut dx, mut added) = (ones([rows, p.inputs], activations), ones([rows, p.inputs], activations));
+    let (mut dw, mut dbias) =
+        (ones(shape, vectors), gpu::tensor(device, [total], &vec![1.0; total], vectors));
+    let gradients = Gradients {
+        dx: Some((dx.view_mut(), Accumulate::Assign)),
+        dw: Some(&mut dw),
+        dbias: Some(&mut dbias),
+    };
+    linear::backward(dy.view(), x.view(), p, &w, gradients).unwrap();
+    let gradients = Gradients { dx: Some((added.view_mut(), Accumulate::Add)), ..Gradients::default() };
+    linear::backward(dy.view(), x.view(), p, &w, gradients).unwrap();
+    [y, u, activated, dx, added, dw, dbias].map(|tensor| gpu::values(tensor.view()))
+}
+
+/// Compares all results with the f64 reference, which multiplies what the kernels multiply.
+fn agrees(device: &Device, kind: (Dtype, Dtype), rows: usize, p: &Projection, total: usize) {
+    let given = Given::new(kind, rows, p, total);
+    let (x, dy) = given.as_multiplied(kind.1);
+    let f64s = (Dtype::F64, Dtype::F64);
+    let mut expected = results(&Device::cpu(), f64s, p, total, (&x, &dy, &given));
+    // The sums for the bias read the gradient as it is.
+    let as_given = results(&Device::cpu(), f64s, p, total, (&given.x, &given.dy, &given));
+    expected[6] = as_given[6].clone();
+    let found = results(device, kind, p, total, (&given.x, &given.dy, &given));
+    let vectors = kind.0.accumulation();
+    let (inputs, outputs) = (p.inputs, p.outputs.len());
+    let results = [
+        ("y", kind.0, inputs),
+        ("u", kind.0, inputs),
+        ("gelu(u)", kind.0, inputs),
+        ("dx", kind.0, outputs),
+        ("dx added", kind.0, outputs),
+        ("dw", vectors, rows),
+        ("dbias", vectors, rows),
+    ];
+    for (((name, dtype, terms), found), expected) in results.into_iter().zip(&found).zip(&expected) {
+        let what = format!("{} linear {kind:?} {p:?} rows {rows} {name}", device.name());
+        gpu::compare(&what, dtype, terms, found, expected);
+    }
+    // Outside of its window a gradient is what it was.
+    for (at, &value) in found[5].iter().enumerate() {
+        let out = if p.layout == Layout::OutIn { at / inputs } else { at % total };
+        assert!(p.outputs.contains(&out) || value == 1.0, "{kind:?} {p:?}: dw {at} changed");
+    }
+    for (out, &value) in found[6].iter().enumerate() {
+        assert!(p.outputs.contains(&out) || value == 1.0, "{kind:?} {p:?}: dbias {out} changed");
+    }
+}
+
+#[test]
+fn gpu_results_agree_with_the_reference() {
+    // Rows, inputs, total outputs, window: one of everything; odd sizes; windows that are aligned and that are not;
+    // more than a tile of every kind, k of more than one chunk; a real width.
+    let shapes = [
+        (1, 1, 1, 0..1),
+        (3, 5, 7, 2..7),
+        (17, 40, 96, 32..64),
+        (70, 131, 67, 0..67),
+        (130, 264, 136, 8..136),
+        (5, 768, 100, 1..34),
+    ];
+    for device in gpu::devices() {
+        for kind in KINDS {
+            for (rows, inputs, total, outputs) in shapes.clone() {
+                for layout in [Layout::OutIn, Layout::InOut] {
+                    agrees(
+                        &device,
+                        kind,
+                        rows,
+                        &Projection { layout, inputs, outputs: outputs.clone() },
+                        total,
+                    );
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn gpu_results_agree_at_a_real_size() {
+    let p = Projection::whole(Layout::OutIn, 768, 3072);
+    for device in gpu::devices() {
+        let kind = (Dtype::Bf16, Dtype::Bf16);
+        let given = Given::new(kind, 256, &p, 3072);
+        let x = gpu::tensor(&device, [256, 768], &given.x, kind.0);
+        let w = gpu::tensor(&device, [3072, 768], &given.w, kind.1);
+        let mut y = gpu::tensor(&device, [256, 3072], &vec![0.0; 256 * 3072], kind.0);
+        linear::forward(x.view(), &p, &w, None, y.view_mut()).unwrap();
+        let cpu = Device::cpu();
+        let x = gpu::tensor(&cpu, [256, 768], &given.x, Dtype::F64);
+        let w = gpu::tensor(&cpu, [3072, 768], &given.w, Dtype::F64);
+        let mut expected = Tensor::zeros(&cpu, [256, 3072], Dtype::F64).unwrap();
+        linear::forward(x.view(), &p, &w, None, expected.view_mut()).unwrap();
+        gpu::compare("256x768x3072", kind.0, 768, &gpu::values(y.view()), &gpu::values(expected.view()));
+    }
+}
+
+/// One row, few, a tile's worth, more: the same bits, whatever tile the number of rows calls for. So for windows.
+#[test]
+fn gpu_rows_depend_on_themselves_alone() {
+    let (rows, inputs, total) = (130, 392, 200);
+    for device in gpu::devices() {
+        for (kind, layout) in KINDS.into_iter().zip([Layout::OutIn, Layout::InOut, Layout::OutIn]) {
+            let p = Projection::whole(layout, inputs, total);
+            let given = Given::new(kind, rows, &p, total);
+            let shape = if layout == Layout::OutIn { [total, inputs] } else { [inputs, total] };
+            let x = gpu::tensor(&device, [rows, inputs], &given.x, kind.0);
+            let w = gpu::tensor(&device, shape, &given.w, kind.1);
+            let bias = gpu::tensor(&device, [total], &given.bias, Dtype::F32);
+            let run = |range: std::ops::Range<usize>, outputs: std::ops::Range<usize>| {
+                let mut y = Tensor::zeros(&device, [range.len(), outputs.len()], kind.0).unwrap();
+                let p = Projection { outputs, ..p.clone() };
+                linear::forward(x.rows(range).unwrap(), &p, &w, Some(&bias), y.view_mut()).unwrap();
+                gpu::values(y.view())
+            };
+            let whole = run(0..rows, 0..total);
+            for count in [1, 3, 16, 17, 64] {
+                let range = rows - count..rows;
+                assert!(
+                    run(range.clone(), 0..total) == whole[range.start * total..],
+                    "{}: {kind:?} {count} rows have other bits",
+                    device.name()
+                );
+            }
+            for (range, window) in [(5..6, 0..40), (100..130, 33..200), (0..130, 64..128)] {
+                let expected: Vec<f64> =
+                    range.clone().flat_map(|row| whole[row * total..][window.clone()].to_vec()).collect();
+                assert!(
+                    run(range.clone(), window.clone()) == expected,
+                    "{}: {kind:?} rows {range:?} outputs {window:?} have other bits",
+                    device.name()
+                );
+            }
+        }
+    }
+}
+
+/// Logits and gradients that are summed up may be f32 beside bf16 activations; rounded, they are the bf16 ones.
+#[test]
+fn gpu_results_of_bf16_activations_may_be_f32() {
+    let (rows, p) = (20, Projection::whole(Layout::OutIn, 72, 50));
+    let kind = (Dtype::Bf16, Dtype::Bf16);
+    let given = Given::new(kind, rows, &p, 50);
+    for device in gpu::devices() {
+        let x = gpu::tensor(&device, [rows, 72], &given.x, kind.0);
+        let dy = gpu::tensor(&device, [rows, 50], &given.dy, kind.0);
+        let w = gpu::tensor(&device, [50, 72], &given.w, kind.1);
+        let run = |dtype| {
+            let mut y = Tensor::zeros(&device, [rows, 50], dtype).unwrap();
+            let mut dx = Tensor::zeros(&device, [rows, 72], dtype).unwrap();
+            linear::forward(x.view(), &p, &w, None, y.view_mut()).unwrap();
+            let gradients =
+                Gradients { dx: Some((dx.view_mut(), Accumulate::Assign)), ..Gradients::default() };
+            linear::backward(dy.view(), x.view(), &p, &w, gradients).unwrap();
+            [y, dx].map(|tensor| gpu::values(tensor.view()))
+        };
+        let (wide, narrow) = (run(Dtype::F32), run(Dtype::Bf16));
+        for (wide, narrow) in wide.iter().zip(&narrow) {
+            assert_eq!(&gpu::round(wide, Dtype::Bf16), narrow);
+            assert_ne!(wide, narrow);
+        }
+    }
+}
+
+/// Sums and products of nothing: rows, outputs or inputs that do not exist.
+#[test]
+fn gpu_handles_empty_operands() {
+    for device in gpu::devices() {
+        for (rows, inputs, total, outputs) in [(0, 4, 5, 0..5), (3, 4, 5, 2..2), (3, 0, 5, 1..4)] {
+            let p = Projection { layout: Layout::OutIn, inputs, outputs: outputs.clone() };
+            let zeros = |shape: [usize; 2]| Tensor::zeros(&device, shape, Dtype::F32).unwrap();
+            let (x, w, dy) = (zeros([rows, inputs]), zeros([total, inputs]), zeros([rows, outputs.len()]));
+            let bias: Vec<f64> = (0..total).map(|at| at as f64).collect();
+            let bias = gpu::tensor(&device, [total], &bias, Dtype::F32);
+            let mut y =
+                gpu::tensor(&device, [rows, outputs.len()], &vec![9.0; rows * outputs.len()], Dtype::F32);
+            linear::forward(x.view(), &p, &w, Some(&bias), y.view_mut()).unwrap();
+            let expected: Vec<f64> = (0..rows).flat_map(|_| outputs.clone()).map(|at| at as f64).collect();
+            assert_eq!(gpu::values(y.view()), expected);
+            let mut dx = gpu::tensor(&device, [rows, inputs], &vec![9.0; rows * inputs], Dtype::F32);
+            let (mut dw, mut dbias) =
+                (zeros([total, inputs]), gpu::tensor(&device, [total], &vec![1.0; total], Dtype::F32));
+            let gradients = Gradients {
+                dx: Some((dx.view_mut(), Accumulate::Assign)),
+                dw: Some(&mut dw),
+                dbias: Some(&mut dbias),
+            };
+            linear::backward(dy.view(), x.view(), &p, &w, gradients).unwrap();
+            assert_eq!(gpu::values(dx.view()), vec![0.0; rows * inputs]);
+            assert_eq!(gpu::values(dw.view()), vec![0.0; total * inputs]);
+            assert_eq!(gpu::values(dbias.view()), vec![1.0; total]);
+        }
+    }
 }

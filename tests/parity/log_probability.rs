@@ -63,7 +63,7 @@ impl Problem {
         let zeros = |rows, cols| Tensor::zeros(&device, [rows, cols], Dtype::F32).unwrap();
         let (mut score, mut entropy, mut dh, mut dw) =
             (zeros(n, 1), zeros(n, 1), zeros(n, d), zeros(self.vocabulary, d));
-        let mut saved = Saved::reserve(&device, n + 3, Dtype::F32).unwrap();
+        let mut saved = Saved::reserve(&device, n + 3, shape, Dtype::F32).unwrap();
         let inputs = Inputs {
             h: h.view(),
             w: &w,
@@ -75,7 +75,7 @@ impl Problem {
         let d_score = column(&self.dy[rows.clone()]);
         let d_entropy = column(&self.dy[self.rows..][rows]);
         let upstream = Upstream { d_log_probability: d_score.view(), d_entropy: Some(d_entropy.view()) };
-        backward(&upstream, &inputs, &saved, 2..n + 2, dh.view_mut(), &mut dw).unwrap();
+        backward(&upstream, &inputs, &mut saved, 2..n + 2, dh.view_mut(), &mut dw).unwrap();
         Results {
             log_probability: score.download().unwrap(),
             entropy: entropy.download().unwrap(),
@@ -165,12 +165,12 @@ fn gradients_of_the_head_add_and_of_the_states_replace() {
     let inputs = Inputs { h: h.view(), w: &w, targets: targets.view(), inverse_temperature: 1.0 };
     let upstream = Upstream { d_log_probability: dy.view(), d_entropy: None };
     let mut score = Tensor::zeros(&device, [2, 1], Dtype::F64).unwrap();
-    let mut saved = Saved::reserve(&device, 2, Dtype::F64).unwrap();
+    let mut saved = Saved::reserve(&device, 2, [5, 3], Dtype::F64).unwrap();
     forward(&inputs, Outputs { log_probability: score.view_mut(), entropy: None }, &mut saved, 0..2).unwrap();
-    let run = |start: f64| {
+    let mut run = |start: f64| {
         let mut dh = Tensor::from_host(&device, [2, 3], &[start; 6]).unwrap();
         let mut dw = Tensor::from_host(&device, [5, 3], &[start; 15]).unwrap();
-        backward(&upstream, &inputs, &saved, 0..2, dh.view_mut(), &mut dw).unwrap();
+        backward(&upstream, &inputs, &mut saved, 0..2, dh.view_mut(), &mut dw).unwrap();
         (dh.download::<f64>().unwrap(), dw.download::<f64>().unwrap())
     };
     let (from_zero, from_one) = (run(0.0), run(1.0));
@@ -187,7 +187,7 @@ fn wrong_operands_are_named() {
     let run = |w: &Tensor, targets: &[u32], inverse_temperature: f64| {
         let targets = Tensor::from_host(&device, [targets.len(), 1], targets).unwrap();
         let mut score = Tensor::zeros(&device, [2, 1], Dtype::F32).unwrap();
-        let mut saved = Saved::reserve(&device, 2, Dtype::F32).unwrap();
+        let mut saved = Saved::reserve(&device, 2, [5, 3], Dtype::F32).unwrap();
         let inputs = Inputs { h: h.view(), w, targets: targets.view(), inverse_temperature };
         let out = Outputs { log_probability: score.view_mut(), entropy: None };
         forward(&inputs, out, &mut saved, 0..2).unwrap_err().to_string()

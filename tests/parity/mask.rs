@@ -1,5 +1,7 @@
 //! Bitmaps: every bit is its own documented draw, the law is Bernoulli(1-p), and dropped means exactly zero.
 
+use super::gpu;
+use latch::base::Dtype;
 use latch::base::rng::{Purpose, StreamKey};
 use latch::device::Device;
 use latch::ops::Tensor;
@@ -145,4 +147,55 @@ fn misuse_is_named() {
     assert_eq!(apply(&[-2, 0], 8), "mask instances: found index -2 at entry 0, expected -1..2");
     assert_eq!(apply(&[0, 0], 9), "apply mask: found width 8, expected 9");
     assert_eq!(apply(&[0], 8), "apply mask instances: found 1 rows of 1, expected 2 rows of 1");
+}
+
+#[test]
+fn gpu_bits_equal_the_cpu_s() {
+    for (width, hidden, layers, instances) in
+        [(1, 1, 1, 1), (33, 65, 2, 3), (768, 3072, 2, 9), (896, 4864, 1, 2)]
+    {
+        let sites = Sites::new(width, hidden, layers, &SiteKind::ALL);
+        for p in [0.0, 0.1, 0.25, 1.0 - f64::EPSILON] {
+            let draw = |device: &Device| {
+                let mut set = MaskSet::fill(device, sites.clone(), p, &keys(instances)).unwrap();
+                // Fewer keys than instances leave the rest as it was.
+                set.draw(&keys(instances + 1)[instances as usize / 2 + 1..instances as usize]).unwrap();
+                set.bits().download::<u32>().unwrap()
+            };
+            let expected = draw(&Device::cpu());
+            for device in gpu::devices() {
+                assert_eq!(draw(&device), expected, "{width} x {hidden} x {layers} x {instances}, p = {p}");
+            }
+        }
+    }
+}
+
+#[test]
+fn gpu_apply_equals_the_cpu_to_the_bit() {
+    for device in gpu::devices().into_iter().chain(gpu::orders()) {
+        for (rows, cols) in gpu::ROW_SHAPES {
+            let run = |device: &Device, dtype| {
+                let mut values = gpu::exact("apply", rows * cols, Dtype::Bf16);
+                // What is dropped becomes zero, even if it is not a number; kept elements must be.
+                let (masks, instance) = gpu::masks(device, rows, cols);
+                let bits = masks.bits().download::<u32>().unwrap();
+                let (stride, offset) = (bits.len() / 5, cols.div_ceil(32));
+                let instances = instance.download::<i32>().unwrap();
+                for (n, value) in values.iter_mut().enumerate() {
+                    let (row, c) = (n / cols, n % cols);
+                    let Ok(at) = usize::try_from(instances[row]) else { continue };
+                    if bits[at * stride + offset + c / 32] >> (c % 32) & 1 == 0 {
+                        *value = f64::NAN;
+                    }
+                }
+                let mut x = gpu::tensor(device, [rows, cols], &values, dtype);
+                mask::apply(x.view_mut(), gpu::masked_site(&masks, instance.view()).unwrap()).unwrap();
+                gpu::values(x.view())
+            };
+            let cpu = run(&Device::cpu(), Dtype::F32);
+            for dtype in gpu::DTYPES {
+                assert_eq!(run(&device, dtype), gpu::round(&cpu, dtype), "{dtype} {rows} x {cols}");
+            }
+        }
+    }
 }

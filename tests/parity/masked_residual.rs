@@ -1,5 +1,6 @@
 //! The masked residual sum: mathematics, exactness of dropped elements, independence of rows and threads.
 
+use super::gpu;
 use latch::base::Dtype;
 use latch::base::rng::{Purpose, StreamKey};
 use latch::device::Device;
@@ -71,4 +72,73 @@ fn misuse_is_named() {
     let wide = Tensor::zeros(&device, [2, 3], Dtype::F64).unwrap();
     let message = masked_residual::backward(wide.view(), None, y.view_mut()).unwrap_err().to_string();
     assert_eq!(message, "masked_residual dbranch: element type f32, expected f64");
+}
+
+/// y and dbranch on one device; operands hold numbers that bf16 holds.
+fn run(device: &Device, dtype: Dtype, (rows, cols): (usize, usize), masked: bool) -> [Vec<f64>; 2] {
+    let matrix =
+        |name: &str| gpu::tensor(device, [rows, cols], &gpu::exact(name, rows * cols, Dtype::Bf16), dtype);
+    let (x, branch, dy) = (matrix("x"), matrix("branch"), matrix("dy"));
+    let (masks, instance) = gpu::masks(device, rows, cols);
+    let mask = gpu::masked_site(&masks, instance.view()).filter(|_| masked);
+    let zeros = || Tensor::zeros(device, [rows, cols], dtype).unwrap();
+    let (mut y, mut dbranch) = (zeros(), zeros());
+    masked_residual::forward(x.view(), branch.view(), mask, y.view_mut()).unwrap();
+    masked_residual::backward(dy.view(), mask, dbranch.view_mut()).unwrap();
+    [gpu::values(y.view()), gpu::values(dbranch.view())]
+}
+
+#[test]
+fn gpu_agrees_with_f64_and_drops_to_zero() {
+    for device in gpu::devices() {
+        for shape in gpu::ROW_SHAPES {
+            for masked in [false, true] {
+                let [y, dbranch] = run(&Device::cpu(), Dtype::F64, shape, masked);
+                for dtype in gpu::DTYPES {
+                    let found = run(&device, dtype, shape, masked);
+                    let what = |name| format!("masked_residual {name} {dtype} {shape:?}, masked: {masked}");
+                    gpu::compare(&what("y"), dtype, 1, &found[0], &y);
+                    gpu::compare(&what("dbranch"), dtype, 1, &found[1], &dbranch);
+                    for (at, (found, expected)) in found[1].iter().zip(&dbranch).enumerate() {
+                        assert!(
+                            *expected != 0.0 || found.to_bits() == 0,
+                            "{}: element {at}",
+                            what("dbranch")
+                        );
+                    }
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn gpu_bits_are_those_of_one_rounding_under_any_order_of_blocks() {
+    for (rows, cols) in [(71, 768), (5, 123), (3, 1536)] {
+        for dtype in gpu::DTYPES {
+            let [first, second] = gpu::orders().map(|device| run(&device, dtype, (rows, cols), true));
+            assert_eq!(first, second, "{dtype} {rows} x {cols} under another order of blocks");
+            // f32 makes the CPU's one rounding; bf16 rounds what f32 holds.
+            let cpu = run(&Device::cpu(), Dtype::F32, (rows, cols), true);
+            assert_eq!(first, cpu.map(|values| gpu::round(&values, dtype)), "{dtype} {rows} x {cols}");
+        }
+    }
+}
+
+/// A row whose instance does not exist reads no bitmap and becomes NaN; its neighbours are as they should be.
+#[test]
+fn gpu_makes_a_row_of_an_instance_that_does_not_exist_nan() {
+    for device in gpu::devices() {
+        for (cols, dtype) in [(768, Dtype::F32), (33, Dtype::Bf16), (1536, Dtype::Bf16)] {
+            let ones = gpu::tensor(&device, [3, cols], &vec![1.0; 3 * cols], dtype);
+            let (masks, _) = gpu::masks(&device, 3, cols);
+            let instance = Tensor::from_host(&device, [3, 1], &[-1_i32, 5, -1]).unwrap();
+            let mut y = Tensor::zeros(&device, [3, cols], dtype).unwrap();
+            let mask = gpu::masked_site(&masks, instance.view());
+            masked_residual::forward(ones.view(), ones.view(), mask, y.view_mut()).unwrap();
+            for (at, value) in gpu::values(y.view()).into_iter().enumerate() {
+                assert!(if at / cols == 1 { value.is_nan() } else { value == 2.0 }, "{dtype} {at}: {value}");
+            }
+        }
+    }
 }

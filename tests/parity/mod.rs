@@ -3,6 +3,8 @@
 
 mod adamw;
 mod attention;
+mod cast;
+mod elementwise;
 mod embedding;
 mod gather;
 mod gelu;
@@ -16,6 +18,8 @@ mod log_probability;
 mod mask;
 mod masked_residual;
 mod policy_loss;
+mod random;
+mod residual_norm;
 mod rmsnorm;
 mod rope;
 mod sampler;

@@ -1,5 +1,6 @@
 //! RMS norm: is the mathematics right, and does a row's result depend on its row alone?
 
+use super::gpu;
 use latch::base::Dtype;
 use latch::device::Device;
 use latch::ops::{Tensor, rmsnorm};
@@ -18,7 +19,7 @@ fn a_row_does_not_depend_on_its_batch_or_the_threads() {
     let w = Tensor::from_host(&device, [cols], &super::normals_f32("w", cols)).unwrap();
     let run = |range: std::ops::Range<usize>| {
         let mut y = Tensor::zeros(&device, [range.len(), cols], Dtype::F32).unwrap();
-        let mut saved = rmsnorm::Saved::reserve(&device, range.len(), Dtype::F32).unwrap();
+        let mut saved = rmsnorm::Saved::reserve(&device, range.len(), cols, Dtype::F32).unwrap();
         let at = 0..range.len();
         rmsnorm::forward(x.rows(range).unwrap(), &w, 1e-5, y.view_mut(), &mut saved, at).unwrap();
         y.download::<f32>().unwrap()
@@ -27,5 +28,70 @@ fn a_row_does_not_depend_on_its_batch_or_the_threads() {
     assert_eq!(whole, super::on_threads(3, || run(0..rows)));
     for row in [0, 1, 17, 36] {
         assert_eq!(whole[row * cols..(row + 1) * cols], run(row..row + 1), "row {row}");
+    }
+}
+
+/// y, dx and dw (which starts at `dw`) on one device, the rows kept inside a longer tape.
+fn run(device: &Device, dtype: Dtype, (rows, cols): (usize, usize)) -> [Vec<f64>; 3] {
+    let wide = if dtype == Dtype::F64 { Dtype::F64 } else { Dtype::F32 };
+    run_rows(device, (dtype, wide), (rows, cols), 0..rows, Dtype::Bf16)
+}
+
+/// The same for some of the rows; the operands hold numbers that `exact` and everything wider hold.
+fn run_rows(
+    device: &Device,
+    (dtype, wide): (Dtype, Dtype),
+    (rows, cols): (usize, usize),
+    range: std::ops::Range<usize>,
+    exact: Dtype,
+) -> [Vec<f64>; 3] {
+    let matrix = |name: &str| {
+        let values = gpu::exact(&format!("rmsnorm {name}"), rows * cols, exact);
+        gpu::tensor(device, [rows, cols], &values, dtype)
+    };
+    let vector = |name: &str| {
+        gpu::tensor(device, [cols], &gpu::exact(&format!("rmsnorm {name}"), cols, Dtype::F32), wide)
+    };
+    let (x, dy, w, mut dw) = (matrix("x"), matrix("dy"), vector("w"), vector("dw"));
+    let count = range.len();
+    let zeros = || Tensor::zeros(device, [count, cols], dtype).unwrap();
+    let (mut y, mut dx, at) = (zeros(), zeros(), 3..count + 3);
+    let mut saved = rmsnorm::Saved::reserve(device, count + 3, cols, dtype).unwrap();
+    let (x, dy) = (x.rows(range.clone()).unwrap(), dy.rows(range).unwrap());
+    rmsnorm::forward(x, &w, 1e-5, y.view_mut(), &mut saved, at.clone()).unwrap();
+    rmsnorm::backward(dy, x, &w, &saved, at, dx.view_mut(), &mut dw).unwrap();
+    [gpu::values(y.view()), gpu::values(dx.view()), gpu::values(dw.view())]
+}
+
+#[test]
+fn gpu_agrees_with_f64() {
+    for device in gpu::devices() {
+        for shape in gpu::ROW_SHAPES {
+            let [y, dx, dw] = run(&Device::cpu(), Dtype::F64, shape);
+            for dtype in gpu::DTYPES {
+                let found = run(&device, dtype, shape);
+                let what = |name| format!("rmsnorm {name} {dtype} {shape:?}");
+                gpu::compare(&what("y"), dtype, shape.1, &found[0], &y);
+                gpu::compare(&what("dx"), dtype, shape.1, &found[1], &dx);
+                gpu::compare(&what("dw"), dtype, shape.0, &found[2], &dw);
+            }
+        }
+    }
+}
+
+#[test]
+fn gpu_bits_depend_on_the_row_alone() {
+    for (rows, cols) in [(71, 768), (5, 123), (3, 1536)] {
+        for dtype in gpu::DTYPES {
+            let [first, second] = gpu::orders().map(|device| run(&device, dtype, (rows, cols)));
+            assert_eq!(first, second, "{dtype} {rows} x {cols} under another order of blocks");
+            let device = &gpu::devices()[0];
+            for range in [0..1, rows - 1..rows, 1..rows] {
+                let part = run_rows(device, (dtype, Dtype::F32), (rows, cols), range.clone(), Dtype::Bf16);
+                let here = range.start * cols..range.end * cols;
+                assert_eq!(part[0], first[0][here.clone()], "y of {range:?}, {dtype} {rows} x {cols}");
+                assert_eq!(part[1], first[1][here], "dx of {range:?}, {dtype} {rows} x {cols}");
+            }
+        }
     }
 }

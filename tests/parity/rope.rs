@@ -1,9 +1,10 @@
 //! RoPE: is the rotation the published one, and does a row depend on its position alone?
 
+use super::gpu;
 use latch::base::Dtype;
 use latch::device::Device;
-use latch::ops::Tensor;
 use latch::ops::rope::{self, RopeTable, Scaling, inverse_frequencies};
+use latch::ops::{Tensor, View, ViewMut};
 use latch::verify::operations;
 
 #[test]
@@ -75,4 +76,83 @@ fn wrong_operands_are_named() {
     assert!(message.contains("rope: found 2 rows of 8, expected 2 rows of 12"), "{message}");
     let message = rope::forward(x.view_mut(), 2, at.view(), &table).unwrap_err().to_string();
     assert!(message.contains("rope position: found 4, expected below 4"), "{message}");
+}
+
+/// Rotated and rotated back rows; operands hold numbers that bf16 holds, positions come in no order.
+fn run(
+    device: &Device,
+    dtype: Dtype,
+    (rows, heads, dim): (usize, usize, usize),
+    range: std::ops::Range<usize>,
+) -> [Vec<f64>; 2] {
+    let frequencies = inverse_frequencies(dim, 1e4, Scaling::None).unwrap();
+    let table = RopeTable::new(device, &frequencies, 300, dtype).unwrap();
+    let positions: Vec<u32> = (0..rows as u32).map(|row| row * 97 % 300).collect();
+    let positions = Tensor::from_host(device, [rows, 1], &positions).unwrap();
+    let at = positions.rows(range.clone()).unwrap();
+    let values = gpu::exact("rope", rows * heads * dim, Dtype::Bf16);
+    let turn = |turn: fn(ViewMut, usize, View, &RopeTable) -> latch::base::Result<()>| {
+        let mut x = gpu::tensor(device, [rows, heads * dim], &values, dtype);
+        turn(x.rows_mut(range.clone()).unwrap(), heads, at, &table).unwrap();
+        gpu::values(x.rows(range.clone()).unwrap())
+    };
+    [turn(rope::forward), turn(rope::backward)]
+}
+
+/// One pair, odd halves, many heads and few, rows that make a thread take all heads of its row.
+const SHAPES: [(usize, usize, usize); 6] =
+    [(1, 1, 2), (3, 5, 6), (5, 3, 10), (2, 14, 64), (130, 2, 128), (300, 3, 64)];
+
+#[test]
+fn gpu_agrees_with_f64() {
+    for device in gpu::devices() {
+        for shape in SHAPES {
+            let expected = run(&Device::cpu(), Dtype::F64, shape, 0..shape.0);
+            for dtype in gpu::DTYPES {
+                let found = run(&device, dtype, shape, 0..shape.0);
+                for (part, name) in ["forward", "backward"].into_iter().enumerate() {
+                    let what = format!("rope {name} {dtype} {shape:?}");
+                    gpu::compare(&what, dtype, 2, &found[part], &expected[part]);
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn gpu_bits_depend_on_the_row_alone() {
+    for shape @ (rows, heads, dim) in [(5, 3, 10), (300, 3, 64)] {
+        for dtype in gpu::DTYPES {
+            let [first, second] = gpu::orders().map(|device| run(&device, dtype, shape, 0..rows));
+            assert_eq!(first, second, "{dtype} {shape:?} under another order of blocks");
+            for row in [0, rows - 1] {
+                let alone = run(&gpu::devices()[0], dtype, shape, row..row + 1);
+                for part in 0..2 {
+                    let width = heads * dim;
+                    assert_eq!(
+                        alone[part],
+                        first[part][row * width..][..width],
+                        "{dtype} {shape:?} row {row}"
+                    );
+                }
+            }
+        }
+    }
+}
+
+/// A position beyond the table looks nothing up: the row becomes NaN, its neighbours turn.
+#[test]
+fn gpu_makes_a_row_beyond_the_table_nan() {
+    for device in gpu::devices() {
+        for (dtype, dim) in [(Dtype::F32, 8), (Dtype::Bf16, 6)] {
+            let frequencies = inverse_frequencies(dim, 1e4, Scaling::None).unwrap();
+            let table = RopeTable::new(&device, &frequencies, 4, dtype).unwrap();
+            let positions = Tensor::from_host(&device, [3, 1], &[0_u32, 4, 3]).unwrap();
+            let mut x = gpu::tensor(&device, [3, 2 * dim], &vec![1.0; 6 * dim], dtype);
+            rope::forward(x.view_mut(), 2, positions.view(), &table).unwrap();
+            for (at, value) in gpu::values(x.view()).into_iter().enumerate() {
+                assert_eq!(value.is_nan(), at / (2 * dim) == 1, "{dtype} element {at}: {value}");
+            }
+        }
+    }
 }

@@ -1,5 +1,7 @@
 //! Sampler: the law that is drawn from, what filters keep, replay, and bits that depend on the row alone.
 
+mod mixture;
+
 use latch::base::Dtype;
 use latch::base::rng::{Purpose, StreamKey};
 use latch::device::Device;
@@ -267,7 +269,7 @@ fn the_unfiltered_score_has_the_bits_of_the_fused_one() {
         let inverse_temperature = law.inverse_temperature();
         let inputs = Inputs { h: h.view(), w: &w, targets: targets.view(), inverse_temperature };
         let mut score = Tensor::zeros(&device, [rows, 1], Dtype::F32).unwrap();
-        let mut saved = Saved::reserve(&device, rows, Dtype::F32).unwrap();
+        let mut saved = Saved::reserve(&device, rows, [vocabulary, width], Dtype::F32).unwrap();
         let out = Outputs { log_probability: score.view_mut(), entropy: None };
         forward(&inputs, out, &mut saved, 0..rows).unwrap();
         let bits = |values: &[f32]| values.iter().map(|v| v.to_bits()).collect::<Vec<_>>();

@@ -1,5 +1,6 @@
 //! The gated unit: mathematics against f64, tails like bodies, and the flat ends.
 
+use super::gpu;
 use latch::base::Dtype;
 use latch::device::Device;
 use latch::ops::{Tensor, swiglu};
@@ -73,4 +74,47 @@ fn misuse_is_named() {
     let (gate, up, mut y) = (zeros(3), zeros(4), zeros(3));
     let message = swiglu::forward(gate.view(), up.view(), y.view_mut()).unwrap_err().to_string();
     assert_eq!(message, "swiglu up: found 2 rows of 4, expected 2 rows of 3");
+}
+
+/// y, dgate, dup of `count` elements that begin `skip` elements into longer tensors; operands hold numbers that bf16
+/// holds, some far out.
+fn run(device: &Device, dtype: Dtype, count: usize, skip: usize) -> [Vec<f64>; 3] {
+    let operand = |name: &str| {
+        let values: Vec<f64> = gpu::exact(name, count, Dtype::F64).iter().map(|x| 3.0 * x).collect();
+        let values = gpu::round(&values, Dtype::Bf16);
+        gpu::tensor(device, [count + skip, 1], &[vec![0.0; skip], values].concat(), dtype)
+    };
+    let operands = ["gate", "up", "dy"].map(operand);
+    let t: Vec<_> = operands.iter().map(|tensor| tensor.rows(skip..count + skip).unwrap()).collect();
+    let mut out = [(); 3].map(|()| Tensor::zeros(device, [count, 1], dtype).unwrap());
+    swiglu::forward(t[0], t[1], out[0].view_mut()).unwrap();
+    let [_, dgate, dup] = &mut out;
+    swiglu::backward(t[2], t[0], t[1], dgate.view_mut(), dup.view_mut()).unwrap();
+    out.map(|tensor| gpu::values(tensor.view()))
+}
+
+#[test]
+fn gpu_agrees_with_f64() {
+    for device in gpu::devices() {
+        for count in gpu::COUNTS {
+            let expected = run(&Device::cpu(), Dtype::F64, count, 0);
+            for dtype in gpu::DTYPES {
+                let found = run(&device, dtype, count, 0);
+                for (part, name) in ["y", "dgate", "dup"].into_iter().enumerate() {
+                    let what = format!("swiglu {name} {dtype} {count}");
+                    gpu::compare(&what, dtype, 1, &found[part], &expected[part]);
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn gpu_bits_depend_on_the_element_alone() {
+    for dtype in gpu::DTYPES {
+        let [first, second] = gpu::orders().map(|device| run(&device, dtype, 10_003, 0));
+        assert_eq!(first, second, "{dtype} under another order of blocks");
+        // From an address that allows no wide access.
+        assert_eq!(run(&gpu::devices()[0], dtype, 10_003, 3), first, "{dtype}");
+    }
 }

@@ -60,7 +60,7 @@ fn detect() -> bool {
     answer == 0
 }
 
-/// Eight tiles of 16 rows of 64 bytes.
+/// Eight tiles of rows of 64 bytes.
 #[repr(C, align(64))]
 struct Configuration {
     palette: u8,
@@ -70,21 +70,33 @@ struct Configuration {
     rows: [u8; 16],
 }
 
-static CONFIGURATION: Configuration = Configuration {
-    palette: 1,
-    start_row: 0,
-    reserved: [0; 14],
-    bytes_per_row: [64, 64, 64, 64, 64, 64, 64, 64, 0, 0, 0, 0, 0, 0, 0, 0],
-    rows: [16, 16, 16, 16, 16, 16, 16, 16, 0, 0, 0, 0, 0, 0, 0, 0],
-};
+impl Configuration {
+    /// Tiles 0 to 3 (C), 4 and 5 (A) of `rows` rows, 6 and 7 (B) of 16.
+    const fn new(rows: u8) -> Configuration {
+        let mut all = Configuration {
+            palette: 1,
+            start_row: 0,
+            reserved: [0; 14],
+            bytes_per_row: [64, 64, 64, 64, 64, 64, 64, 64, 0, 0, 0, 0, 0, 0, 0, 0],
+            rows: [rows; 16],
+        };
+        let mut tile = 6;
+        while tile < 16 {
+            all.rows[tile] = if tile < 8 { SIDE as u8 } else { 0 };
+            tile += 1;
+        }
+        all
+    }
+}
 
 impl Unit for Amx {
     #[inline(always)]
-    unsafe fn begin() {
+    unsafe fn begin(rows: usize) {
+        let configuration = Configuration::new(rows.clamp(1, SIDE) as u8);
         // SAFETY: the caller has asked `available`; the configuration is 64 bytes of a valid palette. All tiles are
         // zeroed, and no compiled code keeps anything in them.
         unsafe {
-            std::arch::asm!("ldtilecfg [{}]", in(reg) &raw const CONFIGURATION, options(nostack, readonly))
+            std::arch::asm!("ldtilecfg [{}]", in(reg) &raw const configuration, options(nostack, readonly))
         }
     }
 
@@ -98,77 +110,152 @@ impl Unit for Amx {
     unsafe fn multiply(
         tile_rows: usize,
         depth: usize,
-        a: *const u16,
-        a_step: usize,
+        (a, a_step): (*const u16, usize),
         b: *const u16,
-        sums: *mut f32,
+        (c, c_stride): (*mut f32, usize),
+        add: bool,
     ) {
         const { assert!(TILE * 2 == 1024 && SIDE * SIDE * 4 == 1024) }
         if depth == 0 {
             return;
         }
-        // SAFETY: every tile load and store covers 16 rows of 64 bytes inside the caller's arrays: the sums' four
-        // tiles, `depth` tiles of each row of A, and `2 * depth` tiles of B. Tiles 0 to 7 are configured.
+        // SAFETY: every tile load and store covers the configured rows of 64 bytes inside the caller's arrays: C's window,
+        // `depth` tiles of each row of A, and `2 * depth` tiles of B. Tiles 0 to 7 are configured, and nobody else
+        // uses them between `begin` and `end`, so that they may be carried from one block to the next.
         unsafe {
+            let (step, pitch) = (64_usize, c_stride * 4);
+            let below = c.wrapping_add(SIDE * c_stride);
             if tile_rows == 1 {
+                if add {
+                    std::arch::asm!(
+                        "tileloadd tmm0, [{c} + {pitch}*1]",
+                        "tileloadd tmm1, [{c} + {pitch}*1 + 64]",
+                        c = in(reg) c, pitch = in(reg) pitch, out("tmm0") _, out("tmm1") _, options(nostack)
+                    );
+                } else {
+                    std::arch::asm!("tilezero tmm0", "tilezero tmm1", out("tmm0") _, out("tmm1") _, options(nostack));
+                }
                 std::arch::asm!(
-                    "tileloadd tmm0, [{c} + {stride}*1]",
-                    "tileloadd tmm1, [{c} + {stride}*1 + 1024]",
                     "2:",
-                    "tileloadd tmm4, [{a} + {stride}*1]",
-                    "tileloadd tmm6, [{b} + {stride}*1]",
-                    "tileloadd tmm7, [{b} + {stride}*1 + 1024]",
+                    "tileloadd tmm4, [{a} + {step}*1]",
+                    "tileloadd tmm6, [{b} + {step}*1]",
+                    "tileloadd tmm7, [{b} + {step}*1 + 1024]",
                     "tdpbf16ps tmm0, tmm4, tmm6",
                     "tdpbf16ps tmm1, tmm4, tmm7",
                     "add {a}, 1024",
                     "add {b}, 2048",
                     "dec {n}",
                     "jnz 2b",
-                    "tilestored [{c} + {stride}*1], tmm0",
-                    "tilestored [{c} + {stride}*1 + 1024], tmm1",
-                    c = in(reg) sums,
-                    stride = in(reg) 64_usize,
+                    "tilestored [{c} + {pitch}*1], tmm0",
+                    "tilestored [{c} + {pitch}*1 + 64], tmm1",
+                    c = in(reg) c, pitch = in(reg) pitch, step = in(reg) step,
                     a = inout(reg) a => _,
                     b = inout(reg) b => _,
                     n = inout(reg) depth => _,
                     out("tmm0") _, out("tmm1") _, out("tmm4") _, out("tmm6") _, out("tmm7") _,
                     options(nostack)
                 );
+                return;
+            }
+            if add {
+                std::arch::asm!(
+                    "tileloadd tmm0, [{c} + {pitch}*1]",
+                    "tileloadd tmm1, [{c} + {pitch}*1 + 64]",
+                    "tileloadd tmm2, [{below} + {pitch}*1]",
+                    "tileloadd tmm3, [{below} + {pitch}*1 + 64]",
+                    c = in(reg) c, below = in(reg) below, pitch = in(reg) pitch,
+                    out("tmm0") _, out("tmm1") _, out("tmm2") _, out("tmm3") _, options(nostack)
+                );
             } else {
                 std::arch::asm!(
-                    "tileloadd tmm0, [{c} + {stride}*1]",
-                    "tileloadd tmm1, [{c} + {stride}*1 + 1024]",
-                    "tileloadd tmm2, [{c} + {stride}*1 + 2048]",
-                    "tileloadd tmm3, [{c} + {stride}*1 + 3072]",
-                    "2:",
-                    "tileloadd tmm4, [{a} + {stride}*1]",
-                    "tileloadd tmm6, [{b} + {stride}*1]",
-                    "tileloadd tmm7, [{b} + {stride}*1 + 1024]",
-                    "tdpbf16ps tmm0, tmm4, tmm6",
-                    "tileloadd tmm5, [{a2} + {stride}*1]",
-                    "tdpbf16ps tmm1, tmm4, tmm7",
-                    "tdpbf16ps tmm2, tmm5, tmm6",
-                    "tdpbf16ps tmm3, tmm5, tmm7",
-                    "add {a}, 1024",
-                    "add {a2}, 1024",
-                    "add {b}, 2048",
-                    "dec {n}",
-                    "jnz 2b",
-                    "tilestored [{c} + {stride}*1], tmm0",
-                    "tilestored [{c} + {stride}*1 + 1024], tmm1",
-                    "tilestored [{c} + {stride}*1 + 2048], tmm2",
-                    "tilestored [{c} + {stride}*1 + 3072], tmm3",
-                    c = in(reg) sums,
-                    stride = in(reg) 64_usize,
-                    a = inout(reg) a => _,
-                    a2 = inout(reg) a.add(a_step) => _,
-                    b = inout(reg) b => _,
-                    n = inout(reg) depth => _,
-                    out("tmm0") _, out("tmm1") _, out("tmm2") _, out("tmm3") _,
-                    out("tmm4") _, out("tmm5") _, out("tmm6") _, out("tmm7") _,
-                    options(nostack)
+                    "tilezero tmm0", "tilezero tmm1", "tilezero tmm2", "tilezero tmm3",
+                    out("tmm0") _, out("tmm1") _, out("tmm2") _, out("tmm3") _, options(nostack)
                 );
             }
+            std::arch::asm!(
+                "2:",
+                "tileloadd tmm4, [{a} + {step}*1]",
+                "tileloadd tmm6, [{b} + {step}*1]",
+                "tileloadd tmm7, [{b} + {step}*1 + 1024]",
+                "tdpbf16ps tmm0, tmm4, tmm6",
+                "tileloadd tmm5, [{a2} + {step}*1]",
+                "tdpbf16ps tmm1, tmm4, tmm7",
+                "tdpbf16ps tmm2, tmm5, tmm6",
+                "tdpbf16ps tmm3, tmm5, tmm7",
+                "add {a}, 1024",
+                "add {a2}, 1024",
+                "add {b}, 2048",
+                "dec {n}",
+                "jnz 2b",
+                "tilestored [{c} + {pitch}*1], tmm0",
+                "tilestored [{c} + {pitch}*1 + 64], tmm1",
+                "tilestored [{below} + {pitch}*1], tmm2",
+                "tilestored [{below} + {pitch}*1 + 64], tmm3",
+                c = in(reg) c, below = in(reg) below, pitch = in(reg) pitch, step = in(reg) step,
+                a = inout(reg) a => _,
+                a2 = inout(reg) a.add(a_step) => _,
+                b = inout(reg) b => _,
+                n = inout(reg) depth => _,
+                out("tmm0") _, out("tmm1") _, out("tmm2") _, out("tmm3") _,
+                out("tmm4") _, out("tmm5") _, out("tmm6") _, out("tmm7") _,
+                options(nostack)
+            );
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn multiply_rows(
+        depth: usize,
+        (w, w_stride): (*const u16, usize),
+        columns: *const u16,
+        to: *mut f32,
+        add: bool,
+    ) {
+        // SAFETY: as for `multiply`: 16 rows of 64 bytes of W for each of `depth` tiles, as many packed tiles, and
+        // 16 x 16 sums. Two chains of tiles would change the order of the sums, so there is one.
+        unsafe {
+            let (step, pitch) = (64_usize, w_stride * 2);
+            if add {
+                std::arch::asm!(
+                    "tileloadd tmm0, [{to} + {step}*1]",
+                    to = in(reg) to, step = in(reg) step, out("tmm0") _, options(nostack)
+                );
+            } else {
+                std::arch::asm!("tilezero tmm0", out("tmm0") _, options(nostack));
+            }
+            std::arch::asm!(
+                "2:",
+                "tileloadd tmm4, [{w} + {pitch}*1]",
+                "tileloadd tmm6, [{x} + {step}*1]",
+                "tdpbf16ps tmm0, tmm4, tmm6",
+                "add {w}, 64",
+                "add {x}, 1024",
+                "dec {n}",
+                "jnz 2b",
+                "tilestored [{to} + {step}*1], tmm0",
+                to = in(reg) to, pitch = in(reg) pitch, step = in(reg) step,
+                w = inout(reg) w => _,
+                x = inout(reg) columns => _,
+                n = inout(reg) depth => _,
+                out("tmm0") _, out("tmm4") _, out("tmm6") _,
+                options(nostack)
+            );
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn interleave(low: *const u16, high: *const u16, to: *mut u16) {
+        use std::arch::x86_64::*;
+        // SAFETY: 64 readable bytes of each row and 64 writable ones of both tiles, by the caller's promise; the
+        // matrix unit comes with AVX-512.
+        unsafe {
+            let (low, high) = (_mm512_loadu_si512(low.cast()), _mm512_loadu_si512(high.cast()));
+            // Pairs of columns 0-3, 8-11, 16-19, 24-27 and of the others, in quarters; then quarters in order.
+            let (even, odd) = (_mm512_unpacklo_epi16(low, high), _mm512_unpackhi_epi16(low, high));
+            let first = _mm512_setr_epi64(0, 1, 8, 9, 2, 3, 10, 11);
+            let second = _mm512_setr_epi64(4, 5, 12, 13, 6, 7, 14, 15);
+            _mm512_storeu_si512(to.cast(), _mm512_permutex2var_epi64(even, first, odd));
+            _mm512_storeu_si512(to.add(TILE).cast(), _mm512_permutex2var_epi64(even, second, odd));
         }
     }
 }

@@ -18,7 +18,7 @@
 //! process, never of the sizes.
 //!
 //! Files: `matrix` (operands), `packed` (many rows), `skinny`, `stream` and `spread` (few rows), `tile` (the kernel), `pack`, `simd` and
-//! `x86` (vectors), `units` and `amx` (matrix units), `workspace` (scratch and tasks), `column_sums` (gradients of biases).
+//! `x86` (vectors), `units`, `units_rows` and `amx` (matrix units), `workspace` (scratch and tasks), `column_sums` (gradients of biases).
 #![allow(unsafe_code)]
 
 #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
@@ -33,6 +33,7 @@ mod spread;
 mod stream;
 mod tile;
 mod units;
+mod units_rows;
 mod workspace;
 #[cfg(target_arch = "x86_64")]
 mod x86;
@@ -220,7 +221,7 @@ unsafe fn run_f32<A: StorageF32, B: StorageF32>(level: Level, problem: &Problem<
     unsafe {
         match level {
             #[cfg(target_arch = "x86_64")]
-            Level::Avx512 => run::<x86::F32x16, A, B, 12, 2>(problem, a),
+            Level::Avx512 => run::<x86::F32x16, A, B, 8, 3>(problem, a),
             #[cfg(target_arch = "x86_64")]
             Level::Avx2 => run::<x86::F32x8, A, B, 6, 2>(problem, a),
             _ => run::<Lanes<f32>, A, B, 6, 1>(problem, a),

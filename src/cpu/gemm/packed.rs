@@ -19,7 +19,7 @@ use crate::cpu::parallel;
 use std::ops::Range;
 
 /// Longest run of k between two visits of a tile of C: a panel of B then takes 24 KiB of L1.
-const CHUNK_BYTES: usize = 384 * 4;
+const CHUNK_BYTES: usize = 256 * 4;
 /// Longest run of k that A is packed for at a time.
 const SUPER: usize = 4096;
 /// Most elements of packed A (16 MiB of f32).

@@ -37,7 +37,8 @@ pub(super) struct Ends<T> {
 // SAFETY: the bias is only read, and its borrow outlives the product.
 unsafe impl<T: Sync> Sync for Ends<T> {}
 
-/// c = chain over k of a * b for a tile of `M` rows and `N` vectors. `a` is packed `[k][M]`, `b` is `[k][b_step]`.
+/// c = chain over k of a * b for a tile of `M` rows and `N` vectors. `a` is packed `[k][M]`, `b` is `[k][b_step]`
+/// with `b_step` at least `N` vectors.
 ///
 /// # Safety
 /// `a`, `b` readable for `depth`, `c` (and bias) valid for the whole tile; the CPU has `V`'s instructions.
@@ -45,7 +46,7 @@ unsafe impl<T: Sync> Sync for Ends<T> {}
 pub(super) unsafe fn tile<V: Vector, const M: usize, const N: usize>(
     depth: usize,
     mut a: *const V::Element,
-    mut b: *const V::Element,
+    (mut b, b_step): (*const V::Element, usize),
     c: *mut V::Element,
     c_stride: usize,
     ends: Ends<V::Element>,
@@ -76,7 +77,7 @@ pub(super) unsafe fn tile<V: Vector, const M: usize, const N: usize>(
                 }
             }
             a = a.add(M);
-            b = b.add(N * V::LANES);
+            b = b.add(b_step);
         }
         if !ends.bias.is_null() {
             for j in 0..N {
@@ -94,10 +95,11 @@ pub(super) unsafe fn tile<V: Vector, const M: usize, const N: usize>(
     }
 }
 
-/// Elements of the largest tile's square buffer (12 x 32 f32).
+/// Elements of the largest tile's square buffer (8 x 48 f32).
 pub(super) const TILE_ELEMENTS: usize = 512;
 
-/// [`tile`], for a tile of which only `rows x cols` exist: the rest is computed beside C and dropped.
+/// [`tile`] of a panel of B of `N` vectors of which only `rows x cols` exist: vectors without a column are left out,
+/// what else is missing is computed beside C and dropped.
 ///
 /// # Safety
 /// As [`tile`], with `c` and `bias` valid for `rows x cols` only.
@@ -107,6 +109,32 @@ pub(super) unsafe fn tile_clipped<V: Vector, const M: usize, const N: usize>(
     depth: usize,
     a: *const V::Element,
     b: *const V::Element,
+    (c, c_stride): (*mut V::Element, usize),
+    ends: Ends<V::Element>,
+) {
+    const { assert!(N <= 4) }
+    let (size, b, c) = ((rows, cols), (b, N * V::LANES), (c, c_stride));
+    // SAFETY: passed on to the caller; `cols` fit the vectors of each case.
+    unsafe {
+        if N > 3 && cols > 3 * V::LANES {
+            clipped::<V, M, 4>(size, depth, a, b, c, ends);
+        } else if N > 2 && cols > 2 * V::LANES {
+            clipped::<V, M, 3>(size, depth, a, b, c, ends);
+        } else if N > 1 && cols > V::LANES {
+            clipped::<V, M, 2>(size, depth, a, b, c, ends);
+        } else {
+            clipped::<V, M, 1>(size, depth, a, b, c, ends);
+        }
+    }
+}
+
+/// As [`tile_clipped`], for a tile of `N` vectors whose last has a column.
+#[inline(always)]
+unsafe fn clipped<V: Vector, const M: usize, const N: usize>(
+    (rows, cols): (usize, usize),
+    depth: usize,
+    a: *const V::Element,
+    b: (*const V::Element, usize),
     (c, c_stride): (*mut V::Element, usize),
     ends: Ends<V::Element>,
 ) {

@@ -19,6 +19,7 @@
 use super::pack::Strip;
 use super::simd::{Body, Rounded, Vector, round_bf16};
 use super::tile::Problem;
+use super::units_rows;
 use super::workspace::{for_each_task, share, with_scratch};
 use crate::cpu::parallel;
 use half::bf16;
@@ -33,33 +34,69 @@ pub(super) const DEPTH: usize = 32;
 pub(super) const TILE: usize = SIDE * DEPTH;
 /// Tiles along k between two visits of C: B's strip then takes 32 KiB.
 const CHUNK: usize = 16;
+/// Numbers of a packed strip of B, for each tile along k.
+const STRIP: usize = 2 * TILE;
+/// Strips packed side by side where columns are neighbours in memory: rows are then read in runs of 512 bytes.
+const GROUP: usize = 8;
+/// The same for few rows, whose sums are visited after each tile of k instead: rows of B are read in long runs.
+const WIDE_GROUP: usize = 96;
 
 /// What multiplies tiles.
 pub(super) trait Unit {
-    /// Readies this thread.
+    /// Readies this thread for tiles of A and C of `rows` rows (at most [`SIDE`]; other tiles are whole).
     ///
     /// # Safety
     /// The CPU has the unit, and the system lets this process use it.
-    unsafe fn begin();
+    unsafe fn begin(rows: usize);
     /// Undoes [`Unit::begin`].
     ///
     /// # Safety
     /// After `begin` on this thread.
     unsafe fn end();
-    /// `sums[i][j] +=` the product of tile row i of A (`tile_rows`, 1 or 2) and tile column j of B (2) over `depth`
-    /// tiles. Sums are tiles `[2][2][16][16]`; A is `[depth][16][32]` at `a` and, for the second row, `a_step` further;
-    /// B is `[depth][2][16 pairs][16 columns][2]`.
+    /// `c[i][j] (+)=` the product of tile row i of A (`tile_rows`, 1 or 2) and tile column j of B (2) over `depth`
+    /// tiles: a window of `tile_rows` times the rows of [`Unit::begin`] x 32 of a matrix, assigned unless `add`. A is `[depth][16][32]` at `a` and,
+    /// for the second row, `a_step` further; B is `[depth][2][16 pairs][16 columns][2]`.
     ///
     /// # Safety
     /// The pointers are valid for these sizes, and `begin` was called on this thread.
     unsafe fn multiply(
         tile_rows: usize,
         depth: usize,
-        a: *const u16,
-        a_step: usize,
+        a: (*const u16, usize),
         b: *const u16,
-        sums: *mut f32,
+        c: (*mut f32, usize),
+        add: bool,
     );
+    /// `to[16 rows][16 columns] (+)=` rows of W by packed columns, over `depth` tiles: W's row i starts at
+    /// `w + i * w_stride`, the columns are `[depth][16 pairs][16 columns][2]`. The chains are those of
+    /// [`Unit::multiply`] with A and B changed over, which changes no product.
+    ///
+    /// # Safety
+    /// As [`Unit::multiply`].
+    unsafe fn multiply_rows(
+        depth: usize,
+        w: (*const u16, usize),
+        columns: *const u16,
+        to: *mut f32,
+        add: bool,
+    );
+    /// Packs two rows of 32 neighbouring numbers into one pair row of each of two tiles, [`TILE`] apart.
+    ///
+    /// # Safety
+    /// The rows have 32 numbers each, and the tiles a pair row at `to` and `to + TILE`.
+    #[inline(always)]
+    unsafe fn interleave(low: *const u16, high: *const u16, to: *mut u16) {
+        // SAFETY: passed on to the caller.
+        unsafe {
+            for half in 0..2 {
+                for lane in 0..SIDE {
+                    let to = to.add(half * TILE + 2 * lane);
+                    to.write(low.add(half * SIDE + lane).read());
+                    to.add(1).write(high.add(half * SIDE + lane).read());
+                }
+            }
+        }
+    }
 }
 
 /// What can be read as the bits of a bfloat16.
@@ -107,6 +144,10 @@ where
     A: Bf16Bits,
     B: Bf16Bits,
 {
+    if B::STORED && problem.rows <= SIDE && problem.b.k_stride == 1 {
+        // SAFETY: passed on to the caller.
+        return unsafe { units_rows::run::<V, U, A, B>(problem, operand) };
+    }
     let row_tiles = problem.rows.div_ceil(SIDE);
     let depth_tiles = problem.depth.div_ceil(DEPTH);
     with_scratch(row_tiles * depth_tiles * TILE, |a: &mut [u16]| {
@@ -121,6 +162,12 @@ where
             }
         });
 
+        let neighbours = B::STORED && problem.b.lane_stride == 1;
+        let (group, chunk) = match neighbours {
+            true if problem.rows <= SIDE => (WIDE_GROUP, 1),
+            true => (GROUP, CHUNK),
+            false => (1, CHUNK),
+        };
         let row_pairs = row_tiles.div_ceil(2);
         let col_pairs = problem.cols.div_ceil(2 * SIDE);
         let operations = problem.rows * problem.depth * problem.cols / 8;
@@ -134,12 +181,21 @@ where
         for_each_task(across * down, |task| {
             let cols = share(col_pairs, across, task / down);
             let rows = share(row_pairs, down, task % down);
-            // One strip of B and the sums of four tiles.
-            with_scratch(2 * CHUNK * TILE + 8 * SIDE * SIDE, |scratch: &mut [u16]| {
+            // Strips of B and the sums of four tiles.
+            with_scratch(group * chunk * STRIP + 8 * SIDE * SIDE, |scratch: &mut [u16]| {
                 // SAFETY: tasks own disjoint tiles of C; A is packed.
                 unsafe {
                     let a = packed.get().cast_const();
-                    V::enter(Tiles::<V, U, B> { problem, a, rows, cols, scratch, types: PhantomData });
+                    V::enter(Tiles::<V, U, B> {
+                        problem,
+                        a,
+                        rows,
+                        cols,
+                        group,
+                        chunk,
+                        scratch,
+                        types: PhantomData,
+                    });
                 }
             });
         });
@@ -195,6 +251,10 @@ struct Tiles<'a, V, U, B> {
     a: *const u16,
     rows: Range<usize>,
     cols: Range<usize>,
+    /// Strips packed at a time.
+    group: usize,
+    /// Tiles along k between two visits of C.
+    chunk: usize,
     scratch: &'a mut [u16],
     types: PhantomData<(V, U)>,
 }
@@ -202,40 +262,111 @@ struct Tiles<'a, V, U, B> {
 impl<V: Vector<Element = f32>, U: Unit, B: Bf16Bits> Body for Tiles<'_, V, U, B> {
     #[inline(always)]
     unsafe fn run(self) {
-        let Tiles { problem, a, rows, cols, scratch, .. } = self;
+        let (problem, cols, group, chunk) = (self.problem, self.cols.clone(), self.group, self.chunk);
         let depth_tiles = problem.depth.div_ceil(DEPTH);
-        let row_tiles = problem.rows.div_ceil(SIDE);
-        let a_step = depth_tiles * TILE;
-        let b = scratch.as_mut_ptr();
+        let b = self.scratch.as_mut_ptr();
         // SAFETY: the scratch has room for both (its maker's sum); ranges are inside the problem; sums are clipped.
         unsafe {
-            let sums = b.add(2 * CHUNK * TILE).cast::<f32>();
-            U::begin();
-            for pair in cols {
-                let col = pair * 2 * SIDE;
-                let width = (2 * SIDE).min(problem.cols - col);
+            let sums = b.add(group * chunk * STRIP).cast::<f32>();
+            U::begin(problem.rows.min(SIDE));
+            let mut next = cols.start;
+            while next < cols.end {
+                let strips = next..(next + group).min(cols.end);
                 let mut first = 0;
                 while first < depth_tiles {
-                    let count = CHUNK.min(depth_tiles - first);
+                    let count = chunk.min(depth_tiles - first);
                     let terms = (count * DEPTH).min(problem.depth - first * DEPTH);
-                    let strip = Strip { lanes: width, ..problem.b.at(col, first * DEPTH) };
-                    pack_strip::<V, B>(strip, terms, b);
-                    let load = problem.add || first > 0;
-                    let last = first + count == depth_tiles && !problem.bias.is_null();
-                    for pair in rows.clone() {
-                        let tile = 2 * pair;
-                        let height = (2 * SIDE).min(problem.rows - tile * SIDE);
-                        let c = problem.c.add(tile * SIDE * problem.c_stride + col);
-                        load_sums(load, c, problem.c_stride, (height, width), sums);
-                        let a = a.add(tile * a_step + first * TILE);
-                        U::multiply((row_tiles - tile).min(2), count, a, a_step, b, sums);
-                        let bias = if last { problem.bias.add(col) } else { std::ptr::null() };
-                        store_sums(sums, bias, c, problem.c_stride, (height, width));
+                    let col = strips.start * 2 * SIDE;
+                    let lanes = (strips.len() * 2 * SIDE).min(problem.cols - col);
+                    let strip = Strip { lanes, ..problem.b.at(col, first * DEPTH) };
+                    pack_strips::<V, U, B>(strip, terms, b, chunk * STRIP);
+                    for (i, strip) in strips.clone().enumerate() {
+                        let place = (strip * 2 * SIDE, first, count);
+                        self.column::<U>(place, b.add(i * chunk * STRIP), sums);
                     }
                     first += count;
                 }
+                next = strips.end;
             }
             U::end();
+        }
+    }
+}
+
+impl<V, U, B> Tiles<'_, V, U, B> {
+    /// All rows by one packed strip of columns, `count` tiles deep from tile `first` on.
+    ///
+    /// # Safety
+    /// The strip is packed at `b`, `sums` holds 32 x 32, and [`Unit::begin`] was called.
+    #[inline(always)]
+    unsafe fn column<W: Unit>(
+        &self,
+        (col, first, count): (usize, usize, usize),
+        b: *const u16,
+        sums: *mut f32,
+    ) {
+        let problem = self.problem;
+        let depth_tiles = problem.depth.div_ceil(DEPTH);
+        let row_tiles = problem.rows.div_ceil(SIDE);
+        let a_step = depth_tiles * TILE;
+        let width = (2 * SIDE).min(problem.cols - col);
+        let add = problem.add || first > 0;
+        let last = first + count == depth_tiles && !problem.bias.is_null();
+        // SAFETY: ranges are inside the problem; a window that is cut by an edge is computed aside.
+        unsafe {
+            for pair in self.rows.clone() {
+                let tile = 2 * pair;
+                let height = (2 * SIDE).min(problem.rows - tile * SIDE);
+                let tile_rows = (row_tiles - tile).min(2);
+                let c = (problem.c.add(tile * SIDE * problem.c_stride + col), problem.c_stride);
+                let a = (self.a.add(tile * a_step + first * TILE), a_step);
+                if height == tile_rows * SIDE.min(problem.rows) && width == 2 * SIDE {
+                    W::multiply(tile_rows, count, a, b, c, add);
+                } else {
+                    let aside = (sums, 2 * SIDE);
+                    if add {
+                        copy_window(c, aside, (height, width));
+                    }
+                    W::multiply(tile_rows, count, a, b, aside, add);
+                    copy_window(aside, c, (height, width));
+                }
+                if last {
+                    add_bias(problem.bias.add(col), c, (height, width));
+                }
+            }
+        }
+    }
+}
+
+/// Packs columns of B, `terms` deep, into strips of 32 columns, `slot` numbers apart. Where columns are neighbours, all
+/// strips are packed side by side, so that memory is read in runs.
+#[inline(always)]
+unsafe fn pack_strips<V: Vector<Element = f32>, U: Unit, B: Bf16Bits>(
+    strip: Strip<B>,
+    terms: usize,
+    to: *mut u16,
+    slot: usize,
+) {
+    let strips = strip.lanes.div_ceil(2 * SIDE);
+    let whole = if B::STORED && strip.lane_stride == 1 && terms.is_multiple_of(DEPTH) {
+        strip.lanes / (2 * SIDE)
+    } else {
+        0
+    };
+    // SAFETY: reads stay inside the strip, writes in the strips' places.
+    unsafe {
+        for pair in 0..if whole > 0 { terms / 2 } else { 0 } {
+            let low = strip.start.add(2 * pair * strip.k_stride).cast::<u16>();
+            let high = low.add(strip.k_stride);
+            let to = to.add(pair / SIDE * 2 * TILE + pair % SIDE * 2 * SIDE);
+            for i in 0..whole {
+                U::interleave(low.add(i * 2 * SIDE), high.add(i * 2 * SIDE), to.add(i * slot));
+            }
+        }
+        for i in whole..strips {
+            let lanes = (2 * SIDE).min(strip.lanes - i * 2 * SIDE);
+            let strip = Strip { lanes, ..strip.at(i * 2 * SIDE, 0) };
+            pack_strip::<V, B>(strip, terms, to.add(i * slot));
         }
     }
 }
@@ -310,49 +441,24 @@ unsafe fn transpose_words<V: Vector<Element = f32>>(from: *const f32, stride: us
     }
 }
 
-/// Fills the sums `[2][2][16][16]` from C, or with zeros.
+/// Copies a window of a matrix to another's; each is a start and a stride.
 #[inline(always)]
-unsafe fn load_sums(load: bool, c: *const f32, stride: usize, (rows, cols): (usize, usize), sums: *mut f32) {
-    // SAFETY: C has `rows x cols` here, the sums 32 x 32.
-    unsafe {
-        if !load || rows < 2 * SIDE || cols < 2 * SIDE {
-            sums.write_bytes(0, 4 * SIDE * SIDE);
-        }
-        if load {
-            for row in 0..rows {
-                for half in 0..cols.div_ceil(SIDE) {
-                    let to = sums.add(((row / SIDE * 2 + half) * SIDE + row % SIDE) * SIDE);
-                    let count = SIDE.min(cols - half * SIDE);
-                    std::ptr::copy_nonoverlapping(c.add(row * stride + half * SIDE), to, count);
-                }
-            }
-        }
+unsafe fn copy_window(from: (*mut f32, usize), to: (*mut f32, usize), (rows, cols): (usize, usize)) {
+    for row in 0..rows {
+        // SAFETY: both have `rows x cols` here, by the caller's promise, and do not overlap.
+        unsafe { std::ptr::copy_nonoverlapping(from.0.add(row * from.1), to.0.add(row * to.1), cols) };
     }
 }
 
-/// Writes the sums that exist to C, with the bias if there is one.
+/// Adds the bias to finished chains.
 #[inline(always)]
-unsafe fn store_sums(
-    sums: *const f32,
-    bias: *const f32,
-    c: *mut f32,
-    stride: usize,
-    (rows, cols): (usize, usize),
-) {
-    // SAFETY: C has `rows x cols` here, the sums 32 x 32, the bias `cols`.
+unsafe fn add_bias(bias: *const f32, (c, stride): (*mut f32, usize), (rows, cols): (usize, usize)) {
+    // SAFETY: C has `rows x cols` here and the bias `cols`, by the caller's promise.
     unsafe {
         for row in 0..rows {
-            for half in 0..cols.div_ceil(SIDE) {
-                let from = sums.add(((row / SIDE * 2 + half) * SIDE + row % SIDE) * SIDE);
-                let to = c.add(row * stride + half * SIDE);
-                let count = SIDE.min(cols - half * SIDE);
-                if bias.is_null() {
-                    std::ptr::copy_nonoverlapping(from, to, count);
-                } else {
-                    for col in 0..count {
-                        to.add(col).write(from.add(col).read() + bias.add(half * SIDE + col).read());
-                    }
-                }
+            let c = c.add(row * stride);
+            for col in 0..cols {
+                c.add(col).write(c.add(col).read() + bias.add(col).read());
             }
         }
     }

@@ -7,6 +7,11 @@ use crate::cpu::gemm::{Accumulate, Bf16Operand, Matrix, MatrixMut, checked, lane
 /// TDPBF16PS as the Intel SDM writes it.
 struct Model;
 
+thread_local! {
+    /// Rows that tiles of A and C are configured for.
+    static ROWS: std::cell::Cell<usize> = const { std::cell::Cell::new(0) };
+}
+
 fn flushed(value: f32) -> f32 {
     if value.is_subnormal() { 0.0_f32.copysign(value) } else { value }
 }
@@ -16,45 +21,67 @@ fn widened(bits: u16) -> f32 {
 }
 
 impl Unit for Model {
-    unsafe fn begin() {}
+    unsafe fn begin(rows: usize) {
+        ROWS.set(rows);
+    }
     unsafe fn end() {}
     unsafe fn multiply(
         tile_rows: usize,
         depth: usize,
-        a: *const u16,
-        a_step: usize,
+        (a, a_step): (*const u16, usize),
         b: *const u16,
-        sums: *mut f32,
+        (c, c_stride): (*mut f32, usize),
+        add: bool,
     ) {
-        // SAFETY: the trait's promise about the sizes.
-        let (rows, b, sums) = unsafe {
-            let rows: Vec<&[u16]> = (0..tile_rows)
-                .map(|row| std::slice::from_raw_parts(a.add(row * a_step), depth * TILE))
-                .collect();
-            let b = std::slice::from_raw_parts(b, 2 * depth * TILE);
-            (rows, b, std::slice::from_raw_parts_mut(sums, 4 * SIDE * SIDE))
-        };
-        for k in 0..depth {
-            for (i, a) in rows.iter().enumerate() {
-                for j in 0..2 {
-                    let (a, b) = (&a[k * TILE..][..TILE], &b[(2 * k + j) * TILE..][..TILE]);
-                    let sums = &mut sums[(2 * i + j) * SIDE * SIDE..][..SIDE * SIDE];
-                    for (at, sum) in sums.iter_mut().enumerate() {
-                        let (m, n) = (at / SIDE, at % SIDE);
-                        let mut parts = [0.0_f32; 2];
-                        for pair in 0..SIDE {
-                            for (part, total) in parts.iter_mut().enumerate() {
-                                let left = widened(a[m * DEPTH + 2 * pair + part]);
-                                let right = widened(b[(pair * SIDE + n) * 2 + part]);
-                                *total = flushed(left.mul_add(right, *total));
-                            }
-                        }
-                        *sum = flushed(flushed(*sum) + flushed(parts[0] + parts[1]));
+        for (i, j) in (0..tile_rows).flat_map(|i| [(i, 0), (i, 1)]) {
+            for (m, n) in (0..ROWS.get()).flat_map(|m| (0..SIDE).map(move |n| (m, n))) {
+                // SAFETY: the trait's promise about the sizes.
+                unsafe {
+                    let sum = c.add((i * SIDE + m) * c_stride + j * SIDE + n);
+                    let mut total = if add { *sum } else { 0.0 };
+                    for k in 0..depth {
+                        let a = std::slice::from_raw_parts(a.add(i * a_step + k * TILE), TILE);
+                        let b = std::slice::from_raw_parts(b.add((2 * k + j) * TILE), TILE);
+                        let left = |t: usize| widened(a[m * DEPTH + t]);
+                        let right = |t: usize| widened(b[(t / 2 * SIDE + n) * 2 + t % 2]);
+                        total = block(total, left, right);
                     }
+                    *sum = total;
                 }
             }
         }
     }
+    unsafe fn multiply_rows(
+        depth: usize,
+        (w, w_stride): (*const u16, usize),
+        columns: *const u16,
+        to: *mut f32,
+        add: bool,
+    ) {
+        for (m, n) in (0..SIDE).flat_map(|m| (0..SIDE).map(move |n| (m, n))) {
+            // SAFETY: the trait's promise about the sizes.
+            unsafe {
+                let sum = to.add(m * SIDE + n);
+                let mut total = if add { *sum } else { 0.0 };
+                for k in 0..depth {
+                    let left = |t: usize| widened(*w.add(m * w_stride + k * DEPTH + t));
+                    let right = |t: usize| widened(*columns.add(k * TILE + (t / 2 * SIDE + n) * 2 + t % 2));
+                    total = block(total, left, right);
+                }
+                *sum = total;
+            }
+        }
+    }
+}
+
+/// What the instruction adds to one sum.
+fn block(sum: f32, left: impl Fn(usize) -> f32, right: impl Fn(usize) -> f32) -> f32 {
+    let mut parts = [0.0_f32; 2];
+    for term in 0..DEPTH {
+        let part = &mut parts[term % 2];
+        *part = flushed(left(term).mul_add(right(term), *part));
+    }
+    flushed(flushed(sum) + flushed(parts[0] + parts[1]))
 }
 
 fn numbers(count: usize, seed: u32) -> Vec<f32> {
@@ -141,8 +168,16 @@ impl Case {
 }
 
 fn cases() -> Vec<Case> {
-    let sizes =
-        [(1, 1, 1), (1, 64, 40), (3, 33, 17), (16, 32, 32), (17, 70, 33), (33, 600, 31), (40, 96, 64)];
+    let sizes = [
+        (1, 1, 1),
+        (1, 64, 40),
+        (3, 33, 17),
+        (16, 32, 32),
+        (17, 70, 33),
+        (33, 600, 31),
+        (40, 96, 64),
+        (3, 40, 3200),
+    ];
     let mut cases = Vec::new();
     for size in sizes {
         for (transposed, stored) in [
@@ -204,21 +239,28 @@ fn the_hardware_agrees_with_its_model() {
     println!("{equal} of {entries} entries have the model's bits");
 }
 
-/// The public entry takes the unit for every number of rows, or for none.
+/// The public entry takes the unit for every number of rows, or for none, however B lies in memory.
 #[test]
 fn one_row_has_the_bits_of_many() {
     let (m, k, n) = (40, 100, 50);
     let (a, b) = (numbers(m * k, 1), numbers(k * n, 2));
-    let product = |rows: Range<usize>| {
-        let mut c = vec![0.0; rows.len() * n];
-        let a = Matrix::row_major(&a, m, k).window_rows(rows.clone());
-        let b = Bf16Operand::Rounded(Matrix::row_major(&b, k, n));
-        let target = MatrixMut::row_major(&mut c, rows.len(), n);
-        crate::cpu::gemm::gemm_bf16(a, b, target, Accumulate::Assign, None);
-        c
-    };
-    let whole = product(0..m);
-    for rows in [0..1, 7..9, 20..40] {
-        assert_eq!(product(rows.clone()), whole[rows.start * n..rows.end * n]);
+    let half: Vec<bf16> = b.iter().map(|&v| bf16::from_f32(v)).collect();
+    let operands = [
+        Bf16Operand::Rounded(Matrix::row_major(&b, k, n)),
+        Bf16Operand::Stored(Matrix::row_major(&half, k, n)),
+        Bf16Operand::Stored(Matrix::row_major(&half, n, k).transposed()),
+    ];
+    for b in operands {
+        let product = |rows: Range<usize>| {
+            let mut c = vec![0.0; rows.len() * n];
+            let a = Matrix::row_major(&a, m, k).window_rows(rows.clone());
+            let target = MatrixMut::row_major(&mut c, rows.len(), n);
+            crate::cpu::gemm::gemm_bf16(a, b, target, Accumulate::Assign, None);
+            c
+        };
+        let whole = product(0..m);
+        for rows in [0..1, 7..9, 2..17, 20..40] {
+            assert_eq!(product(rows.clone()), whole[rows.start * n..rows.end * n], "{rows:?}");
+        }
     }
 }

@@ -1,8 +1,14 @@
 //! Which ids a draw may choose: top-k, then top-p, then min-p.
 //!
 //! Nothing here sorts the vocabulary. Ids fall into buckets of 1/64 nat below the maximum; the bucket in which the
-//! k-th id, or the mass p, lies bounds what has to be ordered. Masses are added in f64, in ascending order of ids
-//! within a bucket and of buckets.
+//! k-th id, or the mass p, lies bounds what has to be ordered.
+//!
+//! Masses are whole numbers, so that no order of summation can change what is kept, on any device:
+//!
+//! ```text
+//! mass[v] = floor(exp(s[v] - M) * 2^F)     F = 44 for a vocabulary up to 2^18 ([`fraction_bits`])
+//! top-p keeps the fewest ids in order of rank whose masses add up to min(ceil(p * f64(total)), total)
+//! ```
 
 use crate::cpu::float::{Float, LANES};
 use std::cell::Cell;
@@ -21,13 +27,18 @@ pub struct Filters {
 
 impl Filters {
     /// The same, without those that keep all of a vocabulary.
-    pub(super) fn effective(self, vocabulary: usize) -> Filters {
+    pub fn effective(self, vocabulary: usize) -> Filters {
         Filters {
             top_k: self.top_k.filter(|&k| k < vocabulary),
             top_p: self.top_p.filter(|&p| p < 1.0),
             min_p: self.min_p.filter(|&p| p > 0.0),
         }
     }
+}
+
+/// Bits of a mass below the weight 1: as many as leave room for the sum over a vocabulary in 63 bits, at most 44.
+pub fn fraction_bits(vocabulary: usize) -> u32 {
+    44.min(62 - vocabulary.max(1).ilog2())
 }
 
 /// Buckets per nat below the maximum.
@@ -41,17 +52,26 @@ pub(super) struct Kept {
     /// Kept ids.
     pub ids: Vec<u32>,
     counts: Vec<u32>,
-    masses: Vec<f64>,
+    masses: Vec<u64>,
+    /// 2^F.
+    unit: f64,
 }
 
 thread_local! {
-    static KEPT: Cell<Kept> = const { Cell::new(Kept { ids: Vec::new(), counts: Vec::new(), masses: Vec::new() }) };
+    static KEPT: Cell<Kept> =
+        const { Cell::new(Kept { ids: Vec::new(), counts: Vec::new(), masses: Vec::new(), unit: 0.0 }) };
 }
 
 /// exp(s - maximum): 1 for the most probable.
 #[inline(always)]
 fn weight<T: Float>(logit: T, scale: T, maximum: T) -> T {
     (logit * scale - maximum).exp()
+}
+
+/// The least mass that p of `total` is.
+#[inline(always)]
+fn share(p: f64, total: u64) -> u64 {
+    ((p * total as f64).ceil() as u64).min(total)
 }
 
 /// More probable first; the lower id among equals.
@@ -74,9 +94,11 @@ impl Kept {
         KEPT.set(self);
     }
 
-    /// Fills `ids` with what the filters keep, ascending. At least one filter is set; `maximum` is finite.
+    /// Fills `ids` with what the filters keep, ascending; without a filter that is every id above probability 0.
+    /// `maximum` is finite.
     #[inline(always)]
     pub fn select<T: Float>(&mut self, logits: &[T], scale: T, maximum: T, filters: Filters) {
+        self.unit = (1_u64 << fraction_bits(logits.len())) as f64;
         self.ids.clear();
         // All that any row may need, so that later rows never allocate.
         self.ids.reserve(logits.len());
@@ -94,16 +116,14 @@ impl Kept {
             }
             if let Some(p) = filters.top_p {
                 self.ids.sort_unstable_by(rank(logits));
-                let mut total = 0.0;
-                for &id in &self.ids {
-                    total += weight(logits[id as usize], scale, maximum).to_f64();
-                }
-                self.keep_mass(logits, scale, maximum, 0.0, p * total);
+                let total =
+                    self.ids.iter().map(|&id| self.mass(weight(logits[id as usize], scale, maximum))).sum();
+                self.keep_mass(logits, scale, maximum, 0, share(p, total));
             }
         } else if let Some(p) = filters.top_p {
             self.fill_buckets::<T, true>(logits, scale, maximum);
-            let target = p * self.masses.iter().sum::<f64>();
-            let (mut cut, mut before) = (0, 0.0);
+            let target = share(p, self.masses.iter().sum());
+            let (mut cut, mut before) = (0, 0);
             while cut + 1 < BUCKETS && before + self.masses[cut] < target {
                 before += self.masses[cut];
                 cut += 1;
@@ -120,7 +140,7 @@ impl Kept {
             }
         } else {
             // min-p alone: nothing farther below the maximum than ln p can be kept. One bucket of margin.
-            let depth = filters.min_p.map_or(0.0, |p| -p.ln());
+            let depth = filters.min_p.map_or(BUCKETS as f64, |p| -p.ln());
             self.collect(logits, scale, maximum, 0, (depth * FINENESS) as usize + 1);
         }
         if let Some(p) = filters.min_p {
@@ -138,12 +158,18 @@ impl Kept {
         self.ids.sort_unstable();
     }
 
+    /// The whole number that stands for a weight from 0 to 1; exact before it is cut off.
+    #[inline(always)]
+    fn mass<T: Float>(&self, weight: T) -> u64 {
+        (weight.to_f64() * self.unit) as i64 as u64
+    }
+
     /// Keeps ids, which are in order of rank, until the mass `before` them and theirs reaches `target`; at least one.
     #[inline(always)]
-    fn keep_mass<T: Float>(&mut self, logits: &[T], scale: T, maximum: T, before: f64, target: f64) {
+    fn keep_mass<T: Float>(&mut self, logits: &[T], scale: T, maximum: T, before: u64, target: u64) {
         let (mut end, mut mass) = (0, before);
         while end < self.ids.len() && (mass < target || end == 0) {
-            mass += weight(logits[self.ids[end] as usize], scale, maximum).to_f64();
+            mass += self.mass(weight(logits[self.ids[end] as usize], scale, maximum));
             end += 1;
         }
         self.ids.truncate(end);
@@ -155,7 +181,8 @@ impl Kept {
         self.counts.clear();
         self.counts.resize(BUCKETS, 0);
         self.masses.clear();
-        self.masses.resize(BUCKETS, 0.0);
+        self.masses.resize(BUCKETS, 0);
+        let unit = self.unit;
         for block in logits.chunks(LANES) {
             let mut values = [T::NEG_INFINITY; LANES];
             values[..block.len()].copy_from_slice(block);
@@ -169,7 +196,7 @@ impl Kept {
             for i in 0..block.len() {
                 self.counts[buckets[i] as usize] += 1;
                 if MASS {
-                    self.masses[buckets[i] as usize] += weights[i].to_f64();
+                    self.masses[buckets[i] as usize] += (weights[i].to_f64() * unit) as i64 as u64;
                 }
             }
         }

@@ -45,7 +45,7 @@ fn run(
     let w = tensor(&device, [cols], &point[1], dtype)?;
     let b = tensor(&device, [cols], &point[2], dtype)?;
     let mut y = Tensor::zeros(&device, [rows, cols], dtype)?;
-    let mut saved = layernorm::Saved::reserve(&device, rows, dtype)?;
+    let mut saved = layernorm::Saved::reserve(&device, rows, cols, dtype)?;
     layernorm::forward(x.view(), (&w, &b), EPS, y.view_mut(), &mut saved, 0..rows)?;
     let Some(dy) = dy else { return Ok(vec![values(y.view())?]) };
     let dy = tensor(&device, [rows, cols], dy, dtype)?;

@@ -64,7 +64,7 @@ fn run_fused(
     let targets = Tensor::from_host(&device, [rows, 1], targets)?;
     let zeros = |rows, cols| Tensor::zeros(&device, [rows, cols], dtype);
     let (mut log_probability, mut entropy) = (zeros(rows, 1)?, zeros(rows, 1)?);
-    let mut saved = Saved::reserve(&device, rows, dtype)?;
+    let mut saved = Saved::reserve(&device, rows, [vocabulary, width], dtype)?;
     let inputs =
         Inputs { h: h.view(), w: &w, targets: targets.view(), inverse_temperature: 1.0 / temperature };
     let out = Outputs {
@@ -82,7 +82,7 @@ fn run_fused(
         d_entropy: with_entropy.then(|| d_entropy.view()),
     };
     let (mut dh, mut dw) = (zeros(rows, width)?, zeros(vocabulary, width)?);
-    backward(&upstream, &inputs, &saved, 0..rows, dh.view_mut(), &mut dw)?;
+    backward(&upstream, &inputs, &mut saved, 0..rows, dh.view_mut(), &mut dw)?;
     Ok(vec![values(dh.view())?, values(dw.view())?])
 }
 

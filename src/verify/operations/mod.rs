@@ -11,8 +11,10 @@ pub mod linear;
 pub mod log_probability;
 pub mod masked_residual;
 pub mod policy_loss;
+pub mod residual_norm;
 pub mod rmsnorm;
 pub mod rope;
+pub mod sampler;
 pub mod swiglu;
 
 use super::gradient::Case;
@@ -54,7 +56,9 @@ pub fn all() -> Vec<Case<'static>> {
     cases.extend(gelu::cases());
     cases.extend(swiglu::cases());
     cases.extend(masked_residual::cases());
+    cases.extend(residual_norm::cases());
     cases.extend(log_probability::cases());
+    cases.extend(sampler::cases());
     cases.extend(policy_loss::cases());
     cases
 }

@@ -41,7 +41,7 @@ fn run(
     let x = tensor(&device, [rows, cols], &point[0], dtype)?;
     let w = tensor(&device, [cols], &point[1], dtype)?;
     let mut y = Tensor::zeros(&device, [rows, cols], dtype)?;
-    let mut saved = rmsnorm::Saved::reserve(&device, rows, dtype)?;
+    let mut saved = rmsnorm::Saved::reserve(&device, rows, cols, dtype)?;
     rmsnorm::forward(x.view(), &w, EPS, y.view_mut(), &mut saved, 0..rows)?;
     let Some(dy) = dy else { return Ok(vec![values(y.view())?]) };
     let dy = tensor(&device, [rows, cols], dy, dtype)?;

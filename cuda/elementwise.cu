@@ -1,0 +1,29 @@
+// Sums of gradients that meet (src/cpu/elementwise.rs).
+//
+//   add   y += x
+//
+//   kernel              in      out     grid                        block   moved (a = bytes of act)
+//   elementwise_add_*   x[n]    y[n]    ceil(n / (256 * 16/a))      256     3 a n
+//
+// A thread moves 128 bits of each operand; nothing is shared. Where an operand does not begin at a multiple of 16
+// bytes, or at the end, threads take single elements. (A copy is the device's own copy: ops/elementwise.rs.)
+#include "vector.cuh"
+
+constexpr int BLOCK = 256;
+
+template <typename act> struct Add {
+    const act *x;
+    act *y;
+    template <int N> __device__ __forceinline__ void operator()(Width<N>, u32 at) const {
+        Numbers<N> v = read<N>(x + at), sum = read<N>(y + at);
+        for (int i = 0; i < N; i++) sum[i] += v[i];
+        write<N>(y + at, sum);
+    }
+};
+
+template <typename act> __device__ __forceinline__ void add(const act *x, u32 count, act *y) {
+    elements<WIDE<act>, BLOCK>(count, multiples(16, x, y), Add<act>{x, y});
+}
+
+KERNEL(BLOCK) elementwise_add_f32(const float *x, u32 count, float *y) { add(x, count, y); }
+KERNEL(BLOCK) elementwise_add_bf16(const bf16 *x, u32 count, bf16 *y) { add(x, count, y); }

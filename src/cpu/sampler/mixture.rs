@@ -1,0 +1,161 @@
+//! Gumbel-Softmax mixtures over the kept ids (Jang et al. 2017, Maddison et al. 2017), and their gradient.
+//!
+//! ```text
+//! y[v]        = softmax over kept of ((s[v] + eps[v]) / tau)          s, eps and what is kept: cpu/sampler.rs
+//! dlogit[v]   = (1 / T) (1 / tau) y[v] (dy[v] - sum over kept of y dy)          0 where not kept
+//! ```
+//!
+//! The set of kept ids counts as constant: where a logit's change moves an id in or out there is no derivative.
+
+use super::filter::Kept;
+use super::{Fault, Law, Problem, Rows, Stream, check};
+use crate::cpu::float::{Float, sum_over, sum_slices};
+use crate::cpu::gumbel::BLOCKS;
+use crate::cpu::log_probability::Running;
+use crate::cpu::{isa, parallel};
+
+/// Where [`mix`] writes, one row of each a mixture. Places beyond a row's count become id 0 with weight 0.
+#[derive(Debug)]
+pub struct Mixtures<'a, T> {
+    /// Kept ids `[rows, capacity]`, ascending.
+    pub ids: &'a mut [u32],
+    /// Their number in each row.
+    pub counts: &'a mut [u32],
+    /// Their weights `[rows, capacity]`, which sum to 1 in each row.
+    pub weights: &'a mut [T],
+}
+
+/// The mixtures of the rows under their law, at the temperature tau. A law without filters keeps every id.
+pub fn mix<T: Float>(rows: &Rows<T>, inverse_tau: T, out: Mixtures<T>) -> Result<(), Fault> {
+    let count = out.counts.len();
+    let tasks = parallel::task_count(count, 8 * rows.vocabulary);
+    split(rows, inverse_tau, 0, out, count.div_ceil(tasks).max(1))
+}
+
+/// Halves the rows until at most `grain` are left. The first half's fault wins, so it does not depend on threads.
+fn split<T: Float>(
+    rows: &Rows<T>,
+    inverse_tau: T,
+    first: usize,
+    out: Mixtures<T>,
+    grain: usize,
+) -> Result<(), Fault> {
+    let count = out.counts.len();
+    let capacity = out.ids.len() / count.max(1);
+    if count > grain {
+        let middle = count / 2;
+        let ids = out.ids.split_at_mut(middle * capacity);
+        let counts = out.counts.split_at_mut(middle);
+        let weights = out.weights.split_at_mut(middle * capacity);
+        let upper = Mixtures { ids: ids.0, counts: counts.0, weights: weights.0 };
+        let lower = Mixtures { ids: ids.1, counts: counts.1, weights: weights.1 };
+        let (upper, lower) = rayon::join(
+            || split(rows, inverse_tau, first, upper, grain),
+            || split(rows, inverse_tau, first + middle, lower, grain),
+        );
+        return upper.and(lower);
+    }
+    for (i, kept) in out.counts.iter_mut().enumerate() {
+        let at = i * capacity..(i + 1) * capacity;
+        let (ids, weights) = (&mut out.ids[at.clone()], &mut out.weights[at]);
+        let row = first + i;
+        let mixed = isa::run_kernel(MixRow { rows, row, inverse_tau, ids, weights });
+        *kept = mixed.map_err(|problem| Fault { row, problem })?;
+    }
+    Ok(())
+}
+
+struct MixRow<'a, 'b, T> {
+    rows: &'a Rows<'b, T>,
+    row: usize,
+    inverse_tau: T,
+    ids: &'a mut [u32],
+    weights: &'a mut [T],
+}
+
+impl<T: Float> isa::Kernel for MixRow<'_, '_, T> {
+    type Output = Result<u32, Problem>;
+    #[inline(always)]
+    fn run(self) -> Self::Output {
+        let MixRow { rows, row, inverse_tau, ids, weights } = self;
+        let logits = &rows.logits[row * rows.vocabulary..(row + 1) * rows.vocabulary];
+        let scale = rows.law.inverse_temperature();
+        let running = Running::of::<false>(logits, scale);
+        check(logits, scale, &running)?;
+        let filters = match rows.law {
+            Law::Greedy => Default::default(),
+            Law::Categorical { filters, .. } => filters.effective(rows.vocabulary),
+        };
+        let mut kept = Kept::take();
+        kept.select(logits, scale, running.maximum, filters);
+        let count = kept.ids.len();
+        let fits = count <= ids.len();
+        if fits {
+            ids[..count].copy_from_slice(&kept.ids);
+        }
+        kept.give_back();
+        if !fits {
+            return Err(Problem::Full { kept: count });
+        }
+        ids[count..].fill(0);
+        weights[count..].fill(T::ZERO);
+        let stream = Stream::of(rows, row);
+        let weights = &mut weights[..count];
+        for (ids, weights) in ids[..count].chunks(BLOCKS).zip(weights.chunks_mut(BLOCKS)) {
+            for ((&id, weight), noise) in ids.iter().zip(weights).zip(stream.noise_of::<T>(ids)) {
+                *weight = (logits[id as usize] * scale + noise) * inverse_tau;
+            }
+        }
+        let maximum = weights.iter().fold(T::NEG_INFINITY, |maximum, &value| maximum.larger(value));
+        for weight in weights.iter_mut() {
+            *weight = (*weight - maximum).exp();
+        }
+        let sum = sum_over(count, |i| weights[i]);
+        for weight in weights.iter_mut() {
+            *weight = *weight / sum;
+        }
+        Ok(count as u32)
+    }
+}
+
+/// Mixtures that [`mix`] made.
+#[derive(Clone, Copy, Debug)]
+pub struct Mixed<'a, T> {
+    /// Kept ids `[rows, capacity]`.
+    pub ids: &'a [u32],
+    /// Their number in each row.
+    pub counts: &'a [u32],
+    /// Their weights `[rows, capacity]`.
+    pub weights: &'a [T],
+}
+
+/// Gradient of the logits `[rows, vocabulary]`, assigned; `factor` is 1 / (T tau).
+pub fn mix_backward<T: Float>(
+    mixed: &Mixed<T>,
+    dy: &[T],
+    factor: T,
+    vocabulary: usize,
+    d_logits: &mut [T],
+) -> Result<(), Fault> {
+    let capacity = mixed.ids.len() / mixed.counts.len().max(1);
+    let broken = |row: usize| {
+        let count = mixed.counts[row] as usize;
+        let ids = &mixed.ids[row * capacity..(row + 1) * capacity];
+        ids.get(..count).is_none_or(|ids| ids.iter().any(|&id| id as usize >= vocabulary))
+    };
+    if let Some(row) = (0..mixed.counts.len()).find(|&row| broken(row)) {
+        return Err(Fault { row, problem: Problem::Broken });
+    }
+    parallel::rows(d_logits, vocabulary, vocabulary, |first, d_logits| {
+        for (row, d_logits) in (first..).zip(d_logits.chunks_exact_mut(vocabulary)) {
+            let at = row * capacity..row * capacity + mixed.counts[row] as usize;
+            let (ids, y, dy) = (&mixed.ids[at.clone()], &mixed.weights[at.clone()], &dy[at]);
+            let inner = sum_slices([y, dy], |[y, dy]| y * dy);
+            d_logits.fill(T::ZERO);
+            for ((&id, &y), &dy) in ids.iter().zip(y).zip(dy) {
+                d_logits[id as usize] = factor * (y * (dy - inner));
+            }
+        }
+    });
+    Ok(())
+}

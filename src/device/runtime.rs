@@ -1,0 +1,419 @@
+//! The launcher that both drivers stand behind: memory pool, staging, checks of arguments and grids, streams' tickets,
+//! graphs, and what is said when something goes wrong. Its state is in runtime/state.rs.
+
+mod state;
+
+use super::driver::{Driver, Failure, Launch, Node, Outcome};
+use super::graph::{Capture, Graph, GraphOperation};
+use super::stream::{Download, Event, Returned, Stream, Ticket};
+use super::{Arena, Argument, Grid, Kernel, Launcher, Properties, Statistics, Traffic};
+use crate::base::{Error, Result};
+use state::{Landing, State};
+use std::collections::VecDeque;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+/// A GPU, real or simulated.
+#[derive(Debug)]
+pub(super) struct Runtime {
+    name: String,
+    properties: Properties,
+    traffic: Traffic,
+    state: Mutex<State>,
+    events: Arc<Returned>,
+    downloads: Arc<Returned>,
+    graphs: Arc<Returned>,
+}
+
+impl Runtime {
+    /// A device named `name` in messages.
+    pub(super) fn new(name: String, driver: Box<dyn Driver>) -> Arc<Runtime> {
+        Arc::new(Runtime {
+            name,
+            properties: driver.properties().clone(),
+            traffic: Traffic::default(),
+            state: Mutex::new(State::new(driver)),
+            events: Arc::default(),
+            downloads: Arc::default(),
+            graphs: Arc::default(),
+        })
+    }
+
+    /// The state, with dropped tickets collected.
+    fn lock(&self) -> MutexGuard<'_, State> {
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        state.collect(self.events.take(), self.downloads.take(), self.graphs.take());
+        state
+    }
+
+    /// Runs `work` unless the device is lost, and turns its failure into an error.
+    fn run<T>(&self, work: impl FnOnce(&mut State) -> Outcome<T>) -> Result<T> {
+        let mut state = self.lock();
+        if let Some((problem, advice)) = &state.lost {
+            return Err(Error::device(
+                format!("{} was lost and must be opened again: {problem}", self.name),
+                advice,
+            ));
+        }
+        work(&mut state).map_err(|failure| self.error(&mut state, failure))
+    }
+
+    /// The same for what cannot be part of a graph.
+    fn run_outside<T>(&self, what: &str, work: impl FnOnce(&mut State) -> Outcome<T>) -> Result<T> {
+        self.run(|state| match state.capture {
+            Some(_) => Err(Failure::Refused(Error::device(
+                format!("{what} while a graph is captured on {}", self.name),
+                "reserve memory, and copy from and to the host, before or after the captured step",
+            ))),
+            None => work(state),
+        })
+    }
+
+    fn error(&self, state: &mut State, failure: Failure) -> Error {
+        match failure {
+            Failure::Refused(error) => error,
+            Failure::Lost { problem, advice } => {
+                state.lost = Some((problem.clone(), advice.clone()));
+                state.capture = None;
+                Error::device(problem, advice)
+            }
+            Failure::OutOfMemory => {
+                let (free, total) = (state.driver.memory_free().unwrap_or(0), self.properties.memory_bytes);
+                let (_, taken) = state.pool.taken();
+                let mut held = Vec::new();
+                for count in state.pool.counts().iter().filter(|count| count.held > 0) {
+                    held.push(format!("{} {}", count.arena.name(), bytes_in_words(count.held)));
+                }
+                let held = if held.is_empty() { "nothing".into() } else { held.join(", ") };
+                Error::device(
+                    format!(
+                        "{} is out of memory: {} of {} are free; latch has taken {} ({} of it idle) and holds {held}",
+                        self.name,
+                        bytes_in_words(free),
+                        bytes_in_words(total),
+                        bytes_in_words(taken),
+                        bytes_in_words(state.pool.idle_bytes()),
+                    ),
+                    "make the batch, the rollouts or the sequences smaller; --dry-run prints the plan of memory",
+                )
+            }
+        }
+    }
+
+    /// Gives the driver an operation on the compute stream, or notes it when a graph is captured.
+    fn compute(
+        &self,
+        state: &mut State,
+        node: Node,
+        operation: impl FnOnce() -> GraphOperation,
+    ) -> Outcome<()> {
+        if let Some(capture) = &mut state.capture {
+            if capture.thread != std::thread::current().id() {
+                return Err(Failure::Refused(Error::device(
+                    format!("another thread captures a graph on {}", self.name),
+                    "use one thread for a device while it captures",
+                )));
+            }
+            capture.operations.push(operation());
+            capture.nodes.push(node);
+            return Ok(());
+        }
+        match &node {
+            Node::Launch(launch) => {
+                state.launches += 1;
+                state.driver.launch(Stream::Compute, launch)
+            }
+            &Node::Clear { address, bytes } => state.driver.clear(Stream::Compute, address, bytes),
+            &Node::Copy { from, to, bytes } => state.driver.copy(Stream::Compute, from, to, bytes),
+        }
+    }
+
+    /// The mark of an event of this device.
+    fn mark(&self, event: &Event) -> Outcome<u64> {
+        event.0.id(&self.events).ok_or_else(|| foreign("an event"))
+    }
+}
+
+impl Launcher for Runtime {
+    fn name(&self) -> String {
+        self.name.clone()
+    }
+
+    fn properties(&self) -> &Properties {
+        &self.properties
+    }
+
+    fn traffic(&self) -> &Traffic {
+        &self.traffic
+    }
+
+    fn statistics(&self) -> Statistics {
+        self.lock().statistics()
+    }
+
+    fn memory_free(&self) -> Result<usize> {
+        self.run(|state| Ok(state.driver.memory_free()? + state.pool.idle_bytes()))
+    }
+
+    fn allocate(&self, bytes: usize) -> Result<u64> {
+        let address = self.run_outside(&format!("{} asked for", bytes_in_words(bytes)), |state| {
+            let address = state.pool.allocate(&mut *state.driver, bytes, Arena::current())?;
+            if bytes > 0
+                && let Err(failure) = state.driver.clear(Stream::Compute, address, bytes)
+            {
+                // The first failure is the one to report; a second one says the same of the same device.
+                let _ = state.pool.free(&mut *state.driver, address);
+                return Err(failure);
+            }
+            Ok(address)
+        });
+        let address = address.map_err(|error| match error {
+            Error::Device { problem, advice } if problem.contains("is out of memory") => {
+                let arena = Arena::current().name();
+                Error::device(format!("{problem}; asked for {} of {arena}", bytes_in_words(bytes)), advice)
+            }
+            other => other,
+        })?;
+        self.traffic.allocate(bytes);
+        Ok(address)
+    }
+
+    fn free(&self, address: u64, bytes: usize) {
+        self.traffic.free(bytes);
+        let mut state = self.lock();
+        if state.lost.is_some() {
+            return;
+        }
+        if let Some(capture) = &mut state.capture {
+            capture.freed.push(address);
+            return;
+        }
+        let State { pool, driver, .. } = &mut *state;
+        if let Err(failure) = pool.free(&mut **driver, address) {
+            // Nobody waits for an answer here; the next call says what happened.
+            let error = self.error(&mut state, failure);
+            state.lost.get_or_insert_with(|| (error.to_string(), "open the device again".into()));
+        }
+    }
+
+    fn clear(&self, address: u64, bytes: usize) -> Result<()> {
+        if bytes == 0 {
+            return Ok(());
+        }
+        self.run(|state| self.compute(state, Node::Clear { address, bytes }, || GraphOperation::Clear))
+    }
+
+    fn upload(&self, address: u64, bytes: &[u8]) -> Result<()> {
+        self.upload_on(Stream::Compute, address, bytes)
+    }
+
+    fn download(&self, address: u64, bytes: &mut [u8]) -> Result<()> {
+        self.run_outside("a download", |state| {
+            let mut landing: VecDeque<(Landing, &mut [u8])> = VecDeque::new();
+            let mut from = address;
+            for piece in bytes.chunks_mut(state.staging.piece()) {
+                if landing.len() == 2
+                    && let Some((first, out)) = landing.pop_front()
+                {
+                    state.finish(first, out)?;
+                }
+                let length = piece.len();
+                landing.push_back((state.download(Stream::Compute, from, length)?, piece));
+                from += length as u64;
+            }
+            landing.into_iter().try_for_each(|(first, out)| state.finish(first, out))
+        })?;
+        self.traffic.download(bytes.len());
+        Ok(())
+    }
+
+    fn copy(&self, from: u64, to: u64, bytes: usize) -> Result<()> {
+        if bytes == 0 {
+            return Ok(());
+        }
+        self.run(|state| self.compute(state, Node::Copy { from, to, bytes }, || GraphOperation::Copy))
+    }
+
+    fn launch_on(
+        &self,
+        stream: Stream,
+        kernel: &'static Kernel,
+        grid: Grid,
+        arguments: &[Argument],
+    ) -> Result<()> {
+        self.properties.check(kernel, grid)?;
+        self.run(|state| {
+            let launch = state.prepare(kernel, grid, arguments)?;
+            if stream == Stream::Compute {
+                let operation = || GraphOperation::Launch(kernel, grid, arguments.to_vec());
+                return self.compute(state, Node::Launch(launch), operation);
+            }
+            if state.capture.is_some() {
+                return Err(Failure::Refused(Error::device(
+                    "a launch on the copy stream while a graph is captured",
+                    "graphs are captured from the compute stream",
+                )));
+            }
+            for argument in arguments {
+                if let Argument::Address(address) = *argument {
+                    state.pool.copy_stream_uses(&mut *state.driver, address)?;
+                }
+            }
+            state.launches += 1;
+            state.driver.launch(stream, &launch)
+        })
+    }
+
+    fn upload_on(&self, stream: Stream, address: u64, bytes: &[u8]) -> Result<()> {
+        self.run_outside("an upload", |state| {
+            if stream == Stream::Copy {
+                state.pool.copy_stream_uses(&mut *state.driver, address)?;
+            }
+            let mut to = address;
+            for piece in bytes.chunks(state.staging.piece()) {
+                state.staging.upload(&mut *state.driver, stream, to, piece)?;
+                to += piece.len() as u64;
+            }
+            Ok(())
+        })?;
+        self.traffic.upload(bytes.len());
+        Ok(())
+    }
+
+    fn download_on(&self, stream: Stream, address: u64, bytes: usize) -> Result<Download> {
+        let id = self.run_outside("a download", |state| {
+            if stream == Stream::Copy {
+                state.pool.copy_stream_uses(&mut *state.driver, address)?;
+            }
+            let landing = state.download(stream, address, bytes)?;
+            Ok(state.keep(landing))
+        })?;
+        Ok(Download { ticket: Ticket::new(id, &self.downloads), bytes })
+    }
+
+    fn receive(&self, download: Download, bytes: &mut [u8]) -> Result<()> {
+        if bytes.len() != download.bytes {
+            return Err(Error::shape("receive", format!("room for {} bytes", bytes.len()), download.bytes));
+        }
+        self.run_outside("waiting for a download", |state| {
+            let id = download.ticket.id(&self.downloads).ok_or_else(|| foreign("a download"))?;
+            let landing = state.landings.remove(&id).ok_or_else(|| foreign("a download"))?;
+            state.finish(landing, bytes)
+        })?;
+        self.traffic.download(bytes.len());
+        Ok(())
+    }
+
+    fn record(&self, stream: Stream) -> Result<Event> {
+        let mark = self.run_outside("recording an event", |state| {
+            let mark = state.driver.record(stream)? as u64;
+            let now = state.pool.allocations();
+            state.events.insert(mark, (stream, now));
+            Ok(mark)
+        })?;
+        Ok(Event(Ticket::new(mark, &self.events)))
+    }
+
+    fn wait(&self, stream: Stream, event: &Event) -> Result<()> {
+        self.run_outside("waiting for an event", |state| {
+            let mark = self.mark(event)?;
+            state.driver.wait(stream, mark as usize)?;
+            if let (Stream::Copy, Some(&(Stream::Compute, then))) = (stream, state.events.get(&mark)) {
+                state.pool.copy_stream_has_seen(then);
+            }
+            Ok(())
+        })
+    }
+
+    fn reached(&self, event: &Event) -> Result<bool> {
+        self.run(|state| state.driver.reached(self.mark(event)? as usize))
+    }
+
+    fn elapsed(&self, from: &Event, to: &Event) -> Result<Option<f32>> {
+        self.run(|state| {
+            let (from, to) = (self.mark(from)? as usize, self.mark(to)? as usize);
+            state.driver.wait_host(from)?;
+            state.driver.wait_host(to)?;
+            state.driver.elapsed(from, to)
+        })
+    }
+
+    fn synchronise(&self) -> Result<()> {
+        self.run_outside("waiting for the device", State::synchronise)
+    }
+
+    fn capture(&self, body: &mut dyn FnMut() -> Result<()>) -> Result<Graph> {
+        self.run_outside("a second capture begins", |state| {
+            state.capture = Some(Capture::new());
+            Ok(())
+        })?;
+        let outcome = body();
+        self.run(|state| {
+            let Some(capture) = state.capture.take() else {
+                return Err(Failure::Refused(Error::device(
+                    "the capture ended before its step",
+                    "capture again",
+                )));
+            };
+            let made = match outcome {
+                Ok(()) => state.driver.instantiate(&capture.nodes),
+                Err(error) => Err(Failure::Refused(error)),
+            };
+            let freed = capture.freed;
+            match made {
+                Ok(graph) => {
+                    state.graphs.insert(graph as u64, freed);
+                    let ticket = Ticket::new(graph as u64, &self.graphs);
+                    Ok(Graph { ticket, operations: capture.operations })
+                }
+                Err(failure) => {
+                    state.free_all(freed)?;
+                    Err(failure)
+                }
+            }
+        })
+    }
+
+    fn launch_graph(&self, graph: &Graph) -> Result<()> {
+        self.run_outside("a graph is launched", |state| {
+            let id = graph.ticket.id(&self.graphs).ok_or_else(|| foreign("a graph"))?;
+            state.graph_launches += 1;
+            state.driver.launch_graph(Stream::Compute, id as usize)
+        })
+    }
+
+    fn rebind(&self, graph: &mut Graph, index: usize, arguments: &[Argument]) -> Result<()> {
+        self.run_outside("a graph is changed", |state| {
+            let id = graph.ticket.id(&self.graphs).ok_or_else(|| foreign("a graph"))?;
+            let count = graph.operations.len();
+            let Some(GraphOperation::Launch(kernel, grid, bound)) = graph.operations.get_mut(index) else {
+                return Err(Failure::Refused(Error::shape(
+                    "operation of a graph",
+                    index,
+                    format!("a launch among its {count} operations"),
+                )));
+            };
+            let launch: Launch = state.prepare(kernel, *grid, arguments)?;
+            state.driver.update(id as usize, index, &Node::Launch(launch))?;
+            *bound = arguments.to_vec();
+            Ok(())
+        })
+    }
+}
+
+fn foreign(what: &str) -> Failure {
+    Failure::Refused(Error::device(
+        format!("{what} of another device, or one that is over"),
+        "use events, downloads and graphs on the device that made them, once it has made them",
+    ))
+}
+
+/// Bytes for people.
+pub(super) fn bytes_in_words(bytes: usize) -> String {
+    let value = bytes as f64;
+    match bytes {
+        0..1024 => format!("{bytes} B"),
+        1024..1_048_576 => format!("{:.1} KiB", value / 1024.0),
+        1_048_576..1_073_741_824 => format!("{:.1} MiB", value / 1_048_576.0),
+        _ => format!("{:.2} GiB", value / 1_073_741_824.0),
+    }
+}

@@ -1,0 +1,172 @@
+//! What a launcher keeps under its lock.
+
+use super::super::driver::{Driver, Function, Launch, Mark, Outcome, Pinned};
+use super::super::graph::Capture;
+use super::super::pool::Pool;
+use super::super::signature::{Signature, Signatures};
+use super::super::staging::Staging;
+use super::super::{Argument, Grid, Kernel, Statistics, Stream};
+use std::collections::HashMap;
+
+/// An entry that was launched before.
+#[derive(Debug)]
+struct Entry {
+    signature: Signature,
+    function: Function,
+}
+
+/// Where a download lands.
+#[derive(Debug)]
+pub(super) struct Landing {
+    pinned: Pinned,
+    mark: Mark,
+    bytes: usize,
+}
+
+#[derive(Debug)]
+pub(super) struct State {
+    pub(super) driver: Box<dyn Driver>,
+    pub(super) pool: Pool,
+    pub(super) staging: Staging,
+    /// Headers by where the text lies.
+    files: HashMap<usize, Signatures>,
+    /// Entries by where their static lies.
+    entries: HashMap<usize, Entry>,
+    pub(super) capture: Option<Capture>,
+    /// What happened when the device was lost, and what to do.
+    pub(super) lost: Option<(String, String)>,
+    /// Events by mark: the stream, and how many allocations the pool had made.
+    pub(super) events: HashMap<u64, (Stream, u64)>,
+    pub(super) landings: HashMap<u64, Landing>,
+    next_landing: u64,
+    /// Memory that lives as long as a graph.
+    pub(super) graphs: HashMap<u64, Vec<u64>>,
+    pub(super) launches: usize,
+    pub(super) graph_launches: usize,
+}
+
+impl State {
+    pub(super) fn new(driver: Box<dyn Driver>) -> State {
+        let sizes = driver.sizes();
+        State {
+            driver,
+            pool: Pool::new(sizes),
+            staging: Staging::new(sizes.chunk),
+            files: HashMap::new(),
+            entries: HashMap::new(),
+            capture: None,
+            lost: None,
+            events: HashMap::new(),
+            landings: HashMap::new(),
+            next_landing: 0,
+            graphs: HashMap::new(),
+            launches: 0,
+            graph_launches: 0,
+        }
+    }
+
+    /// Clears up after tickets that were dropped.
+    pub(super) fn collect(&mut self, events: Vec<u64>, downloads: Vec<u64>, graphs: Vec<u64>) {
+        for mark in events {
+            if self.events.remove(&mark).is_some() {
+                self.driver.forget(mark as usize);
+            }
+        }
+        for id in downloads {
+            // A download that nobody received may still land; its place is used again only when it has.
+            if let Some(landing) = self.landings.remove(&id)
+                && self.driver.wait_host(landing.mark).is_ok()
+            {
+                self.driver.forget(landing.mark);
+                self.staging.landed(landing.pinned, landing.bytes);
+            }
+        }
+        for id in graphs {
+            self.driver.discard(id as usize);
+            if let Some(freed) = self.graphs.remove(&id) {
+                // What goes wrong here shows at the next call: a device that is lost stays lost.
+                let _ = self.free_all(freed);
+            }
+        }
+    }
+
+    /// Gives back blocks.
+    pub(super) fn free_all(&mut self, addresses: Vec<u64>) -> Outcome<()> {
+        for address in addresses {
+            self.pool.free(&mut *self.driver, address)?;
+        }
+        Ok(())
+    }
+
+    /// A kernel's entry, found or loaded, with its arguments packed.
+    pub(super) fn prepare(
+        &mut self,
+        kernel: &'static Kernel,
+        grid: Grid,
+        arguments: &[Argument],
+    ) -> Outcome<Launch> {
+        let key = std::ptr::from_ref(kernel).addr();
+        if !self.entries.contains_key(&key) {
+            let text = kernel.ptx.as_ptr().addr();
+            if !self.files.contains_key(&text) {
+                self.files.insert(text, Signatures::read(kernel.stem, kernel.ptx)?);
+            }
+            let signature = self.files[&text].of(kernel)?.clone();
+            let function = self.driver.load(kernel)?;
+            self.entries.insert(key, Entry { signature, function });
+        }
+        let entry = &self.entries[&key];
+        entry.signature.check_block(kernel, grid)?;
+        let parameters = entry.signature.pack(kernel, arguments)?;
+        Ok(Launch { function: entry.function, grid, parameters })
+    }
+
+    /// Begins a copy to the host.
+    pub(super) fn download(&mut self, stream: Stream, from: u64, bytes: usize) -> Outcome<Landing> {
+        let pinned = self.staging.land(&mut *self.driver, bytes)?;
+        if bytes > 0 {
+            self.driver.download(stream, from, (pinned, 0), bytes)?;
+        }
+        Ok(Landing { pinned, mark: self.driver.record(stream)?, bytes })
+    }
+
+    /// Waits for a copy to the host and hands it out.
+    pub(super) fn finish(&mut self, landing: Landing, out: &mut [u8]) -> Outcome<()> {
+        self.driver.wait_host(landing.mark)?;
+        self.driver.forget(landing.mark);
+        self.driver.read_pinned(landing.pinned, 0, out)?;
+        self.staging.landed(landing.pinned, landing.bytes);
+        Ok(())
+    }
+
+    /// Keeps a download until it is received.
+    pub(super) fn keep(&mut self, landing: Landing) -> u64 {
+        self.next_landing += 1;
+        self.landings.insert(self.next_landing, landing);
+        self.next_landing
+    }
+
+    /// Waits for everything.
+    pub(super) fn synchronise(&mut self) -> Outcome<()> {
+        self.driver.synchronise()?;
+        self.pool.settled(&mut *self.driver);
+        self.staging.settled(&mut *self.driver);
+        Ok(())
+    }
+
+    pub(super) fn statistics(&self) -> Statistics {
+        let (driver_allocations, driver_bytes) = self.pool.taken();
+        let (pinned_allocations, pinned_bytes) = self.staging.taken();
+        Statistics {
+            driver_allocations,
+            driver_bytes,
+            pinned_allocations,
+            pinned_bytes,
+            launches: self.launches,
+            graph_launches: self.graph_launches,
+            arenas: self.pool.counts().to_vec(),
+            held: self.pool.held(),
+            kernels: self.driver.kernel_counts(),
+        }
+    }
+}

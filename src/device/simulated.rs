@@ -1,0 +1,343 @@
+//! The simulator as a driver: the shipped PTX runs in [`crate::sim`], operation by operation, in an order that the
+//! rules of streams and events allow.
+//!
+//! Nothing runs when it is asked for. Operations wait in their streams until somebody waits for them; then a scheduler
+//! with a seed picks among those that may run (simulated/schedule.rs). So a program without a needed event gives wrong
+//! data under some seeds, as it would on a GPU, and the same data under all of them when its events are right.
+
+mod schedule;
+
+use super::driver::{Driver, Executable, Failure, Function, Launch, Mark, Node, Outcome, Pinned, Sizes};
+use super::properties::KernelCount;
+use super::runtime::Runtime;
+use super::{Kernel, Launcher, Properties, Stream};
+use crate::base::Error;
+use crate::sim::access::Observer;
+use crate::sim::{self, Counters, Machine, Program};
+use schedule::{Flag, Schedule};
+use std::collections::HashMap;
+use std::sync::Arc;
+
+/// How a simulated GPU is made.
+#[derive(Clone, Debug)]
+pub struct SimulatorOptions {
+    /// Bytes of device memory.
+    pub memory_bytes: u64,
+    /// Host threads that run blocks; 0 takes as many as the host has.
+    pub threads: usize,
+    /// Who looks at every access.
+    pub observer: Option<Arc<dyn Observer>>,
+    /// Which of the allowed orders the operations of different streams run in.
+    pub schedule: u64,
+    /// Which order the blocks of a kernel run in: 0 is ascending.
+    pub block_order: u64,
+}
+
+impl Default for SimulatorOptions {
+    fn default() -> Self {
+        SimulatorOptions { memory_bytes: 16 << 30, threads: 0, observer: None, schedule: 0, block_order: 0 }
+    }
+}
+
+/// Opens a simulated GPU.
+pub(super) fn open(options: SimulatorOptions) -> Arc<dyn Launcher> {
+    Runtime::new("sim".into(), Box::new(Simulated::new(options)))
+}
+
+/// More operations than this do not wait in the streams.
+const MOST_WAITING: usize = 1024;
+
+/// One operation.
+#[derive(Debug)]
+enum Work {
+    Carve(u64, u64),
+    Release(u64),
+    Launch(Launch),
+    Upload(Pinned, usize, u64, usize),
+    Download(u64, Pinned, usize, usize),
+    Clear(u64, u64),
+    Copy(u64, u64, u64),
+}
+
+/// An entry that was asked for.
+#[derive(Debug)]
+struct Loaded {
+    kernel: &'static Kernel,
+    program: Arc<Program>,
+    launches: usize,
+    counters: Counters,
+}
+
+#[derive(Debug)]
+struct Simulated {
+    properties: Properties,
+    block_order: u64,
+    machine: Machine,
+    /// Programs by where their text lies.
+    programs: HashMap<usize, Arc<Program>>,
+    functions: Vec<Loaded>,
+    pinned: Vec<Vec<u8>>,
+    schedule: Schedule<Work>,
+    marks: HashMap<Mark, Flag>,
+    next_mark: Mark,
+    /// Blocks whose release is still to come.
+    releasing: HashMap<u64, Flag>,
+    graphs: HashMap<Executable, Vec<Node>>,
+    next_graph: Executable,
+}
+
+impl Simulated {
+    fn new(options: SimulatorOptions) -> Simulated {
+        let properties = Properties {
+            name: "simulated sm_80".into(),
+            compute_capability: (8, 0),
+            multiprocessors: 108,
+            memory_bytes: options.memory_bytes as usize,
+            l2_bytes: 40 << 20,
+            most_blocks: [i32::MAX as u32, 65_535, 65_535],
+            most_threads: [1024, 1024, 64],
+            most_threads_of_a_block: 1024,
+            // What every target from sm_80 on has, not the 163 KiB of sm_80 itself.
+            most_shared_bytes: 99 * 1024,
+        };
+        let machine = Machine::new(sim::Options {
+            memory_bytes: options.memory_bytes,
+            threads: options.threads,
+            observer: options.observer,
+            ..sim::Options::default()
+        });
+        Simulated {
+            properties,
+            block_order: options.block_order,
+            machine,
+            programs: HashMap::new(),
+            functions: Vec::new(),
+            pinned: Vec::new(),
+            schedule: Schedule::new(options.schedule),
+            marks: HashMap::new(),
+            next_mark: 0,
+            releasing: HashMap::new(),
+            graphs: HashMap::new(),
+            next_graph: 0,
+        }
+    }
+
+    fn push(&mut self, stream: Stream, work: Work) -> Outcome<()> {
+        self.schedule.push(stream, work);
+        if self.schedule.waiting() > MOST_WAITING { self.step().map(|_| ()) } else { Ok(()) }
+    }
+
+    /// Runs one operation that may run; `false` when none is left.
+    fn step(&mut self) -> Outcome<bool> {
+        let Some(work) = self.schedule.next() else { return Ok(false) };
+        self.execute(work).map_err(|fault| {
+            self.schedule.clear();
+            Failure::Lost { problem: fault.sentence(), advice: fault.advice }
+        })?;
+        Ok(true)
+    }
+
+    fn execute(&mut self, work: Work) -> sim::Result<()> {
+        match work {
+            Work::Carve(address, bytes) => self.machine.carve(address, bytes),
+            Work::Release(address) => self.machine.release(address),
+            Work::Upload(pinned, at, to, bytes) => {
+                self.machine.write(to, &self.pinned[pinned][at..at + bytes])
+            }
+            Work::Download(from, pinned, at, bytes) => {
+                self.machine.read(from, &mut self.pinned[pinned][at..at + bytes])
+            }
+            Work::Clear(address, bytes) => self.machine.fill(address, 0, bytes),
+            Work::Copy(from, to, bytes) => self.machine.copy(from, to, bytes),
+            Work::Launch(launch) => {
+                let loaded = &mut self.functions[launch.function];
+                let counters = self.machine.launch(
+                    &loaded.program,
+                    &sim::Launch {
+                        entry: loaded.kernel.entry,
+                        grid: launch.grid.blocks,
+                        block: launch.grid.threads,
+                        dynamic_shared: launch.grid.shared_bytes,
+                        parameters: &launch.parameters,
+                        sample: None,
+                        seed: self.block_order,
+                    },
+                )?;
+                loaded.launches += 1;
+                loaded.counters.add(&counters);
+                Ok(())
+            }
+        }
+    }
+}
+
+impl Driver for Simulated {
+    fn properties(&self) -> &Properties {
+        &self.properties
+    }
+
+    fn memory_free(&mut self) -> Outcome<usize> {
+        Ok(self.properties.memory_bytes.saturating_sub(self.machine.used() as usize))
+    }
+
+    fn sizes(&self) -> Sizes {
+        // The gap is longer than a row of the small real models, so that a step to the next row is noticed too.
+        Sizes { slab: 16 << 20, gap: 4096, chunk: 1 << 20 }
+    }
+
+    fn allocate(&mut self, bytes: usize) -> Outcome<u64> {
+        if bytes > self.memory_free()? {
+            return Err(Failure::OutOfMemory);
+        }
+        Ok(self.machine.allocate(bytes as u64).map_err(Error::from)?)
+    }
+
+    fn free(&mut self, address: u64) -> Outcome<()> {
+        Ok(self.machine.free(address).map_err(Error::from)?)
+    }
+
+    fn carve(&mut self, address: u64, bytes: usize) -> Outcome<()> {
+        if let Some(released) = self.releasing.remove(&address) {
+            self.schedule.wait(Stream::Compute, released);
+        }
+        self.push(Stream::Compute, Work::Carve(address, bytes as u64))
+    }
+
+    fn release(&mut self, address: u64, until: Option<Mark>) -> Outcome<()> {
+        let Some(copied) = until.and_then(|mark| self.marks.get(&mark).cloned()) else {
+            return self.push(Stream::Compute, Work::Release(address));
+        };
+        // The compute stream must not wait for the copy stream here: only the block's next owner does.
+        let conditions = vec![self.schedule.record(Stream::Compute), copied];
+        let released = self.schedule.push_loose(conditions, Work::Release(address));
+        self.releasing.insert(address, released);
+        Ok(())
+    }
+
+    fn pin(&mut self, bytes: usize) -> Outcome<Pinned> {
+        self.pinned.push(vec![0; bytes]);
+        Ok(self.pinned.len() - 1)
+    }
+
+    fn write_pinned(&mut self, pinned: Pinned, at: usize, bytes: &[u8]) -> Outcome<()> {
+        self.pinned[pinned][at..at + bytes.len()].copy_from_slice(bytes);
+        Ok(())
+    }
+
+    fn read_pinned(&mut self, pinned: Pinned, at: usize, bytes: &mut [u8]) -> Outcome<()> {
+        bytes.copy_from_slice(&self.pinned[pinned][at..at + bytes.len()]);
+        Ok(())
+    }
+
+    fn load(&mut self, kernel: &'static Kernel) -> Outcome<Function> {
+        let text = kernel.ptx.as_ptr().addr();
+        let program = match self.programs.get(&text) {
+            Some(program) => program.clone(),
+            None => {
+                let file = format!("ptx/{}.ptx", kernel.stem);
+                let program = Arc::new(Program::parse(&file, kernel.ptx).map_err(Error::from)?);
+                self.programs.insert(text, program.clone());
+                program
+            }
+        };
+        program.entry(kernel.entry).map_err(Error::from)?;
+        self.functions.push(Loaded { kernel, program, launches: 0, counters: Counters::default() });
+        Ok(self.functions.len() - 1)
+    }
+
+    fn launch(&mut self, stream: Stream, launch: &Launch) -> Outcome<()> {
+        self.push(stream, Work::Launch(launch.clone()))
+    }
+
+    fn upload(&mut self, stream: Stream, from: (Pinned, usize), to: u64, bytes: usize) -> Outcome<()> {
+        self.push(stream, Work::Upload(from.0, from.1, to, bytes))
+    }
+
+    fn download(&mut self, stream: Stream, from: u64, to: (Pinned, usize), bytes: usize) -> Outcome<()> {
+        self.push(stream, Work::Download(from, to.0, to.1, bytes))
+    }
+
+    fn clear(&mut self, stream: Stream, address: u64, bytes: usize) -> Outcome<()> {
+        self.push(stream, Work::Clear(address, bytes as u64))
+    }
+
+    fn copy(&mut self, stream: Stream, from: u64, to: u64, bytes: usize) -> Outcome<()> {
+        self.push(stream, Work::Copy(from, to, bytes as u64))
+    }
+
+    fn record(&mut self, stream: Stream) -> Outcome<Mark> {
+        self.next_mark += 1;
+        let flag = self.schedule.record(stream);
+        self.marks.insert(self.next_mark, flag);
+        Ok(self.next_mark)
+    }
+
+    fn wait(&mut self, stream: Stream, mark: Mark) -> Outcome<()> {
+        if let Some(flag) = self.marks.get(&mark) {
+            self.schedule.wait(stream, flag.clone());
+        }
+        Ok(())
+    }
+
+    /// Asking takes time in which something may run, so that who asks again and again gets an answer.
+    fn reached(&mut self, mark: Mark) -> Outcome<bool> {
+        self.step()?;
+        Ok(self.marks.get(&mark).is_none_or(Flag::is_reached))
+    }
+
+    fn wait_host(&mut self, mark: Mark) -> Outcome<()> {
+        let Some(flag) = self.marks.get(&mark).cloned() else { return Ok(()) };
+        while !flag.is_reached() && self.step()? {}
+        Ok(())
+    }
+
+    fn elapsed(&mut self, _: Mark, _: Mark) -> Outcome<Option<f32>> {
+        Ok(None)
+    }
+
+    fn forget(&mut self, mark: Mark) {
+        self.marks.remove(&mark);
+    }
+
+    fn synchronise(&mut self) -> Outcome<()> {
+        while self.step()? {}
+        Ok(())
+    }
+
+    fn instantiate(&mut self, nodes: &[Node]) -> Outcome<Executable> {
+        self.next_graph += 1;
+        self.graphs.insert(self.next_graph, nodes.to_vec());
+        Ok(self.next_graph)
+    }
+
+    fn update(&mut self, graph: Executable, index: usize, node: &Node) -> Outcome<()> {
+        if let Some(old) = self.graphs.get_mut(&graph).and_then(|nodes| nodes.get_mut(index)) {
+            *old = node.clone();
+        }
+        Ok(())
+    }
+
+    fn launch_graph(&mut self, stream: Stream, graph: Executable) -> Outcome<()> {
+        for node in self.graphs.get(&graph).cloned().unwrap_or_default() {
+            match node {
+                Node::Launch(launch) => self.push(stream, Work::Launch(launch))?,
+                Node::Clear { address, bytes } => self.clear(stream, address, bytes)?,
+                Node::Copy { from, to, bytes } => self.copy(stream, from, to, bytes)?,
+            }
+        }
+        Ok(())
+    }
+
+    fn discard(&mut self, graph: Executable) {
+        self.graphs.remove(&graph);
+    }
+
+    fn kernel_counts(&self) -> Vec<KernelCount> {
+        let count = |loaded: &Loaded| KernelCount {
+            kernel: loaded.kernel,
+            launches: loaded.launches,
+            counters: loaded.counters.clone(),
+        };
+        self.functions.iter().map(count).collect()
+    }
+}

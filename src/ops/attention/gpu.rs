@@ -1,0 +1,438 @@
+//! The GPU arms of ops/attention.rs. Kernels: cuda/attention.cu (plan, prompts), cuda/attention_decode.cu (single
+//! steps), cuda/attention_backward.cu.
+
+use super::{BackwardInputs, Gradients, Inputs, Segment};
+use crate::base::{Dtype, Error, Result};
+use crate::cpu::attention::Sizes;
+use crate::device::{Argument, Device, Grid, Kernel, Launcher};
+use crate::ops::kv_cache::{CacheLayout, KvCache, SLOT_BLOCK};
+use crate::ops::launch::{ABSENT, arguments, by_dtype, kernels, size};
+use crate::ops::{Tensor, View, ViewMut};
+use std::f64::consts::LOG2_E;
+
+kernels!("attention":
+    BEGIN_F32 = "attention_begin_f32",
+    BEGIN_BF16 = "attention_begin_bf16",
+    TILES_D64_F32 = "attention_fwd_d64_f32",
+    TILES_D64_BF16 = "attention_fwd_d64_bf16",
+    TILES_D128_F32 = "attention_fwd_d128_f32",
+    TILES_D128_BF16 = "attention_fwd_d128_bf16",
+    TILES_ANY_F32 = "attention_fwd_any_f32",
+    TILES_ANY_BF16 = "attention_fwd_any_bf16",
+);
+kernels!("attention_decode":
+    STEPS_D64_F32 = "attention_decode_fwd_d64_f32",
+    STEPS_D64_BF16 = "attention_decode_fwd_d64_bf16",
+    STEPS_D128_F32 = "attention_decode_fwd_d128_f32",
+    STEPS_D128_BF16 = "attention_decode_fwd_d128_bf16",
+    STEPS_ANY_F32 = "attention_decode_fwd_any_f32",
+    STEPS_ANY_BF16 = "attention_decode_fwd_any_bf16",
+    MERGE_F32 = "attention_decode_merge_f32",
+    MERGE_BF16 = "attention_decode_merge_bf16",
+);
+kernels!("attention_backward":
+    BACK_F32 = "attention_backward_begin_f32",
+    BACK_BF16 = "attention_backward_begin_bf16",
+    READS = "attention_backward_tiles",
+    DQ_D64_F32 = "attention_backward_dq_d64_f32",
+    DQ_D64_BF16 = "attention_backward_dq_d64_bf16",
+    DQ_D128_F32 = "attention_backward_dq_d128_f32",
+    DQ_D128_BF16 = "attention_backward_dq_d128_bf16",
+    DQ_ANY_F32 = "attention_backward_dq_any_f32",
+    DQ_ANY_BF16 = "attention_backward_dq_any_bf16",
+    DKV_D64_F32 = "attention_backward_dkv_d64_f32",
+    DKV_D64_BF16 = "attention_backward_dkv_d64_bf16",
+    DKV_D128_F32 = "attention_backward_dkv_d128_f32",
+    DKV_D128_BF16 = "attention_backward_dkv_d128_bf16",
+    DKV_ANY_F32 = "attention_backward_dkv_any_f32",
+    DKV_ANY_BF16 = "attention_backward_dkv_any_bf16",
+    COLLECT_F32 = "attention_backward_collect_f32",
+    COLLECT_BF16 = "attention_backward_collect_bf16",
+);
+
+/// Threads of a warp.
+const WARP: usize = 32;
+/// Blocks of threads of one launch that share the items of single steps: some for every multiprocessor.
+const MOST_WIDE: usize = 512;
+const MOST_NARROW: usize = 2048;
+/// Threads of a block that plans and stores, and the most positions of a segment that is planned as single steps.
+const PLAN_THREADS: usize = 512;
+/// Threads of a block that merges partial results; a warp each.
+const MERGE_THREADS: usize = 256;
+/// Blocks of keys whose state is kept together.
+const PART_BLOCKS: usize = 4;
+/// Words of an entry of the plan.
+const ENTRY: usize = 8;
+/// Words that say what a tile of query rows reads, and the fewest rows of such a tile.
+const READS_WORDS: usize = 4;
+const LEAST_READERS: usize = 16;
+/// Threads of a block of the light kernels of the backward pass; a warp a tile or a position.
+const LIGHT_THREADS: usize = 256;
+/// Tiles of fewer rows are taken for gradients of queries where full ones would leave a GPU idle.
+const FEW_BLOCKS: usize = 128;
+/// Words of an item of work.
+const ITEM: usize = 4;
+/// Words before the items: how many there are.
+const HEADER: usize = 16;
+
+/// Kernels of one head dimension, and how a block of threads is shaped; as the kernels are declared.
+#[derive(Clone, Copy)]
+struct Shape {
+    size: HeadSize,
+    /// Bytes of an element.
+    element: usize,
+    head_dim: usize,
+    /// Columns of the result in a block.
+    columns: usize,
+    /// Warps of a block that computes tiles; 16 query rows each.
+    warps: usize,
+    /// The same where it computes gradients of queries.
+    query_warps: usize,
+    /// Tiles of 64 keys or values in its shared memory.
+    query_tiles: usize,
+    /// Warps of a block that computes gradients of keys and values; 16 keys each.
+    key_warps: usize,
+    /// Query rows that it takes up at a time, and how many times.
+    key_queries: usize,
+    key_stages: usize,
+}
+
+/// Which kernels serve a head dimension.
+#[derive(Clone, Copy)]
+enum HeadSize {
+    D64,
+    D128,
+    Any,
+}
+
+impl Shape {
+    fn new(head_dim: usize, dtype: Dtype) -> Result<Shape> {
+        let (single, element) = (dtype == Dtype::F32, dtype.size());
+        let [columns, warps, query_warps, query_tiles, key_warps, key_queries, key_stages] =
+            match (head_dim, single) {
+                (64, false) => [64, 4, 4, 3, 4, 64, 2],
+                (64, true) => [64, 4, 4, 3, 4, 32, 2],
+                (128, false) => [128, 4, 4, 3, 4, 32, 2],
+                (128, true) => [128, 4, 2, 2, 4, 16, 2],
+                (1..=256, false) => [128, 4, 2, 2, 4, 32, 1],
+                (1..=256, true) => [64, 1, 1, 1, 2, 16, 1],
+                _ => return Err(Error::shape("attention head dimension on a GPU", head_dim, "at most 256")),
+            };
+        let size = match head_dim {
+            64 => HeadSize::D64,
+            128 => HeadSize::D128,
+            _ => HeadSize::Any,
+        };
+        Ok(Shape {
+            size,
+            element,
+            head_dim,
+            columns,
+            warps,
+            query_warps,
+            query_tiles,
+            key_warps,
+            key_queries,
+            key_stages,
+        })
+    }
+
+    /// The kernel for this head dimension, of pairs (f32, bf16) for 64, 128 and any.
+    fn kernel(&self, kernels: [[&'static Kernel; 2]; 3]) -> &'static Kernel {
+        kernels[self.size as usize][usize::from(self.element == 2)]
+    }
+
+    /// Bytes of a row of the head dimension in shared memory: whole steps of 32 bytes, rows of 128.
+    fn row_bytes(&self) -> usize {
+        (self.head_dim * self.element).next_multiple_of(128)
+    }
+
+    /// Blocks of columns.
+    fn column_blocks(&self) -> usize {
+        self.head_dim.div_ceil(self.columns)
+    }
+
+    /// Shared memory of a forward block of `warps` warps: queries, keys, values.
+    fn forward_bytes(&self, warps: usize) -> usize {
+        (16 * warps + SLOT_BLOCK) * self.row_bytes() + SLOT_BLOCK * self.columns * self.element
+    }
+}
+
+/// Working memory of a segment's kernels. It holds nothing from one call to the next, so kernels write it through a
+/// shared reference; everything is ordered on one stream.
+#[derive(Debug)]
+pub(super) struct Scratch {
+    /// The segment's positions in working order, [`ENTRY`] words each.
+    entries: Tensor,
+    /// dout . out of each position and head.
+    delta: Tensor,
+    /// What tiles of at least [`LEAST_READERS`] query rows read, [`READS_WORDS`] words each.
+    reads: Tensor,
+}
+
+impl Scratch {
+    pub fn reserve(device: &Device, rows: usize, heads: usize) -> Result<Option<Scratch>> {
+        let tiles = (rows * heads).div_ceil(LEAST_READERS);
+        match device {
+            Device::Cpu(_) => Ok(None),
+            Device::Gpu(_) => Ok(Some(Scratch {
+                entries: Tensor::zeros(device, [rows, ENTRY], Dtype::U32)?,
+                delta: Tensor::zeros(device, [rows, heads], Dtype::F32)?,
+                reads: Tensor::zeros(device, [tiles, READS_WORDS], Dtype::U32)?,
+            })),
+        }
+    }
+}
+
+/// Where the parts of the working memory of single steps lie in the layout's scratch.
+struct StepMemory {
+    counts: u64,
+    wide: u64,
+    narrow: u64,
+    slots: u64,
+    slot_sums: u64,
+    capacity: usize,
+}
+
+impl StepMemory {
+    /// None where the scratch cannot hold the work items of so many positions.
+    fn new(layout: &CacheLayout, sizes: &Sizes, shape: &Shape, count: usize) -> Result<Option<StepMemory>> {
+        let Some(scratch) = &layout.scratch else { return Ok(None) };
+        let padded = sizes.head_dim.next_multiple_of(8);
+        let tiles = count + count * sizes.group() / (16 * shape.warps) + 1;
+        let fixed = HEADER + ITEM * tiles;
+        let each = 2 * ITEM + sizes.heads * (padded + 2 * shape.column_blocks());
+        let capacity = scratch.shape().elements().saturating_sub(fixed) / each;
+        if count > PLAN_THREADS || capacity == 0 {
+            return Ok(None);
+        }
+        let counts = scratch.address()?;
+        let wide = counts + 4 * HEADER as u64;
+        let narrow = wide + 4 * (ITEM * (tiles + capacity)) as u64;
+        let slots = narrow + 4 * (ITEM * capacity) as u64;
+        let slot_sums = slots + 4 * (capacity * sizes.heads * padded) as u64;
+        Ok(Some(StepMemory { counts, wide, narrow, slots, slot_sums, capacity }))
+    }
+}
+
+/// Forward on a GPU; operands are checked, and there is at least one position.
+pub(super) fn forward(
+    gpu: &dyn Launcher,
+    inputs: Inputs,
+    segment: &Segment,
+    sizes: &Sizes,
+    cache: &mut KvCache,
+    (out, lse): (ViewMut, ViewMut),
+    scratch: &Scratch,
+) -> Result<()> {
+    let Inputs { q, k, v } = inputs;
+    let (count, dtype) = (q.count(), q.dtype());
+    let shape = Shape::new(sizes.head_dim, dtype)?;
+    let steps = StepMemory::new(segment.layout, sizes, &shape, count)?;
+    let (n, group) = (size("attention positions", count)?, size("attention heads", sizes.group())?);
+    let rows = size("attention query rows", count * sizes.group())?;
+    let [heads, kv_heads, head_dim] = [sizes.heads, sizes.kv_heads, sizes.head_dim].map(|size| size as u32);
+    let entries = Argument::Address(scratch.entries.address()?);
+    let (keys, values) = (cache.k.view_mut().address()?, cache.v.view_mut().address()?);
+    let at =
+        |address: fn(&StepMemory) -> u64| steps.as_ref().map_or(ABSENT, |m| Argument::Address(address(m)));
+
+    let plan_blocks = if steps.is_some() { 1 } else { count.div_ceil(PLAN_THREADS) };
+    let store_blocks = count.div_ceil(PLAN_THREADS / WARP);
+    let layout = segment.layout;
+    gpu.launch(
+        by_dtype("attention", dtype, &BEGIN_F32, &BEGIN_BF16)?,
+        Grid::linear((plan_blocks + store_blocks) as u32, PLAN_THREADS as u32),
+        &arguments![
+            segment.rows.address()?,
+            segment.positions.address()?,
+            layout.prefix_slot.view().address()?,
+            layout.prefix_len.view().address()?,
+            layout.own_slot.view().address()?,
+            n,
+            k.address()?,
+            v.address()?,
+            keys,
+            values,
+            kv_heads,
+            head_dim,
+            entries,
+            plan_blocks as u32,
+            at(|m| m.counts),
+            at(|m| m.wide),
+            at(|m| m.narrow),
+            group,
+            (16 * shape.warps) as u32,
+            steps.as_ref().map_or(0, |m| m.capacity as u32),
+        ],
+    )?;
+
+    let column_blocks = shape.column_blocks();
+    let (out, lse) = (out.address()?, lse.address()?);
+    let launch = |kernel, warps: usize, blocks: usize, items: Argument, number: Argument| {
+        let grid = Grid {
+            blocks: [blocks as u32, kv_heads, column_blocks as u32],
+            threads: [(WARP * warps) as u32, 1, 1],
+            shared_bytes: shape.forward_bytes(warps) as u32,
+        };
+        let (slots, slot_sums) = (at(|m| m.slots), at(|m| m.slot_sums));
+        let scale = (sizes.scale * LOG2_E) as f32;
+        let arguments = arguments![
+            q.address()?,
+            keys,
+            values,
+            out,
+            lse,
+            entries,
+            items,
+            number,
+            slots,
+            slot_sums,
+            rows,
+            heads,
+            kv_heads,
+            head_dim,
+            scale,
+        ];
+        gpu.launch(kernel, grid, &arguments)
+    };
+    let tiles = shape.kernel([
+        [&TILES_D64_F32, &TILES_D64_BF16],
+        [&TILES_D128_F32, &TILES_D128_BF16],
+        [&TILES_ANY_F32, &TILES_ANY_BF16],
+    ]);
+    let Some(memory) = &steps else {
+        return launch(tiles, shape.warps, (rows as usize).div_ceil(16 * shape.warps), ABSENT, ABSENT);
+    };
+    // How many items there are is known to the device alone: some blocks of threads share whatever there is.
+    let parts = sizes.blocks.div_ceil(PART_BLOCKS);
+    let spread = |most: usize, items: usize| items.clamp(1, (most / (sizes.kv_heads * column_blocks)).max(1));
+    let wide = spread(MOST_WIDE, parts.max(count + rows as usize / (16 * shape.warps)));
+    launch(tiles, shape.warps, wide, Argument::Address(memory.wide), Argument::Address(memory.counts))?;
+    let kernel = shape.kernel([
+        [&STEPS_D64_F32, &STEPS_D64_BF16],
+        [&STEPS_D128_F32, &STEPS_D128_BF16],
+        [&STEPS_ANY_F32, &STEPS_ANY_BF16],
+    ]);
+    let number = Argument::Address(memory.counts + Dtype::U32.size() as u64);
+    launch(kernel, 1, spread(MOST_NARROW, count * parts), Argument::Address(memory.narrow), number)?;
+    gpu.launch(
+        by_dtype("attention", dtype, &MERGE_F32, &MERGE_BF16)?,
+        Grid::linear((count * sizes.heads).div_ceil(MERGE_THREADS / WARP) as u32, MERGE_THREADS as u32),
+        &arguments![
+            Argument::Address(memory.slots),
+            Argument::Address(memory.slot_sums),
+            entries,
+            n,
+            heads,
+            head_dim,
+            column_blocks as u32,
+            out,
+            lse,
+        ],
+    )
+}
+
+/// Backward on a GPU; operands are checked, and there is at least one position.
+pub(super) fn backward(
+    gpu: &dyn Launcher,
+    inputs: BackwardInputs,
+    segment: &Segment,
+    sizes: &Sizes,
+    grad: &mut KvCache,
+    (lse, scratch): (View, &Scratch),
+    gradients: Gradients,
+) -> Result<()> {
+    let BackwardInputs { dout, q, out, cache, detach_cached } = inputs;
+    let Gradients { dq, dk, dv } = gradients;
+    let (count, dtype) = (q.count(), q.dtype());
+    let shape = Shape::new(sizes.head_dim, dtype)?;
+    let n = size("attention positions", count)?;
+    let rows = size("attention query rows", count * sizes.group())?;
+    let [heads, kv_heads, head_dim] = [sizes.heads, sizes.kv_heads, sizes.head_dim].map(|size| size as u32);
+    let (entries, delta) = (scratch.entries.view().address()?, scratch.delta.view().address()?);
+    let reads = scratch.reads.view().address()?;
+    let layout = segment.layout;
+    let index = arguments![
+        segment.rows.address()?,
+        segment.positions.address()?,
+        layout.prefix_slot.view().address()?,
+        layout.prefix_len.view().address()?,
+        layout.own_slot.view().address()?,
+        n,
+    ];
+
+    let plan_blocks = count.div_ceil(PLAN_THREADS);
+    let delta_blocks = (count * sizes.heads).div_ceil(PLAN_THREADS / WARP);
+    let rest =
+        arguments![dout.address()?, out.address()?, delta, heads, head_dim, entries, plan_blocks as u32];
+    gpu.launch(
+        by_dtype("attention", dtype, &BACK_F32, &BACK_BF16)?,
+        Grid::linear(size("attention blocks", plan_blocks + delta_blocks)?, PLAN_THREADS as u32),
+        &[&index[..], &rest].concat(),
+    )?;
+    let tiles = (rows as usize).div_ceil(shape.key_queries);
+    gpu.launch(
+        &READS,
+        Grid::linear(tiles.div_ceil(LIGHT_THREADS / WARP) as u32, LIGHT_THREADS as u32),
+        &arguments![entries, rows, heads / kv_heads, shape.key_queries as u32, tiles as u32, reads],
+    )?;
+
+    let common = arguments![
+        q.address()?,
+        dout.address()?,
+        cache.k.view().address()?,
+        cache.v.view().address()?,
+        lse.address()?,
+        delta,
+        entries,
+        rows,
+        heads,
+        kv_heads,
+        head_dim,
+        sizes.scale as f32,
+        (sizes.scale * LOG2_E) as f32,
+    ];
+    let column_blocks = shape.column_blocks();
+    let launch = |kernel, warps: usize, blocks: usize, bytes: usize, rest: &[Argument]| {
+        let grid = Grid {
+            blocks: [size("attention blocks", blocks)?, kv_heads, column_blocks as u32],
+            threads: [(WARP * warps) as u32, 1, 1],
+            shared_bytes: bytes as u32,
+        };
+        gpu.launch(kernel, grid, &[&common[..], rest].concat())
+    };
+    let full = 16 * shape.query_warps;
+    let few = (rows as usize).div_ceil(full) * sizes.kv_heads < FEW_BLOCKS;
+    let tile_rows = if few { 16 } else { full };
+    launch(
+        shape.kernel([
+            [&DQ_D64_F32, &DQ_D64_BF16],
+            [&DQ_D128_F32, &DQ_D128_BF16],
+            [&DQ_ANY_F32, &DQ_ANY_BF16],
+        ]),
+        shape.query_warps,
+        (rows as usize).div_ceil(tile_rows),
+        (2 * full + shape.query_tiles * SLOT_BLOCK) * shape.row_bytes(),
+        &arguments![tile_rows as u32, dq.address()?],
+    )?;
+    let keys = 16 * shape.key_warps;
+    let (grad_keys, grad_values) = (grad.k.view_mut().address()?, grad.v.view_mut().address()?);
+    launch(
+        shape.kernel([
+            [&DKV_D64_F32, &DKV_D64_BF16],
+            [&DKV_D128_F32, &DKV_D128_BF16],
+            [&DKV_ANY_F32, &DKV_ANY_BF16],
+        ]),
+        shape.key_warps,
+        sizes.blocks * (SLOT_BLOCK / keys),
+        2 * (keys + shape.key_stages * shape.key_queries) * shape.row_bytes(),
+        &arguments![reads, tiles as u32, u32::from(detach_cached), grad_keys, grad_values],
+    )?;
+    let rest = arguments![grad_keys, grad_values, kv_heads, head_dim, dk.address()?, dv.address()?];
+    gpu.launch(
+        by_dtype("attention", dtype, &COLLECT_F32, &COLLECT_BF16)?,
+        Grid::linear(count.div_ceil(LIGHT_THREADS / WARP) as u32, LIGHT_THREADS as u32),
+        &[&index[..], &rest].concat(),
+    )
+}
