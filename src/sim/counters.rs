@@ -1,6 +1,6 @@
 //! What a launch cost: instructions by class, divergence, tensor-core operations, bytes.
 
-use super::memory_traffic::Traffic;
+use super::traffic::Traffic;
 use std::fmt;
 
 /// Classes of instructions.

@@ -8,7 +8,7 @@
 //! program   entries and variables of a file         registers 32 lanes of every register
 //! machine   memory and launches                     block     warps and barriers of one block
 //! access    what an observer sees                   warp      lanes, divergence, one instruction after the other
-//! check     the observer that finds faults          memory_traffic, occupancy   what a kernel costs a GPU
+//! check     the observer that finds faults          traffic, occupancy   what a kernel costs a GPU
 //! ```
 
 pub mod access;
@@ -30,7 +30,6 @@ pub mod machine;
 mod matrix;
 mod meeting;
 mod memory;
-pub mod memory_traffic;
 pub mod occupancy;
 mod parse;
 pub mod program;
@@ -38,6 +37,7 @@ mod region;
 mod registers;
 mod rounding;
 
+pub mod traffic;
 mod transfer;
 mod warp;
 mod windows;

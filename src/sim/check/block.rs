@@ -12,7 +12,7 @@ use crate::sim::access::{
     self, Action, BarrierArrival, BlockObserver, LANES, Place, Scope, Space, SyncKind, WarpAccess, WarpSync,
 };
 use crate::sim::fault::{Fault, Kind, Result};
-use crate::sim::memory_traffic::Traffic;
+use crate::sim::traffic::Traffic;
 use std::collections::HashMap;
 use std::sync::atomic::Ordering::Relaxed;
 use std::sync::{Arc, PoisonError};

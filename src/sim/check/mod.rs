@@ -31,7 +31,7 @@ use super::access::{BlockObserver, LaunchInfo, LaunchObserver, MemoryEvent, Obse
 use super::counters::Counters;
 use super::fault::{Fault, Kind, Result};
 use super::memory::describe;
-use super::memory_traffic::{Traffic, TrafficMeter};
+use super::traffic::{Traffic, TrafficMeter};
 use block::BlockCheck;
 use global::GlobalShadow;
 use publish::Board;
