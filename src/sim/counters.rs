@@ -146,8 +146,9 @@ impl fmt::Display for Counters {
         let instructions = self.warp_instructions();
         writeln!(f, "{blocks} blocks{sample}, {} warps, {instructions} warp instructions", self.warps)?;
         let classes = ALL_CLASSES.iter().filter(|&&class| self.of(class) > 0);
-        let classes: Vec<String> =
-            classes.map(|&class| format!("{} {}", format!("{class:?}").to_lowercase(), self.of(class))).collect();
+        let classes: Vec<String> = classes
+            .map(|&class| format!("{} {}", format!("{class:?}").to_lowercase(), self.of(class)))
+            .collect();
         writeln!(f, "  {}", classes.join(", "))?;
         writeln!(
             f,
@@ -181,7 +182,10 @@ mod tests {
         assert_eq!((counters.warps, counters.of(Class::Matrix)), (8, 20));
         assert_eq!(counters.lane_share(), 0.5);
         let text = counters.to_string();
-        assert!(text.contains("matrix 20") && text.contains("50.0 %") && text.contains("flops 81920"), "{text}");
+        assert!(
+            text.contains("matrix 20") && text.contains("50.0 %") && text.contains("flops 81920"),
+            "{text}"
+        );
         assert!(!text.contains("double"), "{text}");
     }
 }
