@@ -127,6 +127,27 @@ impl Counters {
         self.traffic.add(&other.traffic);
     }
 
+    /// What was counted since `earlier`, a reading of the same counters.
+    pub fn since(&self, earlier: &Counters) -> Counters {
+        let mut rest = self.clone();
+        rest.blocks -= earlier.blocks;
+        rest.blocks_run -= earlier.blocks_run;
+        rest.warps -= earlier.warps;
+        for class in 0..CLASSES {
+            rest.instructions[class] -= earlier.instructions[class];
+            rest.thread_instructions[class] -= earlier.thread_instructions[class];
+        }
+        rest.divergent_branches -= earlier.divergent_branches;
+        rest.matrix_multiply_adds -= earlier.matrix_multiply_adds;
+        rest.global_read_bytes -= earlier.global_read_bytes;
+        rest.global_write_bytes -= earlier.global_write_bytes;
+        rest.shared_read_bytes -= earlier.shared_read_bytes;
+        rest.shared_write_bytes -= earlier.shared_write_bytes;
+        rest.local_bytes -= earlier.local_bytes;
+        rest.traffic.subtract(&earlier.traffic);
+        rest
+    }
+
     /// Floating-point operations on tensor cores: two for each multiply-add.
     pub fn matrix_flops(&self) -> u64 {
         2 * self.matrix_multiply_adds

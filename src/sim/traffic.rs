@@ -127,6 +127,30 @@ impl Traffic {
         self.unique_written_bytes += other.unique_written_bytes;
     }
 
+    /// Takes away what an earlier reading held.
+    pub fn subtract(&mut self, earlier: &Traffic) {
+        for (all, before) in [
+            (&mut self.loads, earlier.loads),
+            (&mut self.stores, earlier.stores),
+            (&mut self.atomics, earlier.atomics),
+        ] {
+            all.requests -= before.requests;
+            all.sectors -= before.sectors;
+            all.ideal -= before.ideal;
+        }
+        for (all, before) in [
+            (&mut self.shared_loads, earlier.shared_loads),
+            (&mut self.shared_stores, earlier.shared_stores),
+            (&mut self.shared_atomics, earlier.shared_atomics),
+        ] {
+            all.requests -= before.requests;
+            all.phases -= before.phases;
+            all.accesses -= before.accesses;
+        }
+        self.unique_read_bytes -= earlier.unique_read_bytes;
+        self.unique_written_bytes -= earlier.unique_written_bytes;
+    }
+
     /// Counts one instruction.
     pub fn count(&mut self, access: &WarpAccess<'_>) {
         match access.space {
