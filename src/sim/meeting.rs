@@ -5,7 +5,7 @@ use super::block::Shared;
 use super::fault::{Fault, Kind, Result};
 use super::instruction::{Address, AddressSpace, Bank, Meeting, ReduceOp, ShuffleMode, VoteMode};
 use super::launch::Grid;
-use super::traffic::{Touch, lanes};
+use super::transfer::{Touch, lanes};
 use super::warp::Warp;
 use super::windows::space_of;
 
@@ -199,7 +199,7 @@ impl Warp {
                 }
             }
         }
-        let touch = Touch { pc, action: Action::Read, order: Order::Weak, bytes: 16, place };
+        let touch = Touch { pc, action: Action::MatrixRead, order: Order::Weak, bytes: 16, place };
         if let Some(lane) = lanes(naming).find(|&lane| rows[lane] % 16 != 0) {
             let fault = Fault::new(
                 Kind::Misaligned,

@@ -1,603 +1,525 @@
-//! Memory instructions of a warp: addresses, bounds, alignment, and the access itself.
+//! What memory instructions cost a GPU: sectors of device memory, bank conflicts of shared memory, bytes touched.
+//!
+//! * **Sectors.** Device memory moves in sectors of 32 bytes. One instruction of one warp is a request; it asks for
+//!   every sector that any of its lanes touches. Its ideal is the bytes it needs, each counted once, over 32, rounded
+//!   up. Sectors over ideal is 1 for lanes side by side on an aligned row.
+//! * **Banks.** Shared memory has 32 banks of 4 bytes. A phase serves at most 128 bytes: all lanes at 4 bytes each,
+//!   half of them at 8, a quarter at 16; an `ldmatrix` has a phase for every 8 rows. A phase takes as many accesses as
+//!   the largest number of different words in one bank; lanes that want the same word share it. Accesses over phases
+//!   is 1 without conflicts.
+//! * **Bytes touched.** Each byte counts once however often the launch reads it, and once if it writes it: what an
+//!   ideal kernel would move.
 
-use super::access::{Action, LANES, Order, Place, Scope, Space, WarpAccess};
-use super::block::Shared;
-use super::fault::{Fault, Kind, Result};
-use super::instruction::{Address, AddressSpace, Bank, Copy, Elements, Op};
-use super::launch::Grid;
-use super::memory::Live;
-use super::warp::Warp;
-use super::windows::space_of;
-use std::sync::atomic::Ordering::Relaxed;
+use super::access::{Action, LANES, Range, Space, WarpAccess};
+use std::fmt;
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
-/// Lanes of a mask, one after the other.
-#[inline(always)]
-pub(super) fn lanes(mask: u32) -> impl Iterator<Item = usize> {
-    (0..LANES).filter(move |lane| mask & 1 << lane != 0)
+/// Bytes of a sector.
+pub const SECTOR: u64 = 32;
+/// Banks of shared memory, of 4 bytes each.
+pub const BANKS: usize = 32;
+
+/// Requests to device memory of one kind.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Requests {
+    /// Instructions of warps.
+    pub requests: u64,
+    /// Sectors they asked for.
+    pub sectors: u64,
+    /// Sectors that the bytes they need fill.
+    pub ideal: u64,
 }
 
-/// What the parts of an access have in common.
-#[derive(Clone, Copy)]
-pub(super) struct Touch {
-    pub pc: u32,
-    pub action: Action,
-    pub order: Order,
-    /// Bytes of a lane in all.
-    pub bytes: u32,
-    pub place: Place,
+/// Requests to shared memory of one kind.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Phases {
+    /// Instructions of warps.
+    pub requests: u64,
+    /// Phases they split into.
+    pub phases: u64,
+    /// Accesses that the phases took: as many as phases where no bank conflicts.
+    pub accesses: u64,
 }
 
-impl Warp {
-    /// The addresses of an operand in all lanes.
-    #[inline(always)]
-    pub(super) fn addresses(&self, address: &Address) -> [u64; LANES] {
-        match address.bank {
-            Bank::Words => {
-                let row = &self.registers.words[address.register as usize];
-                std::array::from_fn(|lane| u64::from(row[lane].wrapping_add(address.offset as u32)))
+/// Memory traffic of a launch.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Traffic {
+    /// Loads of device memory, the sources of `cp.async` included.
+    pub loads: Requests,
+    /// Stores to device memory.
+    pub stores: Requests,
+    /// Atomics on device memory.
+    pub atomics: Requests,
+    /// Loads of shared memory, `ldmatrix` included.
+    pub shared_loads: Phases,
+    /// Stores to shared memory, the targets of `cp.async` included.
+    pub shared_stores: Phases,
+    /// Atomics on shared memory.
+    pub shared_atomics: Phases,
+    /// Bytes of device memory that were read, each once.
+    pub unique_read_bytes: u64,
+    /// Bytes of device memory that were written, each once.
+    pub unique_written_bytes: u64,
+}
+
+impl Requests {
+    /// Sectors over ideal; 1 for no request.
+    pub fn ratio(&self) -> f64 {
+        ratio(self.sectors, self.ideal)
+    }
+
+    /// Bytes of the sectors.
+    pub fn bytes(&self) -> u64 {
+        self.sectors * SECTOR
+    }
+
+    fn add(&mut self, other: &Requests) {
+        self.requests += other.requests;
+        self.sectors += other.sectors;
+        self.ideal += other.ideal;
+    }
+}
+
+impl Phases {
+    /// Accesses over phases; 1 for no request.
+    pub fn ratio(&self) -> f64 {
+        ratio(self.accesses, self.phases)
+    }
+
+    fn add(&mut self, other: &Phases) {
+        self.requests += other.requests;
+        self.phases += other.phases;
+        self.accesses += other.accesses;
+    }
+}
+
+fn ratio(found: u64, best: u64) -> f64 {
+    if best == 0 { 1.0 } else { found as f64 / best as f64 }
+}
+
+impl Traffic {
+    /// Loads, stores and atomics of device memory together.
+    pub fn global(&self) -> Requests {
+        let mut all = self.loads;
+        all.add(&self.stores);
+        all.add(&self.atomics);
+        all
+    }
+
+    /// Loads, stores and atomics of shared memory together.
+    pub fn shared(&self) -> Phases {
+        let mut all = self.shared_loads;
+        all.add(&self.shared_stores);
+        all.add(&self.shared_atomics);
+        all
+    }
+
+    /// Adds the traffic of another part of the same launch, or of another launch.
+    pub fn add(&mut self, other: &Traffic) {
+        self.loads.add(&other.loads);
+        self.stores.add(&other.stores);
+        self.atomics.add(&other.atomics);
+        self.shared_loads.add(&other.shared_loads);
+        self.shared_stores.add(&other.shared_stores);
+        self.shared_atomics.add(&other.shared_atomics);
+        self.unique_read_bytes += other.unique_read_bytes;
+        self.unique_written_bytes += other.unique_written_bytes;
+    }
+
+    /// Takes away what an earlier reading held.
+    pub fn subtract(&mut self, earlier: &Traffic) {
+        for (all, before) in [
+            (&mut self.loads, earlier.loads),
+            (&mut self.stores, earlier.stores),
+            (&mut self.atomics, earlier.atomics),
+        ] {
+            all.requests -= before.requests;
+            all.sectors -= before.sectors;
+            all.ideal -= before.ideal;
+        }
+        for (all, before) in [
+            (&mut self.shared_loads, earlier.shared_loads),
+            (&mut self.shared_stores, earlier.shared_stores),
+            (&mut self.shared_atomics, earlier.shared_atomics),
+        ] {
+            all.requests -= before.requests;
+            all.phases -= before.phases;
+            all.accesses -= before.accesses;
+        }
+        self.unique_read_bytes -= earlier.unique_read_bytes;
+        self.unique_written_bytes -= earlier.unique_written_bytes;
+    }
+
+    /// Counts one instruction.
+    pub fn count(&mut self, access: &WarpAccess<'_>) {
+        match access.space {
+            Space::Global => {
+                let (sectors, ideal) = sectors(access);
+                let requests = match access.action {
+                    Action::Read | Action::MatrixRead | Action::CopyRead => &mut self.loads,
+                    Action::Write | Action::CopyWrite => &mut self.stores,
+                    Action::Atomic => &mut self.atomics,
+                };
+                requests.add(&Requests { requests: 1, sectors, ideal });
             }
-            _ => {
-                let row = &self.registers.doubles[address.register as usize];
-                std::array::from_fn(|lane| row[lane].wrapping_add(address.offset as u64))
+            Space::Shared => {
+                let (phases, accesses) = banks(access);
+                let requests = match access.action {
+                    Action::Read | Action::MatrixRead | Action::CopyRead => &mut self.shared_loads,
+                    Action::Write | Action::CopyWrite => &mut self.shared_stores,
+                    Action::Atomic => &mut self.shared_atomics,
+                };
+                requests.add(&Phases { requests: 1, phases, accesses });
             }
         }
     }
+}
 
-    /// Runs a memory instruction.
-    pub(super) fn touch(
-        &mut self,
-        grid: &Grid<'_>,
-        shared: &mut Shared,
-        pc: u32,
-        op: &Op,
-        active: u32,
-    ) -> Result<()> {
-        let place = self.place(grid, shared, pc);
-        match op {
-            Op::Load(address, elements, order) => {
-                let bytes = elements.bytes * elements.registers.len() as u32;
-                let touch = Touch { pc, action: Action::Read, order: *order, bytes, place };
-                let addresses = self.addresses(address);
-                self.split(
-                    grid,
-                    shared,
-                    address.space,
-                    &addresses,
-                    active,
-                    |warp, shared, space, addresses, lanes| {
-                        warp.load(grid, shared, &touch, space, addresses, lanes, elements)
-                    },
-                )
+impl fmt::Display for Traffic {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(f, "device memory    requests     sectors       ideal   ratio")?;
+        for (name, of) in [("loads", &self.loads), ("stores", &self.stores), ("atomics", &self.atomics)] {
+            if of.requests > 0 {
+                let Requests { requests, sectors, ideal } = of;
+                writeln!(f, "  {name:<12} {requests:>10} {sectors:>11} {ideal:>11} {:>7.3}", of.ratio())?;
             }
-            Op::Store(address, elements, order) => {
-                let bytes = elements.bytes * elements.registers.len() as u32;
-                let touch = Touch { pc, action: Action::Write, order: *order, bytes, place };
-                let addresses = self.addresses(address);
-                self.split(
-                    grid,
-                    shared,
-                    address.space,
-                    &addresses,
-                    active,
-                    |warp, shared, space, addresses, lanes| {
-                        warp.store(grid, shared, &touch, space, addresses, lanes, elements)
-                    },
-                )
+        }
+        writeln!(f, "shared memory    requests      phases    accesses   ratio")?;
+        for (name, of) in [
+            ("loads", &self.shared_loads),
+            ("stores", &self.shared_stores),
+            ("atomics", &self.shared_atomics),
+        ] {
+            if of.requests > 0 {
+                let Phases { requests, phases, accesses } = of;
+                writeln!(f, "  {name:<12} {requests:>10} {phases:>11} {accesses:>11} {:>7.3}", of.ratio())?;
             }
-            Op::Atomic(atomic) => {
-                let touch =
-                    Touch { pc, action: Action::Atomic, order: atomic.order, bytes: atomic.bytes, place };
-                let addresses = self.addresses(&atomic.address);
-                let space = atomic.address.space;
-                self.split(
-                    grid,
-                    shared,
-                    space,
-                    &addresses,
-                    active,
-                    |warp, shared, space, addresses, lanes| {
-                        warp.atomic(grid, shared, &touch, space, addresses, lanes, atomic)
-                    },
-                )
-            }
-            Op::Fence(scope) => self.fence(grid, shared, *scope, active, place),
-            Op::Copy(copy) => self.copy(grid, shared, pc, copy, active, place),
-            Op::CopyCommit => {
-                self.copies.commit(active);
-                match &mut shared.observer {
-                    Some(observer) => observer.copy_commit(active, place),
-                    None => Ok(()),
+        }
+        let (read, written) = (self.unique_read_bytes, self.unique_written_bytes);
+        write!(f, "bytes touched once: {read} read, {written} written")
+    }
+}
+
+/// The active lanes' addresses in lane order, in the front of the array.
+fn active(access: &WarpAccess<'_>) -> ([u64; LANES], usize) {
+    if access.active == !0 {
+        return (*access.addresses, LANES);
+    }
+    let (mut found, mut count) = ([0; LANES], 0);
+    for lane in 0..LANES {
+        if access.active >> lane & 1 != 0 {
+            found[count] = access.addresses[lane];
+            count += 1;
+        }
+    }
+    (found, count)
+}
+
+/// How many different values there are.
+fn distinct(values: &mut [u64]) -> u64 {
+    if !values.is_sorted() {
+        values.sort_unstable();
+    }
+    values.windows(2).filter(|pair| pair[0] != pair[1]).count() as u64 + u64::from(!values.is_empty())
+}
+
+/// Sectors that an access asks for, and its ideal.
+fn sectors(access: &WarpAccess<'_>) -> (u64, u64) {
+    let (mut addresses, count) = active(access);
+    let needed = match access.read_bytes {
+        Some(read) => {
+            // Sources of copies: those that read nothing ask for nothing.
+            let mut kept = 0;
+            let mut bytes = 0;
+            for lane in (0..LANES).filter(|lane| access.active >> lane & 1 != 0) {
+                if read[lane] > 0 {
+                    addresses[kept] = access.addresses[lane];
+                    bytes = bytes.max(read[lane]);
+                    kept += 1;
                 }
-                .map_err(|fault| grid.place(fault, place, active.trailing_zeros()))
             }
-            Op::CopyWait(pending) => {
-                self.copies.wait(active, *pending, &mut shared.words);
-                match &mut shared.observer {
-                    Some(observer) => observer.copy_wait(active, *pending, place),
-                    None => Ok(()),
-                }
-                .map_err(|fault| grid.place(fault, place, active.trailing_zeros()))
-            }
-            _ => Ok(()),
+            return count_sectors(&mut addresses[..kept], bytes.into());
         }
-    }
+        None => u64::from(access.bytes),
+    };
+    count_sectors(&mut addresses[..count], needed)
+}
 
-    fn fence(
-        &mut self,
-        grid: &Grid<'_>,
-        shared: &mut Shared,
-        scope: Scope,
-        active: u32,
-        place: Place,
-    ) -> Result<()> {
-        std::sync::atomic::fence(std::sync::atomic::Ordering::SeqCst);
-        match &mut shared.observer {
-            Some(observer) => observer
-                .fence(active, scope, place)
-                .map_err(|fault| grid.place(fault, place, active.trailing_zeros())),
-            None => Ok(()),
-        }
-    }
+fn count_sectors(addresses: &mut [u64], bytes: u64) -> (u64, u64) {
+    let ideal = (distinct(addresses) * bytes).div_ceil(SECTOR);
+    // An access of at most 32 bytes at a multiple of its size lies within one sector.
+    addresses.iter_mut().for_each(|address| *address /= SECTOR);
+    (distinct(addresses), ideal)
+}
 
-    /// Hands lanes to `access` by the space that their addresses lie in, as addresses within that space.
-    #[inline(always)]
-    pub(super) fn split(
-        &mut self,
-        _grid: &Grid<'_>,
-        shared: &mut Shared,
-        space: AddressSpace,
-        addresses: &[u64; LANES],
-        active: u32,
-        mut access: impl FnMut(&mut Warp, &mut Shared, AddressSpace, &[u64; LANES], u32) -> Result<()>,
-    ) -> Result<()> {
-        if space != AddressSpace::Generic {
-            return access(self, shared, space, addresses, active);
-        }
-        let mut left = active;
-        while left != 0 {
-            let (space, _) = space_of(addresses[left.trailing_zeros() as usize]);
-            let mut same = 0;
-            let mut within = [0; LANES];
-            for lane in lanes(left) {
-                let (of_lane, address) = space_of(addresses[lane]);
-                within[lane] = address;
-                same |= u32::from(of_lane == space) << lane;
-            }
-            access(self, shared, space, &within, same)?;
-            left &= !same;
-        }
-        Ok(())
-    }
-
-    /// Refuses addresses that are no multiple of the access's size.
-    fn aligned(&self, grid: &Grid<'_>, touch: &Touch, addresses: &[u64; LANES], active: u32) -> Result<()> {
-        let odd = |address: u64| address & u64::from(touch.bytes - 1) != 0;
-        let Some(lane) = lanes(active).find(|&lane| odd(addresses[lane])) else { return Ok(()) };
-        let fault = Fault::new(
-            Kind::Misaligned,
-            format!(
-                "an access of {} bytes at an address that is no multiple of {}",
-                touch.bytes, touch.bytes
-            ),
-            "take a narrower access where rows are not aligned",
-        )
-        .at_address(addresses[lane]);
-        Err(grid.place(fault, touch.place, lane as u32))
-    }
-
-    /// The live range of the first lane, and the lanes within it.
-    #[inline(always)]
-    pub(super) fn range<'l>(
-        &self,
-        grid: &Grid<'l>,
-        shared: &mut Shared,
-        touch: &Touch,
-        addresses: &[u64; LANES],
-        active: u32,
-    ) -> Result<(&'l Live, usize, u32)> {
-        let first = active.trailing_zeros() as usize;
-        let hint = shared.hints[touch.pc as usize] as usize;
-        let address = addresses[first];
-        let bytes = u64::from(touch.bytes);
-        let index = match grid.ranges.get(hint) {
-            Some(live) if live.holds(address, bytes) => hint,
-            _ => {
-                let after = grid.ranges.partition_point(|live| live.range.base <= address);
-                match after.checked_sub(1).filter(|&index| grid.ranges[index].holds(address, bytes)) {
-                    Some(index) => {
-                        shared.hints[touch.pc as usize] = index as u32;
-                        index
-                    }
-                    None => {
-                        let fault = (grid.missing)(address, bytes);
-                        let verb = if touch.action == Action::Read || touch.action == Action::CopyRead {
-                            "reads"
-                        } else {
-                            "writes"
-                        };
-                        let fault = Fault { problem: format!("{verb} {}", fault.problem), ..fault };
-                        return Err(grid.place(fault, touch.place, first as u32));
-                    }
+/// Phases that an access splits into, and the accesses that they take.
+fn banks(access: &WarpAccess<'_>) -> (u64, u64) {
+    let lanes_of_phase = match access.bytes {
+        0..=4 => 32,
+        5..=8 => 16,
+        _ => 8,
+    };
+    let words_of_lane = u64::from(access.bytes.div_ceil(4));
+    let (mut phases, mut accesses) = (0, 0);
+    for first in (0..LANES).step_by(lanes_of_phase) {
+        let (mut words, mut count) = ([0u64; BANKS], 0);
+        for lane in first..first + lanes_of_phase {
+            if access.active >> lane & 1 != 0 {
+                let word = access.addresses[lane] / 4;
+                for i in 0..words_of_lane {
+                    words[count] = word + i;
+                    count += 1;
                 }
             }
+        }
+        if count > 0 {
+            phases += 1;
+            accesses += worst_bank(&mut words[..count]);
+        }
+    }
+    (phases, accesses)
+}
+
+/// The largest number of different words in one bank.
+fn worst_bank(words: &mut [u64]) -> u64 {
+    let (mut first, mut seen) = ([0u64; BANKS], 0u32);
+    let clean = words.iter().all(|&word| {
+        let bank = (word % BANKS as u64) as usize;
+        let fresh = seen >> bank & 1 == 0;
+        if fresh {
+            seen |= 1 << bank;
+            first[bank] = word;
+        }
+        fresh || first[bank] == word
+    });
+    if clean {
+        return 1;
+    }
+    words.sort_unstable();
+    let mut counts = [0u64; BANKS];
+    for (i, &word) in words.iter().enumerate() {
+        if i == 0 || words[i - 1] != word {
+            counts[(word % BANKS as u64) as usize] += 1;
+        }
+    }
+    counts.into_iter().max().unwrap_or(0)
+}
+
+/// Which bytes of device memory a launch touched.
+#[derive(Debug)]
+pub struct TrafficMeter {
+    ranges: Vec<Touched>,
+}
+
+#[derive(Debug)]
+struct Touched {
+    base: u64,
+    bytes: u64,
+    read: OnceLock<Box<[AtomicU64]>>,
+    written: OnceLock<Box<[AtomicU64]>>,
+}
+
+impl TrafficMeter {
+    /// A launch over these live ranges that has touched nothing.
+    pub fn new(ranges: &[Range]) -> TrafficMeter {
+        let touched = |range: &Range| Touched {
+            base: range.base,
+            bytes: range.bytes,
+            read: OnceLock::new(),
+            written: OnceLock::new(),
         };
-        let live = &grid.ranges[index];
-        let mut within = 0;
-        for lane in 0..LANES {
-            within |= u32::from(live.holds(addresses[lane], bytes)) << lane;
-        }
-        Ok((live, index, within & active))
+        TrafficMeter { ranges: ranges.iter().map(touched).collect() }
     }
 
-    /// Tells the observer of an access, and counts its bytes.
-    pub(super) fn observe(
-        &self,
-        grid: &Grid<'_>,
-        shared: &mut Shared,
-        touch: &Touch,
-        (space, range): (Space, usize),
-        addresses: &[u64; LANES],
-        (active, read_bytes): (u32, Option<&[u32; LANES]>),
-    ) -> Result<()> {
-        let bytes = u64::from(touch.bytes) * u64::from(active.count_ones());
-        let counters = &mut shared.counters;
-        match (space, touch.action) {
-            (Space::Global, Action::Read) => counters.global_read_bytes += bytes,
-            (Space::Global, Action::CopyRead) => {
-                let read =
-                    read_bytes.map_or(bytes, |read| lanes(active).map(|lane| u64::from(read[lane])).sum());
-                counters.global_read_bytes += read;
-            }
-            (Space::Global, _) => counters.global_write_bytes += bytes,
-            (Space::Shared, Action::Read | Action::CopyRead) => counters.shared_read_bytes += bytes,
-            (Space::Shared, _) => counters.shared_write_bytes += bytes,
+    fn find(&self, hint: usize, address: u64) -> Option<&Touched> {
+        let inside = |range: &&Touched| address.wrapping_sub(range.base) < range.bytes;
+        self.ranges.get(hint).filter(inside).or_else(|| {
+            let at = self.ranges.partition_point(|range| range.base <= address).checked_sub(1)?;
+            self.ranges.get(at).filter(inside)
+        })
+    }
+
+    /// Notes the bytes of one instruction.
+    pub fn touch(&self, access: &WarpAccess<'_>) {
+        if access.space != Space::Global {
+            return;
         }
-        let Some(observer) = &mut shared.observer else { return Ok(()) };
-        let access = WarpAccess {
+        let (reads, writes) = match access.action {
+            Action::Read | Action::MatrixRead | Action::CopyRead => (true, false),
+            Action::Write | Action::CopyWrite => (false, true),
+            Action::Atomic => (true, true),
+        };
+        // Neighbouring lanes mostly share a word of 64 bits: it is stored once.
+        let mut open: Option<(&Touched, u64, u64)> = None;
+        for lane in (0..LANES).filter(|lane| access.active >> lane & 1 != 0) {
+            let address = access.addresses[lane];
+            let bytes = access.read_bytes.map_or(access.bytes, |bytes| bytes[lane]);
+            let range = match open {
+                Some((range, ..)) if address.wrapping_sub(range.base) < range.bytes => Some(range),
+                _ => self.find(access.range, address),
+            };
+            let Some(range) = range.filter(|_| bytes > 0) else { continue };
+            let offset = address - range.base;
+            // At most 32 bytes at a multiple of their number, or the start of such: within one word, unless a carved
+            // range begins at an odd place.
+            for (at, count) in split(offset, bytes.into()) {
+                let (word, mask) = (at / 64, (((1u128 << count) - 1) as u64) << (at % 64));
+                open = match open {
+                    Some((same, at, bits)) if std::ptr::eq(same, range) && at == word => {
+                        Some((same, at, bits | mask))
+                    }
+                    other => {
+                        other
+                            .into_iter()
+                            .for_each(|(range, word, bits)| range.mark(word, bits, reads, writes));
+                        Some((range, word, mask))
+                    }
+                };
+            }
+        }
+        open.into_iter().for_each(|(range, word, bits)| range.mark(word, bits, reads, writes));
+    }
+
+    /// Adds the bytes touched.
+    pub fn finish(&self, traffic: &mut Traffic) {
+        let count = |bits: &OnceLock<Box<[AtomicU64]>>| -> u64 {
+            bits.get()
+                .map_or(0, |bits| bits.iter().map(|word| u64::from(word.load(Relaxed).count_ones())).sum())
+        };
+        for range in &self.ranges {
+            traffic.unique_read_bytes += count(&range.read);
+            traffic.unique_written_bytes += count(&range.written);
+        }
+    }
+}
+
+/// A run of bytes, cut at multiples of 64.
+fn split(offset: u64, bytes: u64) -> impl Iterator<Item = (u64, u64)> {
+    let head = bytes.min(64 - offset % 64);
+    [(offset, head), (offset + head, bytes - head)].into_iter().filter(|&(_, count)| count > 0)
+}
+
+impl Touched {
+    fn mark(&self, word: u64, bits: u64, reads: bool, writes: bool) {
+        for (wanted, map) in [(reads, &self.read), (writes, &self.written)] {
+            if wanted {
+                let map =
+                    map.get_or_init(|| (0..self.bytes.div_ceil(64)).map(|_| AtomicU64::new(0)).collect());
+                let word = &map[word as usize];
+                if word.load(Relaxed) & bits != bits {
+                    word.fetch_or(bits, Relaxed);
+                }
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::access::{Order, Place};
+    use super::*;
+
+    fn access(space: Space, bytes: u32, active: u32, at: impl Fn(u64) -> u64) -> Traffic {
+        let addresses = std::array::from_fn(|lane| at(lane as u64));
+        let mut traffic = Traffic::default();
+        traffic.count(&warp_access(space, Action::Read, bytes, active, &addresses));
+        traffic
+    }
+
+    fn warp_access(
+        space: Space,
+        action: Action,
+        bytes: u32,
+        active: u32,
+        addresses: &[u64; LANES],
+    ) -> WarpAccess<'_> {
+        let at = Place { line: 1, block: [0; 3], warp: 0 };
+        WarpAccess {
             space,
-            action: touch.action,
-            order: touch.order,
+            action,
+            order: Order::Weak,
             active,
             addresses,
-            bytes: touch.bytes,
-            read_bytes,
-            range,
-            at: touch.place,
-        };
-        observer.access(&access).map_err(|fault| grid.place(fault, touch.place, active.trailing_zeros()))
-    }
-
-    /// Refuses addresses beyond shared memory.
-    pub(super) fn within_shared(
-        &self,
-        grid: &Grid<'_>,
-        shared: &Shared,
-        touch: &Touch,
-        addresses: &[u64; LANES],
-        active: u32,
-    ) -> Result<()> {
-        let (size, bytes) = (u64::from(shared.shared_bytes), u64::from(touch.bytes));
-        let out = |address: u64| address > size || size - address < bytes;
-        let Some(lane) = lanes(active).find(|&lane| out(addresses[lane])) else { return Ok(()) };
-        let fault = Fault::new(
-            Kind::OutOfBounds,
-            format!("{bytes} bytes of shared memory outside the block's"),
-            "check the index against the array's size, and the launch's dynamic shared memory",
-        )
-        .at_address(addresses[lane])
-        .near(format!("shared memory has {size} bytes from address 0"));
-        Err(grid.place(fault, touch.place, lane as u32))
-    }
-
-    /// The places in a thread's own memory, or a fault.
-    fn local_place(&self, grid: &Grid<'_>, touch: &Touch, lane: usize, address: u64) -> Result<usize> {
-        let size = u64::from(grid.code.local);
-        if address > size || size - address < u64::from(touch.bytes) {
-            let fault = Fault::new(
-                Kind::OutOfBounds,
-                format!("{} bytes of local memory outside the thread's", touch.bytes),
-                "check the index against the array's size",
-            )
-            .at_address(address)
-            .near(format!("a thread has {size} bytes of local memory from address 0"));
-            return Err(grid.place(fault, touch.place, lane as u32));
-        }
-        Ok(((self.index as usize * LANES + lane) as u64 * size + address) as usize)
-    }
-
-    #[allow(clippy::too_many_arguments)]
-    fn load(
-        &mut self,
-        grid: &Grid<'_>,
-        shared: &mut Shared,
-        touch: &Touch,
-        space: AddressSpace,
-        addresses: &[u64; LANES],
-        active: u32,
-        elements: &Elements,
-    ) -> Result<()> {
-        self.aligned(grid, touch, addresses, active)?;
-        let bytes = elements.bytes;
-        match space {
-            AddressSpace::Global => {
-                let mut left = active;
-                while left != 0 {
-                    let (live, range, mask) = self.range(grid, shared, touch, addresses, left)?;
-                    self.observe(grid, shared, touch, (Space::Global, range), addresses, (mask, None))?;
-                    let base = live.region.base;
-                    let words = live.region.words();
-                    for (i, &register) in elements.registers.iter().enumerate() {
-                        let skip = i as u64 * u64::from(bytes);
-                        if bytes == 4 && elements.bank == Bank::Words {
-                            let row = &mut self.registers.words[register as usize];
-                            for lane in lanes(mask) {
-                                let at = (addresses[lane] - base + skip) >> 2;
-                                row[lane] = words[at as usize].load(Relaxed);
-                            }
-                        } else {
-                            for lane in lanes(mask) {
-                                let value = live.region.load(addresses[lane] - base + skip, bytes);
-                                self.put(elements, register, lane, value);
-                            }
-                        }
-                    }
-                    left &= !mask;
-                }
-            }
-            AddressSpace::Shared => {
-                self.within_shared(grid, shared, touch, addresses, active)?;
-                self.observe(grid, shared, touch, (Space::Shared, 0), addresses, (active, None))?;
-                for (i, &register) in elements.registers.iter().enumerate() {
-                    let skip = i as u64 * u64::from(bytes);
-                    if bytes == 4 && elements.bank == Bank::Words {
-                        let row = &mut self.registers.words[register as usize];
-                        for lane in lanes(active) {
-                            row[lane] = shared.words[((addresses[lane] + skip) >> 2) as usize];
-                        }
-                    } else {
-                        for lane in lanes(active) {
-                            let value = load_word(&shared.words, addresses[lane] + skip, bytes);
-                            self.put(elements, register, lane, value);
-                        }
-                    }
-                }
-            }
-            AddressSpace::Local => {
-                shared.counters.local_bytes += u64::from(touch.bytes) * u64::from(active.count_ones());
-                for lane in lanes(active) {
-                    let at = self.local_place(grid, touch, lane, addresses[lane])?;
-                    for (i, &register) in elements.registers.iter().enumerate() {
-                        let value = load_bytes(&shared.local[at + i * bytes as usize..], bytes);
-                        self.put(elements, register, lane, value);
-                    }
-                }
-            }
-            _ => {
-                for lane in lanes(active) {
-                    let (at, size) = (addresses[lane], grid.parameters.len() as u64);
-                    if at > size || size - at < u64::from(touch.bytes) {
-                        let fault = Fault::new(
-                            Kind::OutOfBounds,
-                            format!("{} bytes of parameters outside the kernel's", touch.bytes),
-                            "check the index into the structure passed by value",
-                        )
-                        .at_address(at)
-                        .near(format!("the kernel has {size} bytes of parameters from address 0"));
-                        return Err(grid.place(fault, touch.place, lane as u32));
-                    }
-                    for (i, &register) in elements.registers.iter().enumerate() {
-                        let value = load_bytes(&grid.parameters[at as usize + i * bytes as usize..], bytes);
-                        self.put(elements, register, lane, value);
-                    }
-                }
-            }
-        }
-        Ok(())
-    }
-
-    /// Writes a loaded element to its register.
-    #[inline(always)]
-    fn put(&mut self, elements: &Elements, register: u32, lane: usize, value: u64) {
-        let value = if elements.sign == 0 {
-            value
-        } else {
-            let up = 64 - 8 * elements.bytes;
-            let wide = (value << up) as i64 >> up;
-            if elements.sign == 64 { wide as u64 } else { wide as u64 & ((1 << elements.sign) - 1) }
-        };
-        match elements.bank {
-            Bank::Doubles => self.registers.doubles[register as usize][lane] = value,
-            _ => self.registers.words[register as usize][lane] = value as u32,
+            bytes,
+            read_bytes: None,
+            range: 0,
+            at,
         }
     }
 
-    /// The value of a register to store.
-    #[inline(always)]
-    fn get(&self, elements: &Elements, register: u32, lane: usize) -> u64 {
-        match elements.bank {
-            Bank::Doubles => self.registers.doubles[register as usize][lane],
-            _ => u64::from(self.registers.words[register as usize][lane]),
-        }
+    fn sectors_of(bytes: u32, active: u32, at: impl Fn(u64) -> u64) -> (u64, u64) {
+        let loads = access(Space::Global, bytes, active, at).loads;
+        assert_eq!(loads.requests, 1);
+        (loads.sectors, loads.ideal)
     }
 
-    #[allow(clippy::too_many_arguments)]
-    fn store(
-        &mut self,
-        grid: &Grid<'_>,
-        shared: &mut Shared,
-        touch: &Touch,
-        space: AddressSpace,
-        addresses: &[u64; LANES],
-        active: u32,
-        elements: &Elements,
-    ) -> Result<()> {
-        self.aligned(grid, touch, addresses, active)?;
-        let bytes = elements.bytes;
-        match space {
-            AddressSpace::Global => {
-                let mut left = active;
-                while left != 0 {
-                    let (live, range, mask) = self.range(grid, shared, touch, addresses, left)?;
-                    self.observe(grid, shared, touch, (Space::Global, range), addresses, (mask, None))?;
-                    let base = live.region.base;
-                    for (i, &register) in elements.registers.iter().enumerate() {
-                        let skip = i as u64 * u64::from(bytes);
-                        if bytes == 4 && elements.bank == Bank::Words {
-                            let row = &self.registers.words[register as usize];
-                            let words = live.region.words();
-                            for lane in lanes(mask) {
-                                let at = (addresses[lane] - base + skip) >> 2;
-                                words[at as usize].store(row[lane], Relaxed);
-                            }
-                        } else if bytes == 2 && elements.bank == Bank::Words {
-                            self.store_halves(live, addresses, skip, mask, register);
-                        } else {
-                            for lane in lanes(mask) {
-                                let value = self.get(elements, register, lane);
-                                live.region.store(addresses[lane] - base + skip, bytes, value);
-                            }
-                        }
-                    }
-                    left &= !mask;
-                }
-            }
-            AddressSpace::Shared => {
-                self.within_shared(grid, shared, touch, addresses, active)?;
-                self.observe(grid, shared, touch, (Space::Shared, 0), addresses, (active, None))?;
-                for (i, &register) in elements.registers.iter().enumerate() {
-                    let skip = i as u64 * u64::from(bytes);
-                    for lane in lanes(active) {
-                        let value = self.get(elements, register, lane);
-                        store_word(&mut shared.words, addresses[lane] + skip, bytes, value);
-                    }
-                }
-            }
-            AddressSpace::Local => {
-                shared.counters.local_bytes += u64::from(touch.bytes) * u64::from(active.count_ones());
-                for lane in lanes(active) {
-                    let at = self.local_place(grid, touch, lane, addresses[lane])?;
-                    for (i, &register) in elements.registers.iter().enumerate() {
-                        let value = self.get(elements, register, lane).to_le_bytes();
-                        let at = at + i * bytes as usize;
-                        shared.local[at..at + bytes as usize].copy_from_slice(&value[..bytes as usize]);
-                    }
-                }
-            }
-            _ => {
-                let fault =
-                    Fault::new(Kind::OutOfBounds, "a store to parameters", "parameters are read-only");
-                return Err(grid.place(fault, touch.place, active.trailing_zeros()));
-            }
-        }
-        Ok(())
+    #[test]
+    fn sectors_of_known_patterns() {
+        assert_eq!(sectors_of(4, !0, |l| 4 * l), (4, 4), "side by side");
+        assert_eq!(sectors_of(16, !0, |l| 16 * l), (16, 16), "side by side, 128 bits");
+        assert_eq!(sectors_of(2, !0, |l| 2 * l), (2, 2), "side by side, bf16");
+        assert_eq!(sectors_of(4, !0, |l| 8 * l), (8, 4), "every second");
+        assert_eq!(sectors_of(4, !0, |l| 128 * l), (32, 4), "a column");
+        assert_eq!(sectors_of(4, !0, |_| 64), (1, 1), "all the same");
+        assert_eq!(sectors_of(4, !0, |l| 4 + 4 * l), (5, 4), "off by one element");
+        assert_eq!(sectors_of(4, !0, |l| 4 * (31 - l)), (4, 4), "backwards");
+        assert_eq!(sectors_of(4, 1, |_| 0), (1, 1), "one lane");
+        assert_eq!(sectors_of(4, 0xffff, |l| 4 * l), (2, 2), "half a warp");
+        assert_eq!(sectors_of(4, !0, |l| 4 * (l % 4)), (1, 1), "four values");
     }
 
-    /// Stores half-words; two neighbours that fill a word store it whole, which needs no exchange with other threads.
-    fn store_halves(&self, live: &Live, addresses: &[u64; LANES], skip: u64, mask: u32, register: u32) {
-        let row = &self.registers.words[register as usize];
-        let base = live.region.base;
-        let mut lane = 0;
-        while lane < LANES {
-            if mask & 1 << lane != 0 {
-                let at = addresses[lane] - base + skip;
-                let pair = lane + 1 < LANES
-                    && mask & 2 << lane != 0
-                    && at % 4 == 0
-                    && addresses[lane + 1] == addresses[lane] + 2;
-                if pair {
-                    live.region.store(at, 4, u64::from(row[lane] & 0xffff | row[lane + 1] << 16));
-                    lane += 1;
-                } else {
-                    live.region.store(at, 2, u64::from(row[lane]));
-                }
-            }
-            lane += 1;
-        }
+    #[test]
+    fn copies_that_fill_with_zeros_ask_for_what_they_read() {
+        let addresses = std::array::from_fn(|lane| 16 * lane as u64);
+        let read = std::array::from_fn(|lane| if lane < 4 { 16 } else { 0 });
+        let mut traffic = Traffic::default();
+        let access = warp_access(Space::Global, Action::CopyRead, 16, !0, &addresses);
+        traffic.count(&WarpAccess { read_bytes: Some(&read), ..access });
+        assert_eq!((traffic.loads.sectors, traffic.loads.ideal), (2, 2));
     }
 
-    fn copy(
-        &mut self,
-        grid: &Grid<'_>,
-        shared: &mut Shared,
-        pc: u32,
-        copy: &Copy,
-        active: u32,
-        place: Place,
-    ) -> Result<()> {
-        let (to, from) = (self.addresses(&copy.to), self.addresses(&copy.from));
-        let mut read = [copy.bytes; LANES];
-        if let Some(register) = copy.source_bytes {
-            let row = &self.registers.words[register as usize];
-            read = std::array::from_fn(|lane| row[lane].min(copy.bytes));
-        }
-        if let Some((predicate, negated)) = copy.ignore {
-            let row = self.registers.predicates[predicate as usize];
-            let row = if negated { !row } else { row };
-            lanes(row).for_each(|lane| read[lane] = 0);
-        }
-        let whole = Touch { pc, action: Action::CopyRead, order: Order::Weak, bytes: copy.bytes, place };
-        self.aligned(grid, &whole, &to, active)?;
-        self.aligned(grid, &whole, &from, active)?;
-        self.within_shared(grid, shared, &whole, &to, active)?;
-        let mut data = [[0; 4]; LANES];
-        let mut left = lanes(active).fold(0, |mask, lane| mask | u32::from(read[lane] > 0) << lane);
-        while left != 0 {
-            // Lanes that read less than the whole are looked up by what they read.
-            let first = left.trailing_zeros() as usize;
-            let alike = lanes(left).fold(0, |mask, lane| mask | u32::from(read[lane] == read[first]) << lane);
-            let touch = Touch { bytes: read[first], ..whole };
-            let (live, range, mask) = self.range(grid, shared, &touch, &from, alike)?;
-            let touch = Touch { bytes: copy.bytes, ..whole };
-            self.observe(grid, shared, &touch, (Space::Global, range), &from, (mask, Some(&read)))?;
-            for lane in lanes(mask) {
-                let mut bytes = [0; 16];
-                live.region.read(from[lane] - live.region.base, &mut bytes[..read[lane] as usize]);
-                for (i, word) in bytes.chunks_exact(4).enumerate() {
-                    data[lane][i] = u32::from_le_bytes([word[0], word[1], word[2], word[3]]);
-                }
-            }
-            left &= !mask;
-        }
-        let touch = Touch { action: Action::CopyWrite, ..whole };
-        self.observe(grid, shared, &touch, (Space::Shared, 0), &to, (active, None))?;
-        self.copies.issue(active, copy.bytes, std::array::from_fn(|lane| to[lane] as u32), data);
-        Ok(())
+    fn banks_of(bytes: u32, active: u32, at: impl Fn(u64) -> u64) -> (u64, u64) {
+        let loads = access(Space::Shared, bytes, active, at).shared_loads;
+        (loads.phases, loads.accesses)
     }
-}
 
-/// One to eight bytes as a number.
-pub(super) fn load_bytes(bytes: &[u8], count: u32) -> u64 {
-    let mut value = [0; 8];
-    value[..count as usize].copy_from_slice(&bytes[..count as usize]);
-    u64::from_le_bytes(value)
-}
-
-/// One to eight bytes of shared memory at a multiple of their number.
-#[inline(always)]
-pub(super) fn load_word(words: &[u32], at: u64, bytes: u32) -> u64 {
-    let word = (at >> 2) as usize;
-    match bytes {
-        1 => u64::from(words[word] >> (8 * (at & 3)) & 0xff),
-        2 => u64::from(words[word] >> (8 * (at & 2)) & 0xffff),
-        4 => u64::from(words[word]),
-        _ => u64::from(words[word]) | u64::from(words[word + 1]) << 32,
+    #[test]
+    fn banks_of_known_patterns() {
+        assert_eq!(banks_of(4, !0, |l| 4 * l), (1, 1), "a row");
+        assert_eq!(banks_of(4, !0, |_| 40), (1, 1), "a broadcast");
+        assert_eq!(banks_of(4, !0, |l| 8 * l), (1, 2), "every second word");
+        assert_eq!(banks_of(4, !0, |l| 128 * l), (1, 32), "a column of 32 words");
+        assert_eq!(banks_of(4, !0, |l| 132 * l), (1, 1), "a column of a padded tile");
+        assert_eq!(banks_of(2, !0, |l| 2 * l), (1, 1), "halves of words");
+        assert_eq!(banks_of(2, !0, |l| 64 * l), (1, 16), "a column of bf16, 32 wide");
+        assert_eq!(banks_of(8, !0, |l| 8 * l), (2, 2), "64 bits");
+        assert_eq!(banks_of(16, !0, |l| 16 * l), (4, 4), "128 bits");
+        assert_eq!(banks_of(16, 0xff, |l| 16 * l), (1, 1), "a quarter of the warp");
+        assert_eq!(banks_of(16, !0, |l| 128 * l), (4, 32), "rows of 64 bf16 without a swizzle");
+        assert_eq!(banks_of(16, !0, |l| 128 * l + 16 * (l % 8)), (4, 4), "the same, swizzled");
+        assert_eq!(banks_of(16, !0, |l| 144 * l), (4, 4), "the same, padded by 16 bytes");
     }
-}
 
-/// Stores one to eight bytes to shared memory at a multiple of their number.
-#[inline(always)]
-pub(super) fn store_word(words: &mut [u32], at: u64, bytes: u32, value: u64) {
-    let word = (at >> 2) as usize;
-    match bytes {
-        1 => words[word] = words[word] & !(0xff << (8 * (at & 3))) | (value as u32 & 0xff) << (8 * (at & 3)),
-        2 => {
-            words[word] =
-                words[word] & !(0xffff << (8 * (at & 2))) | (value as u32 & 0xffff) << (8 * (at & 2))
+    #[test]
+    fn bytes_count_once() {
+        let range = Range { base: 0x1000, bytes: 1000, variable: false };
+        let meter = TrafficMeter::new(&[range]);
+        let addresses = std::array::from_fn(|lane| 0x1000 + 4 * lane as u64);
+        for _ in 0..3 {
+            meter.touch(&warp_access(Space::Global, Action::Read, 4, !0, &addresses));
         }
-        4 => words[word] = value as u32,
-        _ => {
-            words[word] = value as u32;
-            words[word + 1] = (value >> 32) as u32;
-        }
+        meter.touch(&warp_access(Space::Global, Action::Write, 4, 0xff, &addresses));
+        let overlapping = std::array::from_fn(|lane| 0x1040 + 16 * lane as u64);
+        meter.touch(&warp_access(Space::Global, Action::Read, 16, 0xff, &overlapping));
+        let mut traffic = Traffic::default();
+        meter.finish(&mut traffic);
+        assert_eq!((traffic.unique_read_bytes, traffic.unique_written_bytes), (64 + 128, 32));
+    }
+
+    #[test]
+    fn the_table_leaves_out_what_did_not_happen() {
+        let text = access(Space::Global, 4, !0, |l| 8 * l).to_string();
+        assert!(text.contains("loads") && text.contains("2.000") && !text.contains("stores"), "{text}");
     }
 }

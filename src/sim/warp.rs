@@ -78,6 +78,9 @@ impl Warp {
         for &(register, name) in &code.specials {
             registers.words[register as usize] = special(grid, name, [0; 3], index);
         }
+        for &(register, value) in &code.predicate_constants {
+            registers.predicates[register as usize] = if value { u32::MAX } else { 0 };
+        }
         let threads = (grid.threads - index * LANES as u32).min(LANES as u32);
         let started = if threads == 32 { u32::MAX } else { (1 << threads) - 1 };
         Warp {
@@ -98,6 +101,10 @@ impl Warp {
                 self.registers.words[register as usize] = [block[axis]; LANES];
             }
         }
+        let [words, doubles, predicates] = &grid.code.unwritten;
+        words.iter().for_each(|&register| self.registers.words[register as usize] = [0; LANES]);
+        doubles.iter().for_each(|&register| self.registers.doubles[register as usize] = [0; LANES]);
+        predicates.iter().for_each(|&register| self.registers.predicates[register as usize] = 0);
         self.live = self.started;
         self.groups.clear();
         self.groups.push(Group { pc: 0, mask: self.started, wait: Wait::Ready });
@@ -222,6 +229,25 @@ impl Warp {
         Ok(false)
     }
 
+    /// The mask of a `*.sync` instruction, and the lanes that have it: those of the first mask whose lanes are all
+    /// here, or all lanes where none is complete.
+    fn named(&self, register: Option<u32>, active: u32) -> (u32, u32) {
+        let Some(register) = register else { return (u32::MAX, active) };
+        let masks = &self.registers.words[register as usize];
+        let first = masks[active.trailing_zeros() as usize];
+        let mut left = active;
+        while left != 0 {
+            let named = masks[left.trailing_zeros() as usize];
+            let same =
+                (0..LANES).fold(0, |lanes, lane| lanes | u32::from(masks[lane] == named) << lane) & left;
+            if named & self.live & !same == 0 {
+                return (named, same);
+            }
+            left &= !same;
+        }
+        (first, active)
+    }
+
     pub fn place(&self, grid: &Grid<'_>, shared: &Shared, pc: u32) -> Place {
         Place { line: grid.code.instructions[pc as usize].line, block: shared.block, warp: self.index }
     }
@@ -253,7 +279,7 @@ impl Warp {
             hits[1] += u64::from(active.count_ones());
             match &instruction.op {
                 Op::Lanes(run, operands) => {
-                    run(&mut self.registers, operands, active);
+                    (run.call)(&mut self.registers, operands, active);
                     pc += 1;
                 }
                 Op::Branch(target) => {
@@ -298,9 +324,13 @@ impl Warp {
                         self.groups.push(Group { pc: pc + 1, mask: mask & !active, wait: Wait::Ready });
                         mask = active;
                     }
-                    let lane = active.trailing_zeros() as usize;
-                    let named =
-                        register.map_or(u32::MAX, |register| self.registers.words[register as usize][lane]);
+                    let (named, together) = self.named(*register, active);
+                    if together != active {
+                        // Lanes with another mask meet among themselves.
+                        self.groups.push(Group { pc, mask: mask & !together, wait: Wait::Ready });
+                        mask = together;
+                    }
+                    let active = together;
                     if named & self.live & !active != 0 {
                         wait = Wait::Meet;
                         shared.hits[pc as usize][0] -= 1;
