@@ -89,11 +89,11 @@ fn sin_cos(x: f32, quarter: u64) -> f32 {
     // pi/2 in two parts; the first has few enough bits that its multiples are exact.
     let r = (wide - whole * 1.570796326734125614166) - whole * 6.077100506506192601e-11;
     let q = r * r;
-    let sine = r * (1.0 + q * (-1.0 / 6.0 + q * (1.0 / 120.0 + q * (-1.0 / 5040.0 + q * (1.0 / 362880.0)))));
+    let odd = r * (1.0 + q * (-1.0 / 6.0 + q * (1.0 / 120.0 + q * (-1.0 / 5040.0 + q * (1.0 / 362880.0)))));
     let tail = 1.0 / 24.0 + q * (-1.0 / 720.0 + q * (1.0 / 40320.0 - q * (1.0 / 3628800.0)));
-    let cosine = 1.0 + q * (-0.5 + q * tail);
+    let even = 1.0 + q * (-0.5 + q * tail);
     let quadrant = turns.to_bits().wrapping_add(quarter);
-    let value = if quadrant & 1 == 0 { sine } else { cosine };
+    let value = if quadrant & 1 == 0 { odd } else { even };
     let value = if quadrant & 2 == 0 { value } else { -value };
     if x.is_finite() { value as f32 } else { NAN }
 }

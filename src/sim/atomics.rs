@@ -8,7 +8,7 @@ use super::instruction::{AddressSpace, Atomic, AtomicOp, Bank};
 use super::launch::Grid;
 use super::region::Region;
 use super::rounding::{FTZ, flush};
-use super::traffic::{Touch, lanes, load_word, store_word};
+use super::transfer::{Touch, lanes, load_word, store_word};
 use super::warp::Warp;
 use std::sync::PoisonError;
 use std::sync::atomic::Ordering::Relaxed;

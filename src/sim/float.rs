@@ -4,7 +4,8 @@
 //! the others are the common case, to nearest without flushing.
 
 use super::access::LANES;
-use super::registers::{Lane, Operands, Registers, lanes};
+use super::instruction::Bank;
+use super::registers::{Lane, Operands, Registers, Run, Signature, lanes};
 use super::rounding::{Rounding, finish, flush, odd, odd_sum, round_single, single};
 
 lanes! {
@@ -74,11 +75,14 @@ lanes! {
 /// The NaN that a device writes.
 pub(super) const NAN: f32 = f32::from_bits(0x7fff_ffff);
 
-/// d = a * b + c, rounded once.
-///
+/// d = a * b + c, rounded once: see [`fused`].
+#[allow(non_upper_case_globals)]
+pub(super) const fma_f32: Run =
+    Run { call: fused, banks: &Signature { result: Bank::Words, sources: &[Bank::Words; 3] } };
+
 /// A product of f32 numbers is exact in f64. Rounding the sum to f64 and then to f32 goes wrong only where the f64
 /// sum lies exactly between two f32 numbers, or where the result is subnormal; those lanes are done again exactly.
-pub(super) fn fma_f32(registers: &mut Registers, o: &Operands, active: u32) {
+fn fused(registers: &mut Registers, o: &Operands, active: u32) {
     let (a, b, c) = (f32::row(registers, o.a), f32::row(registers, o.b), f32::row(registers, o.c));
     let mut out = [0; LANES];
     let mut doubtful = 0u32;

@@ -62,6 +62,14 @@ pub(super) struct Elements {
     pub registers: Vec<u32>,
 }
 
+/// A load or a store.
+#[derive(Clone, Debug)]
+pub(super) struct Transfer {
+    pub address: Address,
+    pub elements: Elements,
+    pub order: Order,
+}
+
 /// Where an atomic operation happens and what it does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum AtomicOp {
@@ -187,8 +195,8 @@ pub(super) enum Op {
     Exit,
     Trap,
     Nothing,
-    Load(Address, Elements, Order),
-    Store(Address, Elements, Order),
+    Load(Box<Transfer>),
+    Store(Box<Transfer>),
     Atomic(Box<Atomic>),
     Meet(Box<Meeting>, Option<u32>),
     ActiveMask(u32),

@@ -5,7 +5,7 @@ use super::block::Shared;
 use super::fault::{Fault, Kind, Result};
 use super::instruction::{Address, AddressSpace, Bank, Meeting, ReduceOp, ShuffleMode, VoteMode};
 use super::launch::Grid;
-use super::traffic::{Touch, lanes};
+use super::transfer::{Touch, lanes};
 use super::warp::Warp;
 use super::windows::space_of;
 

@@ -33,7 +33,8 @@ pub mod program;
 mod region;
 mod registers;
 mod rounding;
-mod traffic;
+
+mod transfer;
 mod warp;
 mod windows;
 

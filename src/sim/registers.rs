@@ -5,6 +5,7 @@
 //! warp starts, so that every operand is an index.
 
 use super::access::LANES;
+use super::instruction::Bank;
 
 /// All registers of a warp.
 #[derive(Clone, Debug, Default)]
@@ -26,11 +27,24 @@ pub(super) struct Operands {
     pub mode: u32,
 }
 
-/// An instruction that works lane by lane: registers, operands, active lanes.
-pub(super) type Run = fn(&mut Registers, &Operands, u32);
+/// An instruction that works lane by lane: what it does, given registers, operands and active lanes, and the banks
+/// of its result and its sources.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Run {
+    pub call: fn(&mut Registers, &Operands, u32),
+    pub banks: &'static Signature,
+}
+
+/// Banks of a result and of one to four sources.
+#[derive(Debug)]
+pub(super) struct Signature {
+    pub result: Bank,
+    pub sources: &'static [Bank],
+}
 
 /// A value that a lane of a register can hold.
 pub(super) trait Lane: Copy {
+    const BANK: Bank;
     type Row<'a>: Copy;
     type Out: Copy;
     fn row(registers: &Registers, index: u32) -> Self::Row<'_>;
@@ -41,8 +55,9 @@ pub(super) trait Lane: Copy {
 }
 
 macro_rules! lane {
-    ($bank:ident: $word:ty, $($type:ty: |$from:ident| $get:expr, |$to:ident| $put:expr;)*) => {$(
+    ($bank:ident $name:ident: $word:ty, $($type:ty: |$from:ident| $get:expr, |$to:ident| $put:expr;)*) => {$(
         impl Lane for $type {
+            const BANK: Bank = Bank::$name;
             type Row<'a> = &'a [$word; LANES];
             type Out = [$word; LANES];
             #[inline(always)]
@@ -78,7 +93,7 @@ macro_rules! lane {
     )*};
 }
 
-lane! { words: u32,
+lane! { words Words: u32,
     u32: |x| x, |x| x;
     i32: |x| x as i32, |x| x as u32;
     f32: |x| f32::from_bits(x), |x| x.to_bits();
@@ -87,13 +102,14 @@ lane! { words: u32,
     u8: |x| x as u8, |x| u32::from(x);
     i8: |x| x as i8, |x| x as i32 as u32;
 }
-lane! { doubles: u64,
+lane! { doubles Doubles: u64,
     u64: |x| x, |x| x;
     i64: |x| x as i64, |x| x as u64;
     f64: |x| f64::from_bits(x), |x| x.to_bits();
 }
 
 impl Lane for bool {
+    const BANK: Bank = Bank::Predicates;
     type Row<'a> = u32;
     type Out = u32;
     #[inline(always)]
@@ -183,11 +199,21 @@ impl Registers {
 macro_rules! lanes {
     ($($(#[$doc:meta])* $name:ident $([$mode:ident])? ($($arg:ident: $type:ty),+) -> $result:ty { $($body:tt)* })*) => {$(
         $(#[$doc])*
-        pub(in crate::sim) fn $name(registers: &mut $crate::sim::registers::Registers,
-                                    operands: &$crate::sim::registers::Operands, active: u32) {
-            $(let $mode = operands.mode;)?
-            lanes!(@call registers, operands, active, $result, ($($arg: $type),+), { $($body)* })
-        }
+        #[allow(non_upper_case_globals)]
+        pub(in crate::sim) const $name: $crate::sim::registers::Run = $crate::sim::registers::Run {
+            call: {
+                fn call(registers: &mut $crate::sim::registers::Registers,
+                        operands: &$crate::sim::registers::Operands, active: u32) {
+                    $(let $mode = operands.mode;)?
+                    lanes!(@call registers, operands, active, $result, ($($arg: $type),+), { $($body)* })
+                }
+                call
+            },
+            banks: &$crate::sim::registers::Signature {
+                result: <$result as $crate::sim::registers::Lane>::BANK,
+                sources: &[$(<$type as $crate::sim::registers::Lane>::BANK),+],
+            },
+        };
     )*};
     (@call $r:ident, $o:ident, $m:ident, $result:ty, ($a:ident: $A:ty), $body:block) => {
         $r.unary($o, $m, #[inline(always)] |$a: $A| -> $result { $body })

@@ -78,6 +78,9 @@ impl Warp {
         for &(register, name) in &code.specials {
             registers.words[register as usize] = special(grid, name, [0; 3], index);
         }
+        for &(register, value) in &code.predicate_constants {
+            registers.predicates[register as usize] = if value { u32::MAX } else { 0 };
+        }
         let threads = (grid.threads - index * LANES as u32).min(LANES as u32);
         let started = if threads == 32 { u32::MAX } else { (1 << threads) - 1 };
         Warp {
@@ -98,6 +101,10 @@ impl Warp {
                 self.registers.words[register as usize] = [block[axis]; LANES];
             }
         }
+        let [words, doubles, predicates] = &grid.code.unwritten;
+        words.iter().for_each(|&register| self.registers.words[register as usize] = [0; LANES]);
+        doubles.iter().for_each(|&register| self.registers.doubles[register as usize] = [0; LANES]);
+        predicates.iter().for_each(|&register| self.registers.predicates[register as usize] = 0);
         self.live = self.started;
         self.groups.clear();
         self.groups.push(Group { pc: 0, mask: self.started, wait: Wait::Ready });
@@ -253,7 +260,7 @@ impl Warp {
             hits[1] += u64::from(active.count_ones());
             match &instruction.op {
                 Op::Lanes(run, operands) => {
-                    run(&mut self.registers, operands, active);
+                    (run.call)(&mut self.registers, operands, active);
                     pc += 1;
                 }
                 Op::Branch(target) => {

@@ -47,7 +47,10 @@ pub(in crate::sim) struct Code {
     pub predicates: u32,
     pub word_constants: Vec<(u32, Constant)>,
     pub double_constants: Vec<(u32, Constant)>,
+    pub predicate_constants: Vec<(u32, bool)>,
     pub specials: Vec<(u32, Special)>,
+    /// Registers of each bank that may be read before they are written; they start as zero.
+    pub unwritten: [Vec<u32>; 3],
     /// Bytes of static shared memory, and where dynamic shared memory starts.
     pub static_shared: u32,
     pub dynamic_shared_at: u32,
@@ -134,6 +137,16 @@ impl<'a> Builder<'a> {
             self.double_constants.insert(constant, index);
             self.code.double_constants.push((index, constant));
         }
+        index
+    }
+
+    /// The predicate that is always true, or always false.
+    pub fn truth(&mut self, value: bool) -> u32 {
+        if let Some(&(index, _)) = self.code.predicate_constants.iter().find(|(_, known)| *known == value) {
+            return index;
+        }
+        let index = self.fresh(Bank::Predicates);
+        self.code.predicate_constants.push((index, value));
         index
     }
 
@@ -237,6 +250,7 @@ impl<'a> Builder<'a> {
                 _ => {}
             }
         }
+        super::allocate::allocate(&mut self.code);
         self.code.static_shared = self.shared as u32;
         self.code.dynamic_shared_at = (self.shared as u32).next_multiple_of(16);
         self.code.local = (self.local as u32).next_multiple_of(16);

@@ -20,10 +20,10 @@ const ROUNDINGS: [&str; 5] = ["rn", "rz", "rm", "rp", "rna"];
 macro_rules! narrow {
     ($ty:expr, $single:ident, $pair:ident) => {
         match $ty {
-            Type::F16 => f16::$single as Run,
-            Type::Bf16 => bf16::$single as Run,
-            Type::F16x2 => f16::$pair as Run,
-            _ => bf16::$pair as Run,
+            Type::F16 => f16::$single,
+            Type::Bf16 => bf16::$single,
+            Type::F16x2 => f16::$pair,
+            _ => bf16::$pair,
         }
     };
 }

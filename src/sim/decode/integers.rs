@@ -17,9 +17,9 @@ use crate::sim::rounding::FTZ;
 macro_rules! by_width {
     ($ty:expr, $name:ident) => {
         match $ty.bytes() {
-            1 | 2 => b16::$name as Run,
-            4 => b32::$name as Run,
-            _ => b64::$name as Run,
+            1 | 2 => b16::$name,
+            4 => b32::$name,
+            _ => b64::$name,
         }
     };
     ($ty:expr, $unsigned:ident, $signed:ident) => {
@@ -387,7 +387,7 @@ impl Decoder<'_, '_> {
             self.part(bits::predicate_not, Operands { d: positive, a: other, ..Operands::default() });
             other = positive;
         }
-        let run: Run = [bits::predicate_and as Run, bits::predicate_or, bits::predicate_xor][combine];
+        let run: Run = [bits::predicate_and, bits::predicate_or, bits::predicate_xor][combine];
         Ok((d, Some((run, other))))
     }
 
@@ -479,7 +479,7 @@ impl Decoder<'_, '_> {
         self.takes_type()?;
         self.class(Class::Integer);
         if self.head == "selp" {
-            let run = if ty == Type::Pred { bits::predicate_select as Run } else { by_width!(ty, select) };
+            let run = if ty == Type::Pred { bits::predicate_select } else { by_width!(ty, select) };
             self.lanes(run, &[ty, ty, ty, Type::Pred], 0)?;
             return Ok(true);
         }

@@ -5,7 +5,7 @@ use super::{Constant, Decoder};
 use crate::sim::access::{Order, Scope};
 use crate::sim::counters::Class;
 use crate::sim::fault::Result;
-use crate::sim::instruction::{AddressSpace, Atomic, AtomicOp, Bank, Copy, Elements, Op};
+use crate::sim::instruction::{AddressSpace, Atomic, AtomicOp, Bank, Copy, Elements, Op, Transfer};
 use crate::sim::parse::Operand;
 use crate::sim::program::Type;
 
@@ -146,7 +146,7 @@ impl<'a> Decoder<'_, 'a> {
         self.expect_operands(2)?;
         let address = self.address(1, space)?;
         let elements = self.registers(0, ty, count, true)?;
-        self.builder.emit(Op::Load(address, elements, order));
+        self.builder.emit(Op::Load(Box::new(Transfer { address, elements, order })));
         Ok(())
     }
 
@@ -163,7 +163,7 @@ impl<'a> Decoder<'_, 'a> {
         }
         let address = self.address(0, space)?;
         let elements = self.registers(1, ty, count, false)?;
-        self.builder.emit(Op::Store(address, elements, order));
+        self.builder.emit(Op::Store(Box::new(Transfer { address, elements, order })));
         Ok(())
     }
 

@@ -1,5 +1,6 @@
 //! Statements to instructions. Each file knows the opcodes of one kind; what none of them knows is a fault.
 
+mod allocate;
 mod builder;
 mod control;
 mod floats;
@@ -119,6 +120,10 @@ impl<'a> Decoder<'_, 'a> {
     /// Emits an instruction whose operands, result first, have these types.
     fn lanes(&mut self, run: Run, types: &[Type], mode: u32) -> Result<()> {
         self.expect_operands(types.len())?;
+        debug_assert_eq!(types.len(), run.banks.sources.len() + 1);
+        debug_assert!(
+            types[1..].iter().zip(run.banks.sources).all(|(&ty, &bank)| operands::bank(ty) == bank)
+        );
         let mut indices = [0; 5];
         for (i, &ty) in types.iter().enumerate() {
             indices[i] = if i == 0 { self.target(0, ty)? } else { self.source(i, ty)? };

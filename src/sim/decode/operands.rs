@@ -51,6 +51,9 @@ impl<'a> Decoder<'_, 'a> {
                 let constant = constant(*symbol, *offset);
                 return Ok(self.builder.constant(bank, constant));
             }
+            Operand::Integer(value) if bank == Bank::Predicates => {
+                return Ok(self.builder.truth(*value != 0));
+            }
             _ => {}
         }
         match literal(operand, ty) {
@@ -68,6 +71,10 @@ impl<'a> Decoder<'_, 'a> {
         match self.operand(index)? {
             Operand::Register(register) if register.bank == Bank::Predicates => Ok((register.index, false)),
             Operand::Not(register) if register.bank == Bank::Predicates => Ok((register.index, true)),
+            Operand::Integer(value) => {
+                let value = *value != 0;
+                Ok((self.builder.truth(value), false))
+            }
             _ => Err(self.unknown("the predicate")),
         }
     }

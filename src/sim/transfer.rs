@@ -3,7 +3,7 @@
 use super::access::{Action, LANES, Order, Place, Scope, Space, WarpAccess};
 use super::block::Shared;
 use super::fault::{Fault, Kind, Result};
-use super::instruction::{Address, AddressSpace, Bank, Copy, Elements, Op};
+use super::instruction::{Address, AddressSpace, Bank, Copy, Elements, Op, Transfer};
 use super::launch::Grid;
 use super::memory::Live;
 use super::warp::Warp;
@@ -54,7 +54,8 @@ impl Warp {
     ) -> Result<()> {
         let place = self.place(grid, shared, pc);
         match op {
-            Op::Load(address, elements, order) => {
+            Op::Load(load) => {
+                let Transfer { address, elements, order } = &**load;
                 let bytes = elements.bytes * elements.registers.len() as u32;
                 let touch = Touch { pc, action: Action::Read, order: *order, bytes, place };
                 let addresses = self.addresses(address);
@@ -69,7 +70,8 @@ impl Warp {
                     },
                 )
             }
-            Op::Store(address, elements, order) => {
+            Op::Store(store) => {
+                let Transfer { address, elements, order } = &**store;
                 let bytes = elements.bytes * elements.registers.len() as u32;
                 let touch = Touch { pc, action: Action::Write, order: *order, bytes, place };
                 let addresses = self.addresses(address);
