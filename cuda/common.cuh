@@ -3,7 +3,7 @@
 // Naming: `act` is the dtype of activations (f32 or bf16); vectors (gains, biases), statistics, log-probabilities and
 // gradients of parameters are f32 in both. Arithmetic is f32. A warp is 32 lanes; blocks are multiples of 32.
 //
-// NVRTC has no <cmath> macros: INFINITY is made from its bits.
+// NVRTC has no <cmath> macros: infinity and NaN are made from their bits.
 #pragma once
 #include <cuda_bf16.h>
 
@@ -18,6 +18,7 @@ constexpr int WARP = 32;
 constexpr u32 ALL_LANES = 0xffffffffu;
 
 __device__ __forceinline__ float infinity() { return __int_as_float(0x7f800000); }
+__device__ __forceinline__ float nan() { return __int_as_float(0x7fffffff); }
 
 // ---- one element --------------------------------------------------------------------------------------------------
 
@@ -108,25 +109,12 @@ struct Mask {
     const int *instance;
     u32 stride, offset;
     float scale;
-    u32 instances = ALL_LANES;
+    u32 instances;
 
     // The bitmap of instance `at`.
     __device__ __forceinline__ MaskRow of(int at) const {
         if (!bits || at < 0) return {nullptr, 1.0f};
-        if ((u32)at >= instances) return {nullptr, __int_as_float(0x7fffffff)};
+        if ((u32)at >= instances) return {nullptr, nan()};
         return {bits + (u64)at * stride + offset, scale};
-    }
-
-    // The site's words of a row, or nothing.
-    __device__ __forceinline__ const u32 *row(u32 row) const {
-        if (!bits) return nullptr;
-        int at = instance[row];
-        return at < 0 ? nullptr : bits + (u64)at * stride + offset;
-    }
-
-    // What element `col` of that row is multiplied by.
-    __device__ __forceinline__ float factor(const u32 *words, u32 col) const {
-        if (!words) return 1.0f;
-        return (words[col / 32] >> (col % 32)) & 1u ? scale : 0.0f;
     }
 };

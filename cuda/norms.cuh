@@ -45,8 +45,9 @@ template <typename On> struct RmsNorm {
         if (on.thread == 0) statistics[0] = rstd;
     }
 
-    template <int BLOCK> __device__ __forceinline__ void back_bring(const On &on, const Parameters &p, const Room &room,
-                                                                    float *partial, u32) {
+    template <int BLOCK>
+    __device__ __forceinline__ void begin_backward(const On &on, const Parameters &p, const Room &room, float *partial,
+                                                   u32) {
         ::bring<BLOCK>(w, on, p.w, room.first);
         dw.clear(on, partial);
     }
@@ -118,8 +119,9 @@ template <typename On> struct LayerNorm {
         if (on.thread == 0) *reinterpret_cast<float2 *>(statistics) = make_float2(mean, rstd);
     }
 
-    template <int BLOCK> __device__ __forceinline__ void back_bring(const On &on, const Parameters &p, const Room &room,
-                                                                    float *partial, u32 cols) {
+    template <int BLOCK>
+    __device__ __forceinline__ void begin_backward(const On &on, const Parameters &p, const Room &room, float *partial,
+                                                   u32 cols) {
         ::bring<BLOCK>(w, on, p.w, room.first);
         dw.clear(on, partial);
         db.clear(on, partial + cols);
@@ -200,7 +202,7 @@ template <template <typename> class Norm, int BLOCK, typename act> struct NormBa
         u32 row = blockIdx.x * each + on.team(), end = min(rows, (blockIdx.x + 1) * each);
         float *part = partial + (u64)blockIdx.x * Norm<On>::VECTORS * cols;
         Norm<On> norm;
-        norm.template back_bring<BLOCK>(on, parameters, room, part, cols);
+        norm.template begin_backward<BLOCK>(on, parameters, room, part, cols);
         __syncthreads();
         for (; row < end; row += BLOCK / On::THREADS) {
             Row<act, On> slope, input;
