@@ -15,6 +15,7 @@ mod real_model;
 mod rollouts;
 mod run;
 mod sequences;
+mod sim;
 mod story;
 mod text;
 mod theory;

@@ -1,0 +1,5 @@
+//! The simulator.
+
+mod instructions;
+mod launches;
+mod text;
