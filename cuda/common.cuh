@@ -26,8 +26,29 @@ __device__ __forceinline__ float load(const bf16 *p) { return __bfloat162float(*
 __device__ __forceinline__ void store(float *p, float x) { *p = x; }
 __device__ __forceinline__ void store(bf16 *p, float x) { *p = __float2bfloat16_rn(x); }
 
+// ---- arithmetic of one element ------------------------------------------------------------------------------------
+
 // 1 / (1 + e^-x). The quotient is approximate (2 ulp): a correctly rounded one costs more than the whole rest.
 __device__ __forceinline__ float sigmoid(float x) { return __fdividef(1.0f, 1.0f + expf(-x)); }
+
+// sigmoid(x) and 1 - sigmoid(x), neither by a difference: where one is near 1, the other has all its digits.
+struct Sigmoid {
+    float value, rest;
+};
+__device__ __forceinline__ Sigmoid sigmoids(float x) {
+    float e = expf(-fabsf(x)), large = __fdividef(1.0f, 1.0f + e), small = e * large;
+    return x < 0.0f ? Sigmoid{small, large} : Sigmoid{large, small};
+}
+
+// `yes` where a bit of `word & of` is set, else `no`, by a selection: of `?:` around a fused multiply-add the compiler
+// makes a branch for each element.
+__device__ __forceinline__ float choose(u32 word, u32 of, float yes, float no) {
+    float chosen;
+    asm("{ .reg .pred p; setp.ne.u32 p, %1, 0; selp.f32 %0, %2, %3, p; }"
+        : "=f"(chosen)
+        : "r"(word & of), "f"(yes), "f"(no));
+    return chosen;
+}
 
 // ---- sums over a block, the same bits in every run ----------------------------------------------------------------
 

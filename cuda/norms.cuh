@@ -133,9 +133,9 @@ template <typename On> struct LayerNorm {
         on.each([&](int k, u32 c) {
             auto d = dy(k, c), v = x(k, c), g = w(k, c);
             for (int i = 0; i < On::N; i++) {
-                float h = (v[i] - mean) * rstd;
-                level = fmaf(d[i], g[i], level);
-                slope = fmaf(d[i] * g[i], h, slope);
+                float h = (v[i] - mean) * rstd, p = __fmul_rn(d[i], g[i]);
+                level += p;
+                slope = fmaf(p, h, slope);
                 dw.at(k, c, i) = fmaf(d[i], h, dw.at(k, c, i));
                 db.at(k, c, i) += d[i];
             }
@@ -147,7 +147,9 @@ template <typename On> struct LayerNorm {
     template <typename act>
     __device__ __forceinline__ Numbers<On::N> dx(const Row<act, On> &dy, const Row<act, On> &x, int k, u32 c) const {
         auto d = dy(k, c), v = x(k, c), g = w(k, c);
-        for (int i = 0; i < On::N; i++) v[i] = rstd * fmaf(-((v[i] - mean) * rstd), slope, fmaf(d[i], g[i], -level));
+        // The product is rounded as it was in `level`, so that what is equal cancels exactly.
+        for (int i = 0; i < On::N; i++)
+            v[i] = rstd * fmaf(-((v[i] - mean) * rstd), slope, __fmul_rn(d[i], g[i]) - level);
         return v;
     }
 

@@ -12,7 +12,7 @@ a newer ptxas, which sees whether all listed GPUs take it. With LATCH_CUDA_PYTHO
 environment under target/ptx-venv and installs them there.
 
 Each PTX file opens with a line `// sources <hash>`: SHA-256 over the compiler's version, its flags, and the bytes of
-cuda/<stem>.cu and of every header cuda/*.cuh. A test of the crate recomputes it and names a file that is stale.
+cuda/<stem>.cu and of the headers of cuda/ that it includes, directly or not. A test of the crate recomputes it and names a file that is stale.
 """
 import argparse
 import ctypes
@@ -48,11 +48,23 @@ def site_packages():
     return Path(subprocess.run([python, "-c", query], check=True, capture_output=True, text=True).stdout.strip())
 
 
+def sources(stem):
+    """cuda/<stem>.cu and the headers of ours that it includes, directly or not, each once, in order of name."""
+    found, open_files = set(), [CUDA / f"{stem}.cu"]
+    while open_files:
+        path = open_files.pop()
+        if path not in found:
+            found.add(path)
+            names = re.findall(r'^#include "(.+)"', path.read_text(), re.M)
+            open_files.extend(CUDA / name for name in names)
+    return sorted(found, key=lambda path: path.name)
+
+
 def sources_hash(stem):
     """SHA-256 over what determines the output."""
     digest = hashlib.sha256()
     digest.update((COMPILER + " " + " ".join(FLAGS)).encode())
-    for path in [CUDA / f"{stem}.cu", *sorted(CUDA.glob("*.cuh"))]:
+    for path in sources(stem):
         digest.update(path.name.encode() + b"\0" + path.read_bytes())
     return digest.hexdigest()
 

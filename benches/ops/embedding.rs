@@ -2,6 +2,7 @@
 
 use crate::measure::{Case, ROWS, WIDTH, check, column, numbers, random, zeros};
 use latch::ops::embedding::{Inputs, backward, forward};
+use latch::ops::scatter::Order;
 
 const VOCABULARY: usize = 4096;
 
@@ -30,7 +31,8 @@ pub fn cases() -> Vec<Case> {
 
     let (dx, mut dtable, mut dplaces) =
         (random("dx", ROWS, WIDTH), zeros(VOCABULARY, WIDTH), zeros(ROWS, WIDTH));
-    backward(dx.view(), &inputs, &table, &mut dtable, Some(&mut dplaces), None).expect("shapes fit");
+    backward(dx.view(), &inputs, &table, &mut dtable, Some(&mut dplaces), None, &mut Order::default())
+        .expect("shapes fit");
     let given = numbers(&dx);
     check("position gradient", &dplaces, |at| given[at]);
     // 37 and 4096 have no common factor, so every id stands once.
@@ -43,7 +45,16 @@ pub fn cases() -> Vec<Case> {
         Case::moving("embedding forward", 12, run),
         Case::moving("embedding backward", 20, move || {
             let inputs = Inputs { ids: ids.view(), positions: positions.view(), soft: None };
-            backward(dx.view(), &inputs, &table, &mut dtable, Some(&mut dplaces), None).expect("shapes fit");
+            backward(
+                dx.view(),
+                &inputs,
+                &table,
+                &mut dtable,
+                Some(&mut dplaces),
+                None,
+                &mut Order::default(),
+            )
+            .expect("shapes fit");
         }),
     ]
 }

@@ -1,6 +1,7 @@
 //! Rows that move: gather, and the feedback of hidden states. Operations: src/ops/gather.rs, latent.rs.
 
 use crate::measure::{Case, ROWS, WIDTH, check, column, numbers, random, zeros};
+use latch::ops::scatter::Order;
 use latch::ops::{gather, latent};
 
 /// A permutation of the rows (ROWS is a power of two).
@@ -22,8 +23,9 @@ pub fn cases() -> Vec<Case> {
     check("gather", &y, moved);
     check("latent", &z, moved);
     let (mut dx, mut dhidden) = (zeros(ROWS, WIDTH), zeros(ROWS, WIDTH));
-    gather::backward(y.view(), rows.view(), dx.view_mut()).expect("shapes fit");
-    latent::backward(z.view(), ids.view(), signed.view(), None, dhidden.view_mut()).expect("shapes fit");
+    gather::backward(y.view(), rows.view(), dx.view_mut(), &mut Order::default()).expect("shapes fit");
+    latent::backward(z.view(), ids.view(), signed.view(), None, dhidden.view_mut(), &mut Order::default())
+        .expect("shapes fit");
     check("gather there and back", &dx, |at| xs[at]);
     check("latent there and back", &dhidden, |at| xs[at]);
 
@@ -34,14 +36,22 @@ pub fn cases() -> Vec<Case> {
             gather::forward(x.view(), rows.view(), y.view_mut()).expect("shapes fit");
         }),
         Case::moving("gather backward", 12, move || {
-            gather::backward(dy.view(), rows3.view(), dx.view_mut()).expect("shapes fit");
+            gather::backward(dy.view(), rows3.view(), dx.view_mut(), &mut Order::default())
+                .expect("shapes fit");
         }),
         Case::moving("latent forward", 8, move || {
             latent::forward(x2.view(), rows2.view(), ids2.view(), None, z.view_mut()).expect("shapes fit");
         }),
         Case::moving("latent backward", 12, move || {
-            latent::backward(dz.view(), ids.view(), signed.view(), None, dhidden.view_mut())
-                .expect("shapes fit");
+            latent::backward(
+                dz.view(),
+                ids.view(),
+                signed.view(),
+                None,
+                dhidden.view_mut(),
+                &mut Order::default(),
+            )
+            .expect("shapes fit");
         }),
     ]
 }

@@ -49,10 +49,7 @@ impl Runtime {
     fn run<T>(&self, work: impl FnOnce(&mut State) -> Outcome<T>) -> Result<T> {
         let mut state = self.lock();
         if let Some((problem, advice)) = &state.lost {
-            return Err(Error::device(
-                format!("{} was lost and must be opened again: {problem}", self.name),
-                advice,
-            ));
+            return Err(Error::device(format!("{} was lost before: {problem}", self.name), advice));
         }
         work(&mut state).map_err(|failure| self.error(&mut state, failure))
     }

@@ -5,7 +5,7 @@
 use crate::base::{Error, Result};
 use crate::model::{Gradients, Model};
 use crate::ops::Tensor;
-use crate::ops::adamw::{self, Hyper, Moments};
+use crate::ops::adamw::{self, Batch, Hyper, Moments};
 use crate::ops::gradient_norm::{self, GradientNorm};
 
 /// Settings that stay for a run.
@@ -35,6 +35,7 @@ pub struct Optimizer {
     settings: Settings,
     moments: Vec<Moments>,
     norm: GradientNorm,
+    batch: Batch,
     step: u64,
 }
 
@@ -47,6 +48,7 @@ impl Optimizer {
             settings,
             moments: moments?,
             norm: GradientNorm::reserve(model.device(), &elements, model.dtype())?,
+            batch: Batch::default(),
             step: 0,
         })
     }
@@ -133,10 +135,8 @@ impl Optimizer {
         self.step += 1;
         let Settings { beta1, beta2, eps, weight_decay, .. } = self.settings;
         let hyper = Hyper { lr: learning_rate, beta1, beta2, eps, weight_decay, step: self.step };
-        let parameters = model.parameters_mut().iter_mut();
-        for ((parameter, gradient), moments) in parameters.zip(list).zip(&mut self.moments) {
-            adamw::step(parameter, gradient, moments, &hyper, self.norm.scale())?;
-        }
+        let scale = self.norm.scale();
+        adamw::step_all(model.parameters_mut(), &list, &mut self.moments, &hyper, scale, &mut self.batch)?;
         Ok(norm)
     }
 }

@@ -10,6 +10,7 @@ use super::tape::{Entry, Record};
 use crate::base::{Dtype, Result};
 use crate::device::Device;
 use crate::ops::mask::{self, MaskSet, SiteKind};
+use crate::ops::scatter::Order;
 use crate::ops::{Tensor, embedding, latent};
 use std::ops::Range;
 
@@ -31,6 +32,8 @@ pub(super) struct Workspace {
     stream: Tensor,
     /// By position on the tape: which position's hidden state a latent read; -1 where no gradient flows.
     sources: Tensor,
+    /// In which order gradients of inputs are added to the rows they came from.
+    order: Order,
 }
 
 impl Workspace {
@@ -38,6 +41,7 @@ impl Workspace {
         Ok(Workspace {
             stream: Tensor::zeros(device, [positions, width], dtype)?,
             sources: Tensor::zeros(device, [positions, 1], Dtype::I32)?,
+            order: Order::reserve(device, positions)?,
         })
     }
 }
@@ -139,16 +143,18 @@ impl Model {
         match self.architecture.position_embedding {
             Some(positions) => {
                 let [dtable, dpositions] = gradients.pair(self.architecture.token_embedding, positions);
-                embedding::backward(stream, &inputs, table, dtable, Some(dpositions), None)?;
+                let (dpositions, order) = (Some(dpositions), &mut back.order);
+                embedding::backward(stream, &inputs, table, dtable, dpositions, None, order)?;
             }
             None => {
                 let dtable = gradients.at(self.architecture.token_embedding);
-                embedding::backward(stream, &inputs, table, dtable, None, None)?;
+                embedding::backward(stream, &inputs, table, dtable, None, None, &mut back.order)?;
             }
         }
         if sources[at.clone()].iter().any(|&source| source >= 0) {
             let sources = back.sources.rows(at.clone())?;
-            latent::backward(stream, ids, sources, site(SiteKind::Latent)?, hidden_gradient.view_mut())?;
+            let (mask, into) = (site(SiteKind::Latent)?, hidden_gradient.view_mut());
+            latent::backward(stream, ids, sources, mask, into, &mut back.order)?;
         }
         Ok(())
     }

@@ -7,6 +7,7 @@ use super::Model;
 use super::parameters::Gradients;
 use super::sequences::{Sequences, not_recording};
 use crate::base::{Dtype, Error, Result};
+use crate::ops::scatter::Order;
 use crate::ops::{Tensor, View, ViewMut, gather, log_probability};
 
 /// Buffers for up to `capacity` scored positions.
@@ -22,6 +23,7 @@ pub struct Scores {
     saved: log_probability::Saved,
     coefficient: Tensor,
     hidden_gradient: Tensor,
+    order: Order,
     inverse_temperature: f64,
 }
 
@@ -42,6 +44,7 @@ impl Scores {
             saved: log_probability::Saved::reserve(device, capacity, head, dtype)?,
             coefficient: column(dtype)?,
             hidden_gradient: Tensor::zeros(device, [capacity, width], dtype)?,
+            order: Order::reserve(device, capacity)?,
             inverse_temperature: 1.0,
         })
     }
@@ -163,7 +166,8 @@ impl Scores {
         let dw = gradients.at(model.architecture.head);
         log_probability::backward(&upstream, &inputs, &mut self.saved, 0..count, dh, dw)?;
         let Some(into) = &mut sequences.hidden_gradient else { return Err(not_recording()) };
-        gather::backward(self.hidden_gradient.rows(0..count)?, self.index.rows(0..count)?, into.view_mut())
+        let (from, index) = (self.hidden_gradient.rows(0..count)?, self.index.rows(0..count)?);
+        gather::backward(from, index, into.view_mut(), &mut self.order)
     }
 }
 

@@ -1,9 +1,23 @@
-//! AdamW: decoupled weight decay, bias correction. CPU: cpu/adamw.rs. Parity: tests/parity/adamw.rs.
+//! AdamW: decoupled weight decay, bias correction. Kernels: cuda/adamw.cu. CPU: cpu/adamw.rs.
+//! Parity: tests/parity/adamw.rs.
 
+use super::launch::{ABSENT, arguments, kernels, size};
+use super::tensor_list::TensorList;
 use super::{Tensor, float_dispatch};
 use crate::base::{Dtype, Error, Result};
 use crate::cpu;
-use crate::device::Device;
+use crate::cpu::gradient_norm::CHUNK;
+use crate::device::{Argument, Device, Grid};
+
+kernels!("adamw":
+    STEP_F32 = "adamw_step_f32",
+    STEP_BF16 = "adamw_step_bf16",
+    STEP_ALL = "adamw_step_all",
+    WIDEN = "adamw_widen",
+);
+
+/// Threads of a block, which has one chunk of [`CHUNK`] elements; `__launch_bounds__` of the kernels.
+const BLOCK: u32 = 256;
 
 /// What one tensor carries from step to step. Checkpoints download and upload the parts.
 #[derive(Debug)]
@@ -37,7 +51,12 @@ impl Moments {
             let mut master = Tensor::zeros(device, shape, Dtype::F32)?;
             match device {
                 Device::Cpu(_) => cpu::adamw::widen(parameter.view().slice()?, master.view_mut().slice()?),
-                gpu @ Device::Gpu(_) => return Err(gpu.no_kernel("adamw")),
+                Device::Gpu(_) if shape.elements() == 0 => {}
+                Device::Gpu(gpu) => {
+                    let count = size("adamw elements", shape.elements())?;
+                    let list = arguments![parameter.view().address()?, master.view_mut().address()?, count];
+                    gpu.launch(&WIDEN, chunks(count), &list)?;
+                }
             }
             moments.master = Some(master);
         }
@@ -75,6 +94,104 @@ pub fn step(
     hyper: &Hyper,
     scale: &Tensor,
 ) -> Result<()> {
+    check(parameter, gradient, moments, hyper, scale)?;
+    let dtype = moments.m.dtype();
+    match &parameter.device().clone() {
+        Device::Cpu(_) => match moments.master.as_mut() {
+            Some(master) => {
+                let (mut p, mut master) = (parameter.view_mut(), master.view_mut());
+                let (mut m, mut v) = (moments.m.view_mut(), moments.v.view_mut());
+                let step = numbers::<f32>(hyper, scale.view().slice()?[0]);
+                let both = (p.slice()?, master.slice()?);
+                cpu::adamw::step_bf16(step, gradient.view().slice()?, both, m.slice()?, v.slice()?);
+            }
+            None => float_dispatch!("adamw", dtype, T => {
+                let (mut p, mut m, mut v) =
+                    (parameter.view_mut(), moments.m.view_mut(), moments.v.view_mut());
+                let step = numbers::<T>(hyper, scale.view().slice()?[0]);
+                cpu::adamw::step(step, gradient.view().slice()?, p.slice()?, m.slice()?, v.slice()?);
+            }),
+        },
+        Device::Gpu(_) if parameter.shape().elements() == 0 => {}
+        Device::Gpu(gpu) => {
+            let count = size("adamw elements", parameter.shape().elements())?;
+            let [p, master, gradient, m, v] = addresses(parameter, gradient, moments)?;
+            let (kernel, mut list) = match moments.master {
+                Some(_) => (&STEP_BF16, vec![p, master, gradient, m, v]),
+                None => (&STEP_F32, vec![p, gradient, m, v]),
+            };
+            list.push(count.into());
+            list.extend(number_arguments(hyper));
+            list.push(scale.view().address()?);
+            gpu.launch(kernel, chunks(count), &list)?;
+        }
+    }
+    Ok(())
+}
+
+/// What [`step_all`] keeps from call to call: where the tensors are, on a GPU.
+#[derive(Debug, Default)]
+pub struct Batch {
+    list: Option<TensorList>,
+}
+
+/// [`step`] for many tensors, in one launch on a GPU: `gradients[i]` and `moments[i]` belong to `parameters[i]`.
+///
+/// # Errors
+/// As [`step`], or lists of different lengths. Nothing is updated then.
+pub fn step_all(
+    parameters: &mut [Tensor],
+    gradients: &[&Tensor],
+    moments: &mut [Moments],
+    hyper: &Hyper,
+    scale: &Tensor,
+    batch: &mut Batch,
+) -> Result<()> {
+    let (tensors, found) = (parameters.len(), (gradients.len(), moments.len()));
+    if found != (tensors, tensors) {
+        let found = format!("{} gradients and {} moments", found.0, found.1);
+        return Err(Error::shape("adamw lists", found, format!("{tensors}, one for each parameter")));
+    }
+    for ((parameter, gradient), moments) in parameters.iter().zip(gradients).zip(&*moments) {
+        check(parameter, gradient, moments, hyper, scale)?;
+    }
+    match scale.device() {
+        Device::Cpu(_) => {
+            for ((parameter, gradient), moments) in parameters.iter_mut().zip(gradients).zip(moments) {
+                step(parameter, gradient, moments, hyper, scale)?;
+            }
+        }
+        device @ Device::Gpu(gpu) => {
+            let elements: Vec<usize> = parameters.iter().map(|p| p.shape().elements()).collect();
+            let kept = batch.list.take().filter(|list| list.is_for(elements.iter().copied()));
+            let list = match kept {
+                Some(list) => list,
+                None => TensorList::reserve(device, &elements, 5)?,
+            };
+            let list = batch.list.insert(list);
+            let mut operands = Vec::with_capacity(5 * tensors);
+            for ((parameter, gradient), moments) in parameters.iter().zip(gradients).zip(&*moments) {
+                operands.extend(addresses(parameter, gradient, moments)?);
+            }
+            let mut arguments = list.arguments(operands.into_iter())?.to_vec();
+            arguments.extend(number_arguments(hyper));
+            arguments.push(scale.view().address()?);
+            if list.chunks() > 0 {
+                gpu.launch(&STEP_ALL, Grid::linear(list.chunks(), BLOCK), &arguments)?;
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Fails unless the operands of a step fit each other.
+fn check(
+    parameter: &Tensor,
+    gradient: &Tensor,
+    moments: &Moments,
+    hyper: &Hyper,
+    scale: &Tensor,
+) -> Result<()> {
     let (shape, dtype) = (parameter.shape(), moments.m.dtype());
     for (what, tensor) in
         [("adamw gradient", gradient), ("adamw moment m", &moments.m), ("adamw moment v", &moments.v)]
@@ -87,34 +204,50 @@ pub fn step(
     if hyper.step == 0 {
         return Err(Error::input("adamw step", "found 0", "count steps from 1"));
     }
-    match parameter.device() {
-        Device::Cpu(_) => match (parameter.dtype(), moments.master.as_mut()) {
-            (Dtype::Bf16, Some(master)) => {
-                master.expect_shape("adamw master", shape)?;
-                let (mut p, mut master) = (parameter.view_mut(), master.view_mut());
-                let (mut m, mut v) = (moments.m.view_mut(), moments.v.view_mut());
-                let step = numbers::<f32>(hyper, scale.view().slice()?[0]);
-                let both = (p.slice()?, master.slice()?);
-                cpu::adamw::step_bf16(step, gradient.view().slice()?, both, m.slice()?, v.slice()?);
+    match (parameter.dtype(), &moments.master) {
+        (Dtype::Bf16, Some(master)) => {
+            master.expect_shape("adamw master", shape)?;
+            master.expect_dtype("adamw master", dtype)
+        }
+        (found, None) if found == dtype && found.is_float() && found != Dtype::Bf16 => {
+            match (parameter.device(), found) {
+                (Device::Gpu(_), Dtype::F64) => {
+                    Err(Error::dtype("adamw parameter", found, "f32 or bf16 on a GPU"))
+                }
+                _ => Ok(()),
             }
-            (found, None) if found == dtype => float_dispatch!("adamw", dtype, T => {
-                let (mut p, mut m, mut v) =
-                    (parameter.view_mut(), moments.m.view_mut(), moments.v.view_mut());
-                let step = numbers::<T>(hyper, scale.view().slice()?[0]);
-                cpu::adamw::step(step, gradient.view().slice()?, p.slice()?, m.slice()?, v.slice()?);
-            }),
-            (found, master) => {
-                let state = if master.is_some() { "a master" } else { "no master" };
-                return Err(Error::dtype(
-                    "adamw parameter",
-                    format!("{found} with {dtype} moments and {state}"),
-                    "bf16 with f32 moments and a master, or the moments' type without one",
-                ));
-            }
-        },
-        gpu @ Device::Gpu(_) => return Err(gpu.no_kernel("adamw")),
+        }
+        (found, master) => {
+            let state = if master.is_some() { "a master" } else { "no master" };
+            Err(Error::dtype(
+                "adamw parameter",
+                format!("{found} with {dtype} moments and {state}"),
+                "bf16 with f32 moments and a master, or the moments' type without one",
+            ))
+        }
     }
-    Ok(())
+}
+
+/// Addresses of parameter, master (absent beside an f32 parameter), gradient, m, v: the order of the kernels.
+fn addresses(parameter: &Tensor, gradient: &Tensor, moments: &Moments) -> Result<[Argument; 5]> {
+    Ok([
+        parameter.view().address()?,
+        moments.master.as_ref().map_or(Ok(ABSENT), |master| master.view().address())?,
+        gradient.view().address()?,
+        moments.m.view().address()?,
+        moments.v.view().address()?,
+    ])
+}
+
+/// A block for each chunk of `count` elements.
+fn chunks(count: u32) -> Grid {
+    Grid::linear(count.div_ceil(CHUNK as u32), BLOCK)
+}
+
+/// The constants of a step as kernels take them; the scale is read on the device.
+fn number_arguments(hyper: &Hyper) -> [Argument; 7] {
+    let step = numbers::<f32>(hyper, 1.0);
+    arguments![step.keep, step.first, step.beta2, step.second, step.size, step.root, step.eps]
 }
 
 /// The constants of a step, computed in f64 and rounded once.

@@ -1,12 +1,27 @@
-//! Input embeddings of tokens, latents and soft mixtures. CPU: cpu/embedding.rs. Parity: tests/parity/embedding.rs.
+//! Input embeddings of tokens, latents and soft mixtures. Kernels: cuda/embedding.cu, sums over rows cuda/scatter.cu.
+//! CPU: cpu/embedding.rs. Parity: tests/parity/embedding.rs.
 
 use super::index::{expect_indices, expect_rows};
+use super::launch::{ABSENT, arguments, kernels, row_grid, size};
+use super::scatter::{self, Contributions, Order};
 use super::{Tensor, View, ViewMut};
 use crate::base::{Dtype, Error, Result};
 use crate::cpu;
-use crate::device::{Device, Element};
+use crate::device::{Argument, Device, Element, Grid, Kernel};
 use cpu::Float;
 use half::bf16;
+
+kernels!("embedding":
+    FORWARD_F32 = "embedding_fwd_f32",
+    FORWARD_BF16 = "embedding_fwd_bf16",
+    FORWARD_MIXED = "embedding_fwd_mixed",
+    WEIGHTS_F32 = "embedding_bwd_weights_f32",
+    WEIGHTS_BF16 = "embedding_bwd_weights_bf16",
+    WEIGHTS_MIXED = "embedding_bwd_weights_mixed",
+);
+
+/// Threads of a block of the kernels for the weights' gradient; `__launch_bounds__`.
+const WEIGHTS_BLOCK: u32 = 256;
 
 /// What stands at each of N packed positions.
 #[derive(Clone, Copy, Debug)]
@@ -24,7 +39,7 @@ pub struct Inputs<'a> {
 pub struct Soft<'a> {
     /// U32 `[S, k]`: token ids.
     pub ids: View<'a>,
-    /// `[S, k]`, of the activations' dtype: weights.
+    /// `[S, k]`: weights, in the accumulation dtype of the activations' (f32 beside bf16).
     pub weights: View<'a>,
 }
 
@@ -59,7 +74,20 @@ impl<'a> Inputs<'a> {
         let Some(soft) = &self.soft else { return Ok(()) };
         let (mixtures, kept) = (soft.ids.count(), soft.ids.cols());
         soft.ids.expect("embedding soft ids", mixtures, kept, Dtype::U32)?;
-        soft.weights.expect("embedding soft weights", mixtures, kept, dtype)
+        soft.weights.expect("embedding soft weights", mixtures, kept, dtype.accumulation())
+    }
+
+    /// Ids, weights, mixtures and terms of a mixture, as kernels take them.
+    fn soft_arguments(&self) -> Result<[Argument; 4]> {
+        match self.soft {
+            Some(soft) => Ok([
+                soft.ids.address()?,
+                soft.weights.address()?,
+                size("mixtures", soft.ids.count())?.into(),
+                size("terms", soft.ids.cols())?.into(),
+            ]),
+            None => Ok([ABSENT, ABSENT, Argument::U32(0), Argument::U32(0)]),
+        }
     }
 
     /// The form of the CPU kernels; fails where an index would leave a table of `vocabulary` rows.
@@ -76,10 +104,24 @@ impl<'a> Inputs<'a> {
     }
 }
 
+/// The kernel for a table under activations.
+fn kernel(table: Dtype, x: Dtype, [f32, bf16, mixed]: [&'static Kernel; 3]) -> Result<&'static Kernel> {
+    match (table, x) {
+        (Dtype::F32, Dtype::F32) => Ok(f32),
+        (Dtype::Bf16, Dtype::Bf16) => Ok(bf16),
+        (Dtype::Bf16, Dtype::F32) => Ok(mixed),
+        (found, x) => Err(Error::dtype(
+            "embedding table",
+            format!("{found} with {x} activations"),
+            "f32 or bf16 on a GPU",
+        )),
+    }
+}
+
 /// Token rows: `x[n] = table[id]`. Soft rows: `x[n] = sum_j weight_j * table[id_j]`. Latent rows: `x[n]` stays as
 /// it is (see [`super::latent::forward`]). Then, with a position table, `x[n] += position_table[position[n]]`.
 ///
-/// `table[V, d]` and `position_table[P, d]` have the dtype of `x[N, d]`, or are bf16 under an f32 `x`.
+/// `table[V, d]` and `position_table[P, d]` have the dtype of `x[N, d]`, or are bf16 under an f32 `x` (on a GPU both).
 ///
 /// # Errors
 /// Shapes or dtypes that do not fit; an id or a position outside its table.
@@ -108,13 +150,36 @@ pub fn forward(
                 });
             }
         }
-        gpu @ Device::Gpu(_) => return Err(gpu.no_kernel("embedding")),
+        Device::Gpu(_) if rows * cols == 0 => {}
+        Device::Gpu(gpu) => {
+            let kernel = kernel(table.dtype(), dtype, [&FORWARD_F32, &FORWARD_BF16, &FORWARD_MIXED])?;
+            let (positions, length) = match position_table {
+                Some(positions) => {
+                    positions.expect_dtype("embedding position table", table.dtype())?;
+                    let length = expect_table("embedding position table", positions, cols)?;
+                    (positions.view().address()?, length)
+                }
+                None => (ABSENT, 0),
+            };
+            let mut list = vec![inputs.ids.address()?, inputs.positions.address()?];
+            list.extend(inputs.soft_arguments()?);
+            list.extend(arguments![
+                table.view().address()?,
+                size("vocabulary", vocabulary)?,
+                positions,
+                size("positions", length)?,
+                size("embedding rows", rows)?,
+                size("columns", cols)?,
+                x.address()?,
+            ]);
+            gpu.launch(kernel, row_grid("embedding rows", rows, cols)?, &list)?;
+        }
     }
     Ok(())
 }
 
 /// Gradients of [`forward`]: adds to `dtable[V, d]` and `dposition[P, d]`, assigns `dweights[S, k]`, all in the
-/// dtype of `dx[N, d]`. The gradient of a latent row is `dx` itself (see [`super::latent::backward`]).
+/// accumulation dtype of `dx[N, d]`. The gradient of a latent row is `dx` itself (see [`super::latent::backward`]).
 ///
 /// # Errors
 /// Shapes or dtypes that do not fit; an id or a position outside its table.
@@ -125,12 +190,13 @@ pub fn backward(
     dtable: &mut Tensor,
     dposition: Option<&mut Tensor>,
     dweights: Option<ViewMut>,
+    order: &mut Order,
 ) -> Result<()> {
     let (rows, cols, dtype) = (dx.count(), dx.cols(), dx.dtype());
     let vocabulary = expect_table("embedding table", table, cols)?;
     inputs.expect(rows, dtype)?;
     dtable.expect_shape("embedding dtable", [vocabulary, cols])?;
-    dtable.expect_dtype("embedding dtable", dtype)?;
+    dtable.expect_dtype("embedding dtable", dtype.accumulation())?;
     match dx.device() {
         Device::Cpu(_) => table_dispatch!("embedding table", table.dtype(), dtype, W, T => {
             let dx = dx.slice::<T>()?;
@@ -149,7 +215,36 @@ pub fn backward(
                 cpu::embedding::backward_weights::<W, T>(dx, soft, table, cols, dweights.slice()?);
             }
         }),
-        gpu @ Device::Gpu(_) => return Err(gpu.no_kernel("embedding")),
+        Device::Gpu(gpu) => {
+            let tokens = Contributions::Tokens(inputs.ids, inputs.soft);
+            scatter::add(&**gpu, tokens, dx, dtable.view_mut(), order)?;
+            if let Some(dposition) = dposition {
+                expect_table("embedding dposition", dposition, cols)?;
+                dposition.expect_dtype("embedding dposition", dtype.accumulation())?;
+                let rows = Contributions::Rows(inputs.positions);
+                scatter::add(&**gpu, rows, dx, dposition.view_mut(), order)?;
+            }
+            if let Some(dweights) = dweights {
+                let [soft_ids, _, _, terms] = inputs.soft_arguments()?;
+                let (count, kept) = inputs.soft.map_or((0, 0), |soft| (soft.ids.count(), soft.ids.cols()));
+                dweights.expect("embedding dweights", count, kept, dtype.accumulation())?;
+                let kernel = kernel(table.dtype(), dtype, [&WEIGHTS_F32, &WEIGHTS_BF16, &WEIGHTS_MIXED])?;
+                if count * kept > 0 {
+                    let list = arguments![
+                        inputs.ids.address()?,
+                        size("embedding rows", rows)?,
+                        soft_ids,
+                        terms,
+                        table.view().address()?,
+                        size("vocabulary", vocabulary)?,
+                        dx.address()?,
+                        size("columns", cols)?,
+                        dweights.address()?,
+                    ];
+                    gpu.launch(kernel, Grid::linear(size("mixtures", count)?, WEIGHTS_BLOCK), &list)?;
+                }
+            }
+        }
     }
     Ok(())
 }

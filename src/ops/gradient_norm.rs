@@ -1,11 +1,19 @@
 //! The global L2 norm of gradients and the scale that clips it, both left on the device.
-//! CPU: cpu/gradient_norm.rs. Parity: tests/parity/gradient_norm.rs.
+//! Kernels: cuda/gradient_norm.cu. CPU: cpu/gradient_norm.rs. Parity: tests/parity/gradient_norm.rs.
 
+use super::launch::{arguments, kernels, size};
+use super::tensor_list::TensorList;
 use super::{Tensor, float_dispatch};
 use crate::base::{Dtype, Error, Result};
 use crate::cpu;
 use crate::cpu::gradient_norm::CHUNK;
-use crate::device::Device;
+use crate::device::{Argument, Device, Grid};
+
+kernels!("gradient_norm": SUMS = "gradient_norm_sums", FINISH = "gradient_norm_finish");
+
+/// Threads of a block; `__launch_bounds__` of the kernels.
+const SUMS_BLOCK: u32 = 256;
+const FINISH_BLOCK: u32 = 1024;
 
 /// Room for the partial sums, and the results of the newest [`forward`].
 #[derive(Debug)]
@@ -14,6 +22,8 @@ pub struct GradientNorm {
     sums: Tensor,
     norm: Tensor,
     scale: Tensor,
+    /// Where the gradients are, on a GPU.
+    list: Option<TensorList>,
 }
 
 impl GradientNorm {
@@ -24,6 +34,10 @@ impl GradientNorm {
             sums: Tensor::zeros(device, [chunks, 1], Dtype::F64)?,
             norm: Tensor::zeros(device, [1], dtype)?,
             scale: Tensor::zeros(device, [1], dtype)?,
+            list: match device {
+                Device::Cpu(_) => None,
+                Device::Gpu(_) => Some(TensorList::reserve(device, elements, 1)?),
+            },
         })
     }
 
@@ -54,7 +68,7 @@ pub fn forward(gradients: &[&Tensor], max_norm: f64, state: &mut GradientNorm) -
         let advice = "use a positive number, or infinity for no clipping";
         return Err(Error::input("max_norm", format!("found {max_norm}"), advice));
     }
-    match state.norm.device() {
+    match &state.norm.device().clone() {
         Device::Cpu(_) => float_dispatch!("gradient_norm", dtype, T => {
             let mut sums = state.sums.view_mut();
             let sums = sums.slice::<f64>()?;
@@ -68,7 +82,29 @@ pub fn forward(gradients: &[&Tensor], max_norm: f64, state: &mut GradientNorm) -
             state.norm.view_mut().slice::<T>()?[0] = <T as cpu::Float>::from_f64(norm);
             state.scale.view_mut().slice::<T>()?[0] = <T as cpu::Float>::from_f64(scale);
         }),
-        gpu @ Device::Gpu(_) => return Err(gpu.no_kernel("gradient_norm")),
+        Device::Gpu(gpu) => {
+            if dtype != Dtype::F32 {
+                return Err(Error::dtype("gradient_norm", dtype, "f32 on a GPU"));
+            }
+            let sums = state.sums.view().address()?;
+            let list = state
+                .list
+                .as_mut()
+                .filter(|list| list.is_for(gradients.iter().map(|gradient| gradient.shape().elements())));
+            let Some(list) = list else {
+                return Err(Error::shape("gradient_norm gradients", "other sizes", "those reserved"));
+            };
+            let addresses = gradients.iter().map(|g| g.view().address()).collect::<Result<Vec<_>>>()?;
+            let [table, tensor_of_chunk] = list.arguments(addresses.into_iter())?;
+            if list.chunks() > 0 {
+                let grid = Grid::linear(list.chunks(), SUMS_BLOCK);
+                gpu.launch(&SUMS, grid, &arguments![table, tensor_of_chunk, sums])?;
+            }
+            let (chunks, bound) = (size("chunks", chunks)?, Argument::U64(max_norm.to_bits()));
+            let results = [state.norm.view_mut().address()?, state.scale.view_mut().address()?];
+            let list = arguments![sums, chunks, bound, results[0], results[1]];
+            gpu.launch(&FINISH, Grid::linear(1, FINISH_BLOCK), &list)?;
+        }
     }
     Ok(())
 }

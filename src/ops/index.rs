@@ -1,10 +1,21 @@
 //! Small integer operations on the device, so that a decode step needs no upload. CPU: here, they are one line each.
-//! Parity: tests/parity/gather.rs.
+//! Kernels: cuda/index.cu. Parity: tests/parity/index.rs.
 
+use super::launch::{arguments, kernels, size};
 use super::{Tensor, View, ViewMut};
 use crate::base::{Dtype, Error, Result};
-use crate::device::{Device, Element};
+use crate::device::{Device, Element, Grid};
 use std::ops::Range;
+
+kernels!("index":
+    ADVANCE = "index_advance",
+    REPEAT = "index_repeat",
+    FILL_32 = "index_fill_32",
+    FILL_16 = "index_fill_16",
+);
+
+/// Threads of a block; `__launch_bounds__` of the kernels.
+const BLOCK: u32 = 256;
 
 /// `positions += by` in place; U32 `[N, 1]`.
 ///
@@ -15,7 +26,12 @@ pub fn advance(mut positions: ViewMut, by: u32) -> Result<()> {
     positions.expect("advance", rows, cols, Dtype::U32)?;
     match positions.device() {
         Device::Cpu(_) => positions.slice::<u32>()?.iter_mut().for_each(|p| *p = p.wrapping_add(by)),
-        gpu @ Device::Gpu(_) => return Err(gpu.no_kernel("advance")),
+        Device::Gpu(_) if rows * cols == 0 => {}
+        Device::Gpu(gpu) => {
+            let count = size("advance", rows * cols)?;
+            let grid = Grid::linear(count.div_ceil(BLOCK), BLOCK);
+            gpu.launch(&ADVANCE, grid, &arguments![positions.address()?, count, by])?;
+        }
     }
     Ok(())
 }
@@ -24,7 +40,7 @@ pub fn advance(mut positions: ViewMut, by: u32) -> Result<()> {
 /// decode step from that of the last. The ranges may be the same, but must not overlap otherwise.
 ///
 /// # Errors
-/// Another dtype, or ranges outside the tensor.
+/// Another dtype, ranges outside the tensor, or ranges that overlap without being the same.
 pub fn repeat(tensor: &mut Tensor, from: Range<usize>, to: usize, add: i32) -> Result<()> {
     let count = from.len();
     tensor.rows(from.clone())?;
@@ -35,6 +51,10 @@ pub fn repeat(tensor: &mut Tensor, from: Range<usize>, to: usize, add: i32) -> R
             format!("{to}..{}", to + count),
             format!("inside {} entries", view.count()),
         ));
+    }
+    if to != from.start && to < from.end && from.start < to + count {
+        let found = format!("{from:?} to {to}..{}", to + count);
+        return Err(Error::shape("repeat", found, "the same entries, or others"));
     }
     match (device, dtype) {
         (Device::Cpu(_), Dtype::U32) => {
@@ -47,8 +67,15 @@ pub fn repeat(tensor: &mut Tensor, from: Range<usize>, to: usize, add: i32) -> R
             entries.copy_within(from, to);
             entries[to..to + count].iter_mut().for_each(|entry| *entry = entry.wrapping_add(add));
         }
-        (Device::Cpu(_), other) => return Err(Error::dtype("repeat", other, "u32 or i32")),
-        (gpu @ Device::Gpu(_), _) => return Err(gpu.no_kernel("repeat")),
+        (Device::Gpu(_), Dtype::U32 | Dtype::I32) if count == 0 => {}
+        (Device::Gpu(gpu), Dtype::U32 | Dtype::I32) => {
+            let (source, target) =
+                (view.reborrow().rows(from)?.address()?, view.reborrow().rows(to..to + count)?.address()?);
+            let count = size("repeat", count)?;
+            let grid = Grid::linear(count.div_ceil(BLOCK), BLOCK);
+            gpu.launch(&REPEAT, grid, &arguments![source, target, count, add])?;
+        }
+        (_, other) => return Err(Error::dtype("repeat", other, "u32 or i32")),
     }
     Ok(())
 }
@@ -68,7 +95,13 @@ pub fn set_ids(tokens: View, mut ids: ViewMut) -> Result<()> {
                 *id = token as i32;
             }
         }
-        gpu @ Device::Gpu(_) => return Err(gpu.no_kernel("set_ids")),
+        Device::Gpu(_) if rows * cols == 0 => {}
+        Device::Gpu(gpu) => {
+            // The two have the same bits.
+            let count = size("set_ids", rows * cols)?;
+            let grid = Grid::linear(count.div_ceil(BLOCK), BLOCK);
+            gpu.launch(&REPEAT, grid, &arguments![tokens.address()?, ids.address()?, count, 0_u32])?;
+        }
     }
     Ok(())
 }
@@ -82,7 +115,17 @@ pub fn fill<T: Element>(mut x: ViewMut, value: T) -> Result<()> {
     x.expect("fill", rows, cols, T::DTYPE)?;
     match x.device() {
         Device::Cpu(_) => x.slice::<T>()?.fill(value),
-        gpu @ Device::Gpu(_) => return Err(gpu.no_kernel("fill")),
+        Device::Gpu(_) if rows * cols == 0 => {}
+        Device::Gpu(gpu) => {
+            let count = size("fill", rows * cols)?;
+            let (kernel, bits) = match *bytemuck::bytes_of(&value) {
+                [a, b, c, d] => (&FILL_32, u32::from_ne_bytes([a, b, c, d])),
+                [a, b] => (&FILL_16, u32::from(u16::from_ne_bytes([a, b]))),
+                _ => return Err(Error::dtype("fill", T::DTYPE, "elements of 2 or 4 bytes on a GPU")),
+            };
+            let grid = Grid::linear(count.div_ceil(BLOCK), BLOCK);
+            gpu.launch(kernel, grid, &arguments![x.address()?, count, bits])?;
+        }
     }
     Ok(())
 }

@@ -68,3 +68,9 @@ pub(in crate::ops) fn by_dtype(
         other => Err(Error::dtype(what, other, "f32 or bf16 on a GPU")),
     }
 }
+
+/// Grid and threads of kernels in which a warp has one row, or 1024 columns of it (cuda/indexed_rows.cuh).
+pub(in crate::ops) fn row_grid(what: &str, rows: usize, cols: usize) -> Result<Grid> {
+    let blocks = [size(what, rows)?.div_ceil(4), size(what, cols)?.div_ceil(1024), 1];
+    Ok(Grid { blocks, threads: [128, 1, 1], shared_bytes: 0 })
+}

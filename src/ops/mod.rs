@@ -28,8 +28,10 @@ pub mod rmsnorm;
 pub mod rope;
 mod row_blocks;
 pub mod sampler;
+pub mod scatter;
 pub mod swiglu;
 mod tensor;
+mod tensor_list;
 
 pub(in crate::ops) use tensor::float_dispatch;
 pub use tensor::{Tensor, View, ViewMut};

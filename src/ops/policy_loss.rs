@@ -1,5 +1,5 @@
-//! Policy losses of the GRPO family over packed rows of sampled tokens. CPU: cpu/policy_loss.rs.
-//! Parity: tests/parity/policy_loss.rs. Golden numbers: tests/learn/objective.rs.
+//! Policy losses of the GRPO family over packed rows of sampled tokens. Kernels: cuda/policy_loss.cu.
+//! CPU: cpu/policy_loss.rs. Parity: tests/parity/policy_loss.rs. Golden numbers: tests/learn/objective.rs.
 //!
 //! ```text
 //! x   = ln pi - ln pi_old, or its mean over the row (GSPO);   rho = exp(clamp(x))
@@ -16,11 +16,17 @@
 //! tokens, as in TRL. Where ln pi = ln pi_old, the ratio is exactly 1.
 //! Backward needs nothing but the operands: there is no `Saved`, and either pass can be left out.
 
+use super::launch::{ABSENT, arguments, kernels, size};
 use super::{View, ViewMut, float_dispatch};
 use crate::base::{Dtype, Error, Result};
 use crate::cpu;
-use crate::device::{Device, Element};
+use crate::device::{Argument, Device, Element, Grid, Kernel, Launcher};
 pub use cpu::policy_loss::Estimator;
+
+kernels!("policy_loss": FORWARD = "policy_loss_fwd_f32", BACKWARD = "policy_loss_bwd_f32");
+
+/// Threads of a block; `__launch_bounds__` of the kernels.
+const BLOCK: u32 = 128;
 
 /// What a ratio compares.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -143,7 +149,9 @@ pub fn forward(inputs: &Inputs, hyper: &Hyper, mut out: Outputs) -> Result<()> {
             let (term, statistics) = (out.term.slice()?, out.statistics.slice()?);
             cpu::policy_loss::forward::<T>(operands(inputs)?, rule(hyper), term, statistics);
         }),
-        gpu @ Device::Gpu(_) => return Err(gpu.no_kernel("policy_loss")),
+        Device::Gpu(gpu) => {
+            launch(&**gpu, &FORWARD, inputs, hyper, [out.term.address()?, out.statistics.address()?])?;
+        }
     }
     Ok(())
 }
@@ -162,7 +170,9 @@ pub fn backward(weight: View, inputs: &Inputs, hyper: &Hyper, mut coefficient: V
             let (weight, coefficient) = (weight.slice()?, coefficient.slice()?);
             cpu::policy_loss::backward::<T>(weight, operands(inputs)?, rule(hyper), coefficient);
         }),
-        gpu @ Device::Gpu(_) => return Err(gpu.no_kernel("policy_loss")),
+        Device::Gpu(gpu) => {
+            launch(&**gpu, &BACKWARD, inputs, hyper, [weight.address()?, coefficient.address()?])?;
+        }
     }
     Ok(())
 }
@@ -264,6 +274,60 @@ fn check(inputs: &Inputs, hyper: &Hyper) -> Result<(usize, Dtype)> {
     }
     hyper.check()?;
     Ok((tokens, dtype))
+}
+
+/// Runs a kernel with its last two arguments; a block has one row.
+fn launch(
+    gpu: &dyn Launcher,
+    kernel: &'static Kernel,
+    inputs: &Inputs,
+    hyper: &Hyper,
+    last: [Argument; 2],
+) -> Result<()> {
+    let (tokens, rows) = (inputs.log_probability.count(), inputs.starts.count() - 1);
+    let dtype = inputs.log_probability.dtype();
+    if dtype != Dtype::F32 {
+        return Err(Error::dtype("policy_loss", dtype, "f32 on a GPU"));
+    }
+    if tokens == 0 || rows == 0 {
+        return Ok(());
+    }
+    let mut list = arguments![
+        inputs.log_probability.address()?,
+        inputs.old.address()?,
+        inputs.reference.map_or(Ok(ABSENT), |reference| reference.address())?,
+        inputs.advantage.address()?,
+        inputs.starts.address()?,
+        size("policy_loss tokens", tokens)?,
+    ]
+    .to_vec();
+    list.extend(rule_arguments(&rule::<f32>(hyper)));
+    list.extend(last);
+    gpu.launch(kernel, Grid::linear(size("policy_loss rows", rows)?, BLOCK), &list)
+}
+
+/// The loss as the kernels take it: the order and the numbers of `Rule`, `Kind` and `Estimator` in cuda/policy_loss.cu.
+fn rule_arguments(rule: &cpu::policy_loss::Rule<f32>) -> [Argument; 11] {
+    use cpu::policy_loss::Surrogate as Kind;
+    let (kind, [first, second, third, fourth]) = match rule.surrogate {
+        Kind::Clipped { lowest, highest, delta, dual } => (0_u32, [lowest, highest, delta, dual]),
+        Kind::Weighted { highest } => (1, [highest, 0.0, 0.0, 0.0]),
+        Kind::Soft { positive, negative } => (2, [positive, negative, 0.0, 0.0]),
+    };
+    let (estimator, beta, difference, cap) = match rule.penalty {
+        None => (0_u32, 0.0, f32::INFINITY, f32::INFINITY),
+        Some(penalty) => {
+            let number = match penalty.estimator {
+                Estimator::K1 => 1,
+                Estimator::K2 => 2,
+                Estimator::K3 => 3,
+                Estimator::K3Plus => 4,
+            };
+            (number, penalty.beta, penalty.clamp, penalty.cap)
+        }
+    };
+    let sequence = u32::from(rule.sequence);
+    arguments![sequence, rule.clamp, kind, first, second, third, fourth, estimator, beta, difference, cap]
 }
 
 fn operands<'a, T: Element>(inputs: &Inputs<'a>) -> Result<cpu::policy_loss::Operands<'a, T>> {

@@ -127,6 +127,27 @@ impl Counters {
         self.traffic.add(&other.traffic);
     }
 
+    /// What was counted since `earlier`, a reading of the same counters.
+    pub fn since(&self, earlier: &Counters) -> Counters {
+        let mut rest = self.clone();
+        rest.blocks -= earlier.blocks;
+        rest.blocks_run -= earlier.blocks_run;
+        rest.warps -= earlier.warps;
+        for class in 0..CLASSES {
+            rest.instructions[class] -= earlier.instructions[class];
+            rest.thread_instructions[class] -= earlier.thread_instructions[class];
+        }
+        rest.divergent_branches -= earlier.divergent_branches;
+        rest.matrix_multiply_adds -= earlier.matrix_multiply_adds;
+        rest.global_read_bytes -= earlier.global_read_bytes;
+        rest.global_write_bytes -= earlier.global_write_bytes;
+        rest.shared_read_bytes -= earlier.shared_read_bytes;
+        rest.shared_write_bytes -= earlier.shared_write_bytes;
+        rest.local_bytes -= earlier.local_bytes;
+        rest.traffic.subtract(&earlier.traffic);
+        rest
+    }
+
     /// Floating-point operations on tensor cores: two for each multiply-add.
     pub fn matrix_flops(&self) -> u64 {
         2 * self.matrix_multiply_adds
@@ -146,8 +167,9 @@ impl fmt::Display for Counters {
         let instructions = self.warp_instructions();
         writeln!(f, "{blocks} blocks{sample}, {} warps, {instructions} warp instructions", self.warps)?;
         let classes = ALL_CLASSES.iter().filter(|&&class| self.of(class) > 0);
-        let classes: Vec<String> =
-            classes.map(|&class| format!("{} {}", format!("{class:?}").to_lowercase(), self.of(class))).collect();
+        let classes: Vec<String> = classes
+            .map(|&class| format!("{} {}", format!("{class:?}").to_lowercase(), self.of(class)))
+            .collect();
         writeln!(f, "  {}", classes.join(", "))?;
         writeln!(
             f,
@@ -181,7 +203,10 @@ mod tests {
         assert_eq!((counters.warps, counters.of(Class::Matrix)), (8, 20));
         assert_eq!(counters.lane_share(), 0.5);
         let text = counters.to_string();
-        assert!(text.contains("matrix 20") && text.contains("50.0 %") && text.contains("flops 81920"), "{text}");
+        assert!(
+            text.contains("matrix 20") && text.contains("50.0 %") && text.contains("flops 81920"),
+            "{text}"
+        );
         assert!(!text.contains("double"), "{text}");
     }
 }

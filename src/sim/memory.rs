@@ -128,6 +128,8 @@ impl Memory {
             && whole.range.bytes == region.bytes
         {
             ended = self.kill(region.base);
+            // The allocation was not given back: what no piece covers is out of bounds, not dead.
+            self.dead.pop_back();
         }
         let before = self.live.range(..address + bytes).next_back().map(|(_, live)| live.range);
         if let Some(other) = before.filter(|r| r.base + r.bytes > address) {

@@ -25,10 +25,22 @@ pub struct Target {
 
 /// The architectures of the committed report, in its order.
 pub const TARGETS: [Target; 4] = [
-    Target { name: "sm_80", warps: 64, blocks: 32, shared_bytes: 164 << 10, shared_bytes_of_block: 163 << 10 },
+    Target {
+        name: "sm_80",
+        warps: 64,
+        blocks: 32,
+        shared_bytes: 164 << 10,
+        shared_bytes_of_block: 163 << 10,
+    },
     Target { name: "sm_86", warps: 48, blocks: 16, shared_bytes: 100 << 10, shared_bytes_of_block: 99 << 10 },
     Target { name: "sm_89", warps: 48, blocks: 24, shared_bytes: 100 << 10, shared_bytes_of_block: 99 << 10 },
-    Target { name: "sm_90", warps: 64, blocks: 32, shared_bytes: 228 << 10, shared_bytes_of_block: 227 << 10 },
+    Target {
+        name: "sm_90",
+        warps: 64,
+        blocks: 32,
+        shared_bytes: 228 << 10,
+        shared_bytes_of_block: 227 << 10,
+    },
 ];
 
 const REGISTERS: u32 = 65536;
@@ -87,7 +99,13 @@ impl Occupancy {
 impl fmt::Display for Occupancy {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let limit = format!("{:?}", self.limit).to_lowercase();
-        write!(f, "{:.0} % ({} blocks, {} warps; limit: {limit})", 100.0 * self.share(), self.blocks, self.warps)
+        write!(
+            f,
+            "{:.0} % ({} blocks, {} warps; limit: {limit})",
+            100.0 * self.share(),
+            self.blocks,
+            self.warps
+        )
     }
 }
 
@@ -154,14 +172,16 @@ pub fn report_rows(text: &str) -> Result<Vec<ReportRow>> {
         let cells: Vec<&str> = line.trim_matches('|').split('|').map(str::trim).collect();
         let numbers: Option<Vec<u32>> = cells.iter().skip(2).map(|cell| cell.parse().ok()).collect();
         match (cells.as_slice(), numbers.as_deref()) {
-            ([file, kernel, ..], Some(&[a, b, c, d, shared_bytes, stack_bytes, spilled_bytes])) => Ok(ReportRow {
-                file: file.to_string(),
-                kernel: kernel.to_string(),
-                registers: [a, b, c, d],
-                shared_bytes,
-                stack_bytes,
-                spilled_bytes,
-            }),
+            ([file, kernel, ..], Some(&[a, b, c, d, shared_bytes, stack_bytes, spilled_bytes])) => {
+                Ok(ReportRow {
+                    file: file.to_string(),
+                    kernel: kernel.to_string(),
+                    registers: [a, b, c, d],
+                    shared_bytes,
+                    stack_bytes,
+                    spilled_bytes,
+                })
+            }
             _ => Err(wrong(number, &format!("a row that is not file, kernel and 7 numbers: `{line}`"))),
         }
     })

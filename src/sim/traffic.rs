@@ -127,6 +127,30 @@ impl Traffic {
         self.unique_written_bytes += other.unique_written_bytes;
     }
 
+    /// Takes away what an earlier reading held.
+    pub fn subtract(&mut self, earlier: &Traffic) {
+        for (all, before) in [
+            (&mut self.loads, earlier.loads),
+            (&mut self.stores, earlier.stores),
+            (&mut self.atomics, earlier.atomics),
+        ] {
+            all.requests -= before.requests;
+            all.sectors -= before.sectors;
+            all.ideal -= before.ideal;
+        }
+        for (all, before) in [
+            (&mut self.shared_loads, earlier.shared_loads),
+            (&mut self.shared_stores, earlier.shared_stores),
+            (&mut self.shared_atomics, earlier.shared_atomics),
+        ] {
+            all.requests -= before.requests;
+            all.phases -= before.phases;
+            all.accesses -= before.accesses;
+        }
+        self.unique_read_bytes -= earlier.unique_read_bytes;
+        self.unique_written_bytes -= earlier.unique_written_bytes;
+    }
+
     /// Counts one instruction.
     pub fn count(&mut self, access: &WarpAccess<'_>) {
         match access.space {
@@ -346,7 +370,9 @@ impl TrafficMeter {
                         Some((same, at, bits | mask))
                     }
                     other => {
-                        other.into_iter().for_each(|(range, word, bits)| range.mark(word, bits, reads, writes));
+                        other
+                            .into_iter()
+                            .for_each(|(range, word, bits)| range.mark(word, bits, reads, writes));
                         Some((range, word, mask))
                     }
                 };
@@ -358,7 +384,8 @@ impl TrafficMeter {
     /// Adds the bytes touched.
     pub fn finish(&self, traffic: &mut Traffic) {
         let count = |bits: &OnceLock<Box<[AtomicU64]>>| -> u64 {
-            bits.get().map_or(0, |bits| bits.iter().map(|word| u64::from(word.load(Relaxed).count_ones())).sum())
+            bits.get()
+                .map_or(0, |bits| bits.iter().map(|word| u64::from(word.load(Relaxed).count_ones())).sum())
         };
         for range in &self.ranges {
             traffic.unique_read_bytes += count(&range.read);
@@ -377,7 +404,8 @@ impl Touched {
     fn mark(&self, word: u64, bits: u64, reads: bool, writes: bool) {
         for (wanted, map) in [(reads, &self.read), (writes, &self.written)] {
             if wanted {
-                let map = map.get_or_init(|| (0..self.bytes.div_ceil(64)).map(|_| AtomicU64::new(0)).collect());
+                let map =
+                    map.get_or_init(|| (0..self.bytes.div_ceil(64)).map(|_| AtomicU64::new(0)).collect());
                 let word = &map[word as usize];
                 if word.load(Relaxed) & bits != bits {
                     word.fetch_or(bits, Relaxed);
@@ -399,9 +427,25 @@ mod tests {
         traffic
     }
 
-    fn warp_access(space: Space, action: Action, bytes: u32, active: u32, addresses: &[u64; LANES]) -> WarpAccess<'_> {
+    fn warp_access(
+        space: Space,
+        action: Action,
+        bytes: u32,
+        active: u32,
+        addresses: &[u64; LANES],
+    ) -> WarpAccess<'_> {
         let at = Place { line: 1, block: [0; 3], warp: 0 };
-        WarpAccess { space, action, order: Order::Weak, active, addresses, bytes, read_bytes: None, range: 0, at }
+        WarpAccess {
+            space,
+            action,
+            order: Order::Weak,
+            active,
+            addresses,
+            bytes,
+            read_bytes: None,
+            range: 0,
+            at,
+        }
     }
 
     fn sectors_of(bytes: u32, active: u32, at: impl Fn(u64) -> u64) -> (u64, u64) {

@@ -238,7 +238,8 @@ impl Warp {
         let mut left = active;
         while left != 0 {
             let named = masks[left.trailing_zeros() as usize];
-            let same = (0..LANES).fold(0, |lanes, lane| lanes | u32::from(masks[lane] == named) << lane) & left;
+            let same =
+                (0..LANES).fold(0, |lanes, lane| lanes | u32::from(masks[lane] == named) << lane) & left;
             if named & self.live & !same == 0 {
                 return (named, same);
             }

@@ -1,7 +1,9 @@
 //! The device layer: memory pool, streams, graphs, checks, and what it says when something is wrong.
 
 mod crossings;
+mod launches;
 mod memory;
+mod opening;
 
 use latch::device::{Device, Launcher, SimulatorOptions};
 use std::sync::Arc;

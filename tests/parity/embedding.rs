@@ -1,10 +1,13 @@
 //! Input embeddings: mathematics, exact rows, the order of sums, and what happens to indices that do not exist.
 
+mod kernels;
+
 use half::bf16;
 use latch::base::Dtype;
 use latch::device::Device;
 use latch::ops::Tensor;
 use latch::ops::embedding::{self, Inputs, Soft};
+use latch::ops::scatter::Order;
 use latch::verify::operations;
 
 #[test]
@@ -119,7 +122,16 @@ fn backward_adds_in_packed_order_on_any_thread_count() {
         let mut dweights = setup.tensor([5, 4], "stale");
         setup.with(0..ROWS, |inputs| {
             let (positions, weights) = (Some(&mut dposition), Some(dweights.view_mut()));
-            embedding::backward(dx_tensor.view(), inputs, &table, &mut dtable, positions, weights).unwrap();
+            embedding::backward(
+                dx_tensor.view(),
+                inputs,
+                &table,
+                &mut dtable,
+                positions,
+                weights,
+                &mut Order::default(),
+            )
+            .unwrap();
         });
         [dtable, dposition, dweights].map(|t| t.download::<f32>().unwrap())
     };
@@ -169,7 +181,8 @@ fn bf16_tables_widen_exactly() {
         setup.with(0..ROWS, |inputs| {
             embedding::forward(inputs, table, Some(positions), x.view_mut()).unwrap();
             let weights = Some(dweights.view_mut());
-            embedding::backward(x.view(), inputs, table, &mut dtable, None, weights).unwrap();
+            embedding::backward(x.view(), inputs, table, &mut dtable, None, weights, &mut Order::default())
+                .unwrap();
         });
         [x, dtable, dweights].map(|t| t.download::<f32>().unwrap())
     };

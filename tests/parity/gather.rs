@@ -1,8 +1,10 @@
-//! Rows picked by index, and the small integer operations of a decode step.
+//! Rows picked by index: values, the order of sums, kernels against f64, and indices that do not exist.
 
+use super::gpu;
 use latch::base::Dtype;
 use latch::device::Device;
-use latch::ops::{Tensor, gather, index};
+use latch::ops::scatter::Order;
+use latch::ops::{Tensor, gather};
 
 #[test]
 fn rows_are_picked_and_gradients_added_in_order() {
@@ -18,7 +20,8 @@ fn rows_are_picked_and_gradients_added_in_order() {
             let mut y = Tensor::zeros(&device, [picked, cols], Dtype::F32).unwrap();
             gather::forward(x_tensor.view(), choice_tensor.view(), y.view_mut()).unwrap();
             let mut dx = Tensor::from_host(&device, [rows, cols], &x).unwrap();
-            gather::backward(dy_tensor.view(), choice_tensor.view(), dx.view_mut()).unwrap();
+            gather::backward(dy_tensor.view(), choice_tensor.view(), dx.view_mut(), &mut Order::default())
+                .unwrap();
             [y, dx].map(|t| t.download::<f32>().unwrap())
         };
         let found = super::on_threads(1, run);
@@ -52,7 +55,7 @@ fn picking_is_linear_and_adding_is_its_transpose() {
     )
     .unwrap();
     let dy_tensor = Tensor::from_host(&device, [picked, cols], &dy).unwrap();
-    gather::backward(dy_tensor.view(), choice.view(), dx.view_mut()).unwrap();
+    gather::backward(dy_tensor.view(), choice.view(), dx.view_mut(), &mut Order::default()).unwrap();
     let dot = |a: &[f64], b: &[f64]| a.iter().zip(b).map(|(a, b)| a * b).sum::<f64>();
     let (left, right) = (dot(&y.download::<f64>().unwrap(), &dy), dot(&x, &dx.download::<f64>().unwrap()));
     assert!((left - right).abs() < 1e-12 * left.abs().max(1.0), "{left} {right}");
@@ -72,21 +75,73 @@ fn misuse_is_named() {
 }
 
 #[test]
-fn a_decode_step_needs_no_upload() {
-    let device = Device::cpu();
-    let mut positions = Tensor::from_host(&device, [4, 1], &[7_u32, 0, 41, 3]).unwrap();
-    let mut ids = Tensor::from_host(&device, [4, 1], &[-1_i32; 4]).unwrap();
-    let tokens = Tensor::from_host(&device, [4, 1], &[5_u32, 50_259, 0, 1]).unwrap();
-    let before = device.traffic().count();
-    index::advance(positions.rows_mut(1..4).unwrap(), 2).unwrap();
-    index::set_ids(tokens.rows(0..3).unwrap(), ids.rows_mut(0..3).unwrap()).unwrap();
-    assert_eq!(device.traffic().count(), before);
-    assert_eq!(positions.download::<u32>().unwrap(), [7, 2, 43, 5]);
-    assert_eq!(ids.download::<i32>().unwrap(), [5, 50_259, 0, -1]);
-    index::fill(ids.rows_mut(1..2).unwrap(), -1_i32).unwrap();
-    assert_eq!(ids.download::<i32>().unwrap(), [5, -1, 0, -1]);
-    let message = index::fill(ids.view_mut(), 1_u32).unwrap_err().to_string();
-    assert_eq!(message, "fill: element type i32, expected u32");
-    let message = index::set_ids(tokens.view(), ids.rows_mut(0..3).unwrap()).unwrap_err().to_string();
-    assert_eq!(message, "set_ids ids: found 3 rows of 1, expected 4 rows of 1");
+fn every_dtype_and_shape_agrees_with_f64() {
+    for device in gpu::devices() {
+        for dtype in gpu::DTYPES {
+            for (rows, picked, cols) in
+                [(1, 1, 1), (1, 5, 768), (37, 411, 33), (7, 3, 896), (60, 700, 12), (3, 2, 1030)]
+            {
+                let choice: Vec<u32> = (0..picked).map(|n| (n * n * 3 % rows) as u32).collect();
+                let x = gpu::exact("gather x", rows * cols, dtype);
+                let dy = gpu::exact("gather dy", picked * cols, dtype);
+                let run = |device: &Device, dtype: Dtype| {
+                    let index = Tensor::from_host(device, [picked, 1], &choice).unwrap();
+                    let source = gpu::tensor(device, [rows, cols], &x, dtype);
+                    let mut y = Tensor::zeros(device, [picked, cols], dtype).unwrap();
+                    gather::forward(source.view(), index.view(), y.view_mut()).unwrap();
+                    let (dy, mut dx) = (
+                        gpu::tensor(device, [picked, cols], &dy, dtype),
+                        gpu::tensor(device, [rows, cols], &x, dtype),
+                    );
+                    gather::backward(dy.view(), index.view(), dx.view_mut(), &mut Order::default()).unwrap();
+                    [gpu::values(y.view()), gpu::values(dx.view())]
+                };
+                let (found, exact) = (run(&device, dtype), run(&Device::cpu(), Dtype::F64));
+                assert_eq!(found[0], exact[0], "copies are exact");
+                let what = format!("{} gather {dtype} {picked} of {rows} x {cols}", device.name());
+                gpu::compare(&what, dtype, picked, &found[1], &exact[1]);
+                if dtype == Dtype::F32 {
+                    assert_eq!(found, run(&Device::cpu(), dtype), "{what}: the CPU's order, the CPU's bits");
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn an_index_that_does_not_exist_becomes_nan() {
+    for device in gpu::devices() {
+        for dtype in gpu::DTYPES {
+            for cols in [3, 8] {
+                let x = gpu::tensor(&device, [2, cols], &gpu::exact("x", 2 * cols, dtype), dtype);
+                let index = Tensor::from_host(&device, [3, 1], &[1, 2, 0_u32]).unwrap();
+                let mut y = Tensor::zeros(&device, [3, cols], dtype).unwrap();
+                gather::forward(x.view(), index.view(), y.view_mut()).unwrap();
+                let (y, x) = (gpu::values(y.view()), gpu::values(x.view()));
+                assert!(y[cols..2 * cols].iter().all(|v| v.is_nan()));
+                assert_eq!([&y[..cols], &y[2 * cols..]].concat(), [&x[cols..], &x[..cols]].concat());
+                let dy = gpu::tensor(&device, [3, cols], &vec![1.0; 3 * cols], dtype);
+                let mut dx = Tensor::zeros(&device, [2, cols], dtype).unwrap();
+                gather::backward(dy.view(), index.view(), dx.view_mut(), &mut Order::default()).unwrap();
+                let dx = gpu::values(dx.view());
+                assert!(dx[..cols].iter().all(|v| v.is_nan()) && dx[cols..].iter().all(|&v| v == 1.0));
+            }
+        }
+    }
+}
+
+#[test]
+fn room_for_the_order_is_reserved_once() {
+    for device in gpu::devices() {
+        let index = Tensor::from_host(&device, [600, 1], &vec![1_u32; 600]).unwrap();
+        let dy = Tensor::zeros(&device, [600, 4], Dtype::F32).unwrap();
+        let mut dx = Tensor::zeros(&device, [2, 4], Dtype::F32).unwrap();
+        let mut order = Order::reserve(&device, 600).unwrap();
+        let before = device.traffic().count().allocations;
+        for count in [600, 1, 599] {
+            let (dy, index) = (dy.rows(0..count).unwrap(), index.rows(0..count).unwrap());
+            gather::backward(dy, index, dx.view_mut(), &mut order).unwrap();
+        }
+        assert_eq!(device.traffic().count().allocations, before);
+    }
 }

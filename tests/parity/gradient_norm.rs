@@ -1,5 +1,6 @@
 //! The global gradient norm: value, order, threads, the clip scale, and numbers that are not finite.
 
+use super::gpu;
 use latch::base::Dtype;
 use latch::device::Device;
 use latch::ops::Tensor;
@@ -7,15 +8,27 @@ use latch::ops::gradient_norm::{self, GradientNorm};
 
 /// Norm and scale of some gradients.
 fn run(gradients: &[Vec<f32>], max_norm: f64) -> (f32, f32) {
-    let device = Device::cpu();
+    run_on(&Device::cpu(), gradients, max_norm)
+}
+
+/// The same on a device; a second call, of which nothing is uploaded or allocated, gives the same bits.
+fn run_on(device: &Device, gradients: &[Vec<f32>], max_norm: f64) -> (f32, f32) {
     let counts: Vec<usize> = gradients.iter().map(Vec::len).collect();
     let tensors: Vec<Tensor> =
-        gradients.iter().map(|g| Tensor::from_host(&device, [g.len()], g).unwrap()).collect();
-    let mut state = GradientNorm::reserve(&device, &counts, Dtype::F32).unwrap();
+        gradients.iter().map(|g| Tensor::from_host(device, [g.len()], g).unwrap()).collect();
+    let mut state = GradientNorm::reserve(device, &counts, Dtype::F32).unwrap();
+    let list: Vec<&Tensor> = tensors.iter().collect();
+    gradient_norm::forward(&list, max_norm, &mut state).unwrap();
+    let results = |state: &GradientNorm| {
+        (state.norm().download::<f32>().unwrap()[0], state.scale().download::<f32>().unwrap()[0])
+    };
+    let first = results(&state);
     let before = device.traffic().count();
-    gradient_norm::forward(&tensors.iter().collect::<Vec<_>>(), max_norm, &mut state).unwrap();
+    gradient_norm::forward(&list, max_norm, &mut state).unwrap();
     assert_eq!(device.traffic().count(), before, "the results stay on the device, nothing is allocated");
-    (state.norm().download::<f32>().unwrap()[0], state.scale().download::<f32>().unwrap()[0])
+    let again = results(&state);
+    assert_eq!((first.0.to_bits(), first.1.to_bits()), (again.0.to_bits(), again.1.to_bits()));
+    first
 }
 
 fn gradients() -> Vec<Vec<f32>> {
@@ -48,6 +61,40 @@ fn one_bad_element_is_seen_in_the_norm() {
         assert!(!norm.is_finite(), "{bad} gave {norm}");
         // A NaN is never clipped away; an infinity becomes infinity * 0.
         assert!(scale.is_nan() || scale == 0.0, "{scale}");
+    }
+}
+
+#[test]
+fn kernels_agree_with_f64_and_see_bad_elements() {
+    for device in gpu::devices() {
+        let gradients = gradients();
+        let exact = gradients.iter().flatten().map(|&g| f64::from(g) * f64::from(g)).sum::<f64>().sqrt();
+        let found = run_on(&device, &gradients, 1.0);
+        let what = format!("{} norm and scale", device.name());
+        gpu::compare(&what, Dtype::F32, 4096, &[f64::from(found.0)], &[exact]);
+        gpu::compare(&what, Dtype::F32, 4096, &[f64::from(found.1)], &[1.0 / (exact + 1e-6)]);
+        assert_eq!(run_on(&device, &gradients, f64::INFINITY), (found.0, 1.0));
+        assert_eq!(run_on(&device, &gradients, 1e6), (found.0, 1.0));
+        assert_eq!(run_on(&device, &[vec![3.0, 0.0], vec![], vec![-4.0]], 10.0), (5.0, 1.0));
+        assert_eq!(run_on(&device, &[vec![0.0; 5]], 1.0), (0.0, 1.0));
+        assert_eq!(run_on(&device, &[], 1.0), (0.0, 1.0));
+        for bad in [f32::NAN, f32::INFINITY] {
+            let mut gradients = gradients.clone();
+            gradients[4][300_002] = bad;
+            let (norm, scale) = run_on(&device, &gradients, 1.0);
+            assert!(!norm.is_finite() && (scale.is_nan() || scale == 0.0), "{bad}: {norm} {scale}");
+        }
+    }
+}
+
+#[test]
+fn gradients_of_other_sizes_than_reserved_are_refused() {
+    for device in gpu::devices() {
+        let zeros = |count: usize| Tensor::zeros(&device, [count], Dtype::F32).unwrap();
+        let (first, second) = (zeros(10), zeros(20));
+        let mut state = GradientNorm::reserve(&device, &[20, 10], Dtype::F32).unwrap();
+        let message = gradient_norm::forward(&[&first, &second], 1.0, &mut state).unwrap_err().to_string();
+        assert_eq!(message, "gradient_norm gradients: found other sizes, expected those reserved");
     }
 }
 

@@ -1,9 +1,12 @@
 //! The feedback: states arrive where latents stand, gradients return to the state's row, masked both ways.
 
+mod kernels;
+
 use latch::base::Dtype;
 use latch::base::rng::{Purpose, StreamKey};
 use latch::device::Device;
 use latch::ops::mask::{MaskKey, MaskSet, SiteKind, Sites};
+use latch::ops::scatter::Order;
 use latch::ops::{Tensor, latent};
 use latch::verify::operations;
 
@@ -53,7 +56,8 @@ fn values_order_rows_and_threads() {
                 .unwrap();
         let mask = masks.at(SiteKind::Latent, 0, instance_tensor.view());
         let (ids, source) = (id_tensor.view(), source_tensor.view());
-        latent::backward(before_tensor.view(), ids, source, mask, dhidden.view_mut()).unwrap();
+        latent::backward(before_tensor.view(), ids, source, mask, dhidden.view_mut(), &mut Order::default())
+            .unwrap();
         dhidden.download::<f32>().unwrap()
     };
     let found = super::on_threads(1, backward);
@@ -115,8 +119,15 @@ fn misuse_is_named() {
     assert_eq!(message, "latent rows: found index 2 at entry 0, expected 0..2");
     let source = Tensor::from_host(&device, [1, 1], &[1_i32]).unwrap();
     let mut dhidden = zeros(1, 3);
-    let message = latent::backward(x.view(), ids.view(), source.view(), None, dhidden.view_mut())
-        .unwrap_err()
-        .to_string();
+    let message = latent::backward(
+        x.view(),
+        ids.view(),
+        source.view(),
+        None,
+        dhidden.view_mut(),
+        &mut Order::default(),
+    )
+    .unwrap_err()
+    .to_string();
     assert_eq!(message, "latent source: found index 1 at entry 0, expected -1..1");
 }

@@ -11,6 +11,7 @@ mod gelu;
 mod gemm;
 mod gpu;
 mod gradient_norm;
+mod index;
 mod latent;
 mod layernorm;
 mod linear;

@@ -1,6 +1,8 @@
 //! Policy losses: values and derivatives against plain formulas in f64, ratios that are exactly 1, and bits that
 //! depend on the row alone. The presets' golden numbers are in tests/learn.
 
+mod kernels;
+
 use latch::base::Dtype;
 use latch::device::Device;
 use latch::ops::Tensor;
@@ -67,13 +69,35 @@ impl Problem {
     }
 
     fn run(&self, hyper: &Hyper) -> Results {
-        let (device, tokens) = (Device::cpu(), self.log_probability.len());
-        let column = |values: &[f32]| Tensor::from_host(&device, [tokens, 1], values).unwrap();
+        self.run_on(&Device::cpu(), hyper)
+    }
+
+    fn run_on(&self, device: &Device, hyper: &Hyper) -> Results {
+        self.run_with(device, hyper, &starts(&self.lengths))
+    }
+
+    fn run_with(&self, device: &Device, hyper: &Hyper, starts: &[u32]) -> Results {
+        let [term, statistics, coefficient] = self.tensors(device, hyper, starts, Dtype::F32);
+        let values = |tensor: Tensor| tensor.download::<f32>().unwrap();
+        Results { term: values(term), statistics: values(statistics), coefficient: values(coefficient) }
+    }
+
+    /// Terms, statistics and coefficients in f64.
+    fn run_exactly(&self, hyper: &Hyper) -> [Vec<f64>; 3] {
+        let tensors = self.tensors(&Device::cpu(), hyper, &starts(&self.lengths), Dtype::F64);
+        tensors.map(|tensor| tensor.download::<f64>().unwrap())
+    }
+
+    fn tensors(&self, device: &Device, hyper: &Hyper, starts: &[u32], dtype: Dtype) -> [Tensor; 3] {
+        let tokens = self.log_probability.len();
+        let column = |values: &[f32]| {
+            let values: Vec<f64> = values.iter().map(|&v| f64::from(v)).collect();
+            super::gpu::tensor(device, [tokens, 1], &values, dtype)
+        };
         let (log_probability, old) = (column(&self.log_probability), column(&self.old));
         let (reference, advantage) = (column(&self.reference), column(&self.advantage));
         let weight = column(&self.weight);
-        let starts = starts(&self.lengths);
-        let starts = Tensor::from_host(&device, [starts.len(), 1], &starts).unwrap();
+        let starts = Tensor::from_host(device, [starts.len(), 1], starts).unwrap();
         let inputs = Inputs {
             log_probability: log_probability.view(),
             old: old.view(),
@@ -81,16 +105,12 @@ impl Problem {
             advantage: advantage.view(),
             starts: starts.view(),
         };
-        let zeros = |cols| Tensor::zeros(&device, [tokens, cols], Dtype::F32).unwrap();
+        let zeros = |cols| Tensor::zeros(device, [tokens, cols], dtype).unwrap();
         let (mut term, mut statistics, mut coefficient) = (zeros(1), zeros(Statistic::COUNT), zeros(1));
         let out = Outputs { term: term.view_mut(), statistics: statistics.view_mut() };
         forward(&inputs, hyper, out).unwrap();
         backward(weight.view(), &inputs, hyper, coefficient.view_mut()).unwrap();
-        Results {
-            term: term.download().unwrap(),
-            statistics: statistics.download().unwrap(),
-            coefficient: coefficient.download().unwrap(),
-        }
+        [term, statistics, coefficient]
     }
 
     /// Terms and coefficients by the formulas as papers write them, token by token in f64.

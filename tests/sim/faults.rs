@@ -76,7 +76,10 @@ const CASES: &[Case] = &[
     Case { dynamic_shared: 256, ..bounds("past_dynamic_shared_memory", Kind::OutOfBounds, 63) },
     bounds("past_local_memory", Kind::OutOfBounds, 0),
     Case { host: Host::FreesInput, ..bounds("reads_freed_memory", Kind::UseAfterFree, 0) },
-    Case { host: Host::LeavesInputUnwritten, ..case("uninitialised", "unwritten_input", Kind::Uninitialised) },
+    Case {
+        host: Host::LeavesInputUnwritten,
+        ..case("uninitialised", "unwritten_input", Kind::Uninitialised)
+    },
     case("uninitialised", "accumulates_into_nothing", Kind::Uninitialised),
     case("uninitialised", "atomic_on_nothing", Kind::Uninitialised),
     case("uninitialised", "half_of_a_word", Kind::Uninitialised),
@@ -143,7 +146,8 @@ fn marked(text: &str, entry: &str, mark: &str) -> Vec<u32> {
 
 fn run(case: &Case, text: &str, host: Host, host_threads: usize, seed: u64) -> Result<()> {
     let observer = Arc::new(Checker::new());
-    let machine = Machine::new(Options { threads: host_threads, observer: Some(observer), ..Options::default() });
+    let machine =
+        Machine::new(Options { threads: host_threads, observer: Some(observer), ..Options::default() });
     let program = Program::parse(&format!("{}.ptx", case.file), text)?;
     let input = machine.allocate(case.input_bytes)?;
     let output = machine.allocate(case.input_bytes + 4)?;
@@ -193,10 +197,8 @@ fn judge(case: &Case, text: &str, fault: &Fault) -> Option<String> {
         Some(_) => {}
     }
     let others = marked(text, case.entry, "OTHER");
-    let races = matches!(
-        case.kind,
-        Kind::SharedRace | Kind::GlobalRace | Kind::CopyNotVisible | Kind::CopyDisturbed
-    );
+    let races =
+        matches!(case.kind, Kind::SharedRace | Kind::GlobalRace | Kind::CopyNotVisible | Kind::CopyDisturbed);
     match &site.other {
         None if races => Some("no other party".into()),
         Some(other) if races && !others.is_empty() && !others.contains(&other.line) => {

@@ -152,7 +152,11 @@ impl BlockCheck {
                     self.actor(access.at, part.lane),
                     part.range,
                     ranges[part.range].base + hole,
-                    format!("{} {} bytes of device memory of which nobody wrote all", verb(touch), part.bytes),
+                    format!(
+                        "{} {} bytes of device memory of which nobody wrote all",
+                        verb(touch),
+                        part.bytes
+                    ),
                     "write the memory first (the host's upload or fill, or an earlier kernel)",
                 ));
             }
@@ -280,9 +284,17 @@ impl BlockObserver for BlockCheck {
             let problem = if gone != 0 {
                 format!("the mask {:#010x} names {}, which exited", sync.mask, lanes_in_words(gone))
             } else if elsewhere != 0 {
-                format!("the mask {:#010x} names {}, which is elsewhere", sync.mask, lanes_in_words(elsewhere))
+                format!(
+                    "the mask {:#010x} names {}, which is elsewhere",
+                    sync.mask,
+                    lanes_in_words(elsewhere)
+                )
             } else {
-                format!("the mask {:#010x} does not name {}, which executes it", sync.mask, lanes_in_words(unnamed))
+                format!(
+                    "the mask {:#010x} does not name {}, which executes it",
+                    sync.mask,
+                    lanes_in_words(unnamed)
+                )
             };
             let problem = format!("{problem}; {} come together", lanes_in_words(sync.active));
             let advice = "let the mask name exactly the lanes that reach the instruction together, and let all \
@@ -304,7 +316,8 @@ impl BlockObserver for BlockCheck {
         let (at, warp) = (arrival.at, arrival.at.warp as usize);
         let threads = self.launch.launched.threads();
         let gone = arrival.started & !arrival.live;
-        let advice = "let every thread of the block reach the barrier: no early return and no branch around it";
+        let advice =
+            "let every thread of the block reach the barrier: no early return and no branch around it";
         if gone != 0 {
             let problem = format!("a barrier in a warp of which {} exited before", lanes_in_words(gone));
             return Err(self.warp_fault(Kind::Barrier, at, arrival.active, problem, advice));
@@ -340,7 +353,8 @@ impl BlockObserver for BlockCheck {
                     arrival.id, waiting.count
                 );
                 let advice = "let all who meet at a barrier give the same number of threads";
-                let other = self.launch.launched.party(first, first.warp * LANES + first.lane, first.line, "awaits");
+                let other =
+                    self.launch.launched.party(first, first.warp * LANES + first.lane, first.line, "awaits");
                 let fault = self.launch.launched.fault(Kind::Barrier, who, problem, advice);
                 return Err(self.launch.launched.with_party(fault, other));
             }
@@ -405,7 +419,8 @@ impl BlockObserver for BlockCheck {
 
     fn exit(&mut self, active: u32, at: Place) -> Result<()> {
         let who = self.actor(at, (active.trailing_zeros() as usize).min(LANES - 1));
-        let abandoned = self.barriers.values().filter(|waiting| waiting.for_all).find_map(|waiting| waiting.first);
+        let abandoned =
+            self.barriers.values().filter(|waiting| waiting.for_all).find_map(|waiting| waiting.first);
         match abandoned {
             Some(waits) if self.launch.checks => Err(self.abandoned(waits, who)),
             _ => {

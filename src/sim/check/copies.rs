@@ -56,7 +56,11 @@ impl Copies {
             let group = warp.closed[left.trailing_zeros() as usize];
             let same = lanes_of(left).filter(|&l| warp.closed[l] == group).fold(0, |mask, l| mask | 1 << l);
             let copy = Copy { line, lanes: same, addresses: *addresses, bytes, group };
-            if source { warp.sources.push(copy) } else { warp.targets.push(copy) }
+            if source {
+                warp.sources.push(copy)
+            } else {
+                warp.targets.push(copy)
+            }
             self.under_way += 1;
             left &= !same;
         }

@@ -168,7 +168,9 @@ impl GlobalShadow {
                 let stop = end.min((at / PAGE + 1) * PAGE);
                 let key = (part.range, at / PAGE);
                 let grain = grain_of(at, (stop - at) as u32);
-                let fits = |held: &(_, std::sync::RwLockReadGuard<'_, Cells>)| held.0 == key && held.1.grain <= grain;
+                let fits = |held: &(_, std::sync::RwLockReadGuard<'_, Cells>)| {
+                    held.0 == key && held.1.grain <= grain
+                };
                 if !held.as_ref().is_some_and(fits) {
                     drop(held.take());
                     held = Some((key, self.page(part.range, at / PAGE, grain)));

@@ -125,8 +125,9 @@ impl Mail {
     /// What a thread has learned, itself or through barriers.
     fn learned_by(&self, order: &Order, warp: usize, lane: usize) -> Vec<Learned> {
         let thread = warp * LANES + lane;
-        let known =
-            |l: &&Learned| l.thread == thread || order.knows(warp, lane, l.thread / LANES, l.thread % LANES, l.clock);
+        let known = |l: &&Learned| {
+            l.thread == thread || order.knows(warp, lane, l.thread / LANES, l.thread % LANES, l.clock)
+        };
         self.learned.iter().filter(known).cloned().collect()
     }
 
@@ -136,8 +137,9 @@ impl Mail {
             return;
         }
         let thread = warp * LANES + lane;
-        let known =
-            |f: &&Arc<Fence>| f.thread == thread || order.knows(warp, lane, f.thread / LANES, f.thread % LANES, f.clock);
+        let known = |f: &&Arc<Fence>| {
+            f.thread == thread || order.knows(warp, lane, f.thread / LANES, f.thread % LANES, f.clock)
+        };
         let fences: Vec<Arc<Fence>> = self.fences.values().filter(known).cloned().collect();
         if !fences.is_empty() {
             let place = board.place(address);

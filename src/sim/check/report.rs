@@ -115,7 +115,9 @@ impl Launched {
                 let fault = self.fault(
                     Kind::SharedRace,
                     who,
-                    format!("{does} {bytes} bytes of shared memory without an order to another thread's access"),
+                    format!(
+                        "{does} {bytes} bytes of shared memory without an order to another thread's access"
+                    ),
                     advice,
                 );
                 self.with_party(fault.at_address(offset), self.party(who, thread, line, by))

@@ -100,7 +100,13 @@ impl SharedShadow {
     }
 
     /// One thread touches bytes. `Err` says at which byte it clashes with what.
-    pub fn touch(&mut self, now: &Now<'_>, touch: Touch, offset: u64, bytes: u32) -> Result<(), (u64, Clash)> {
+    pub fn touch(
+        &mut self,
+        now: &Now<'_>,
+        touch: Touch,
+        offset: u64,
+        bytes: u32,
+    ) -> Result<(), (u64, Clash)> {
         for at in self.cells_of(offset, bytes) {
             if let Err(clash) = self.touch_cell(now, touch, at) {
                 return Err((at as u64 * u64::from(self.grain), clash));
@@ -149,7 +155,8 @@ impl SharedShadow {
     /// A write must come after all reads.
     #[inline]
     fn check_readers(&self, now: &Now<'_>, cell: &Cell) -> Result<(), Clash> {
-        let check = |warp: usize, readers: &Readers| match now.unknown_of(warp, readers.lanes, readers.clock) {
+        let check = |warp: usize, readers: &Readers| match now.unknown_of(warp, readers.lanes, readers.clock)
+        {
             0 => Ok(()),
             lanes => {
                 let thread = warp * LANES + lanes.trailing_zeros() as usize;

@@ -125,7 +125,8 @@ fn compare(space: Space, partial: bool, seed: u64) -> (usize, usize) {
             match random.below(8 + meets + syncs) {
                 n if n < meets => {
                     let met: Vec<bool> = (0..3).map(|_| !partial || random.below(3) != 0).collect();
-                    let threads: Vec<u32> = (0..3).map(|w| if met[w] { lanes_of_warp(w) } else { 0 }).collect();
+                    let threads: Vec<u32> =
+                        (0..3).map(|w| if met[w] { lanes_of_warp(w) } else { 0 }).collect();
                     log.push(format!("barrier {met:?}"));
                     block.barrier_complete(0, &threads).unwrap();
                     definition.sync((0..THREADS).filter(|t| met[t / LANES]));
@@ -138,21 +139,31 @@ fn compare(space: Space, partial: bool, seed: u64) -> (usize, usize) {
                         let at = place(0, warp * LANES, step);
                         let live = lanes_of_warp(warp);
                         log.push(format!("sync warp {warp} {mask:x}"));
-                        block.warp_sync(&WarpSync { kind: SyncKind::Warp, mask, active: mask, live, at }).unwrap();
-                        definition.sync((0..THREADS).filter(|t| t / LANES == warp && mask >> (t % LANES) & 1 != 0));
+                        block
+                            .warp_sync(&WarpSync { kind: SyncKind::Warp, mask, active: mask, live, at })
+                            .unwrap();
+                        definition
+                            .sync((0..THREADS).filter(|t| t / LANES == warp && mask >> (t % LANES) & 1 != 0));
                     }
                 }
                 _ => {
                     let thread = [0, 1, 17, 31, 32, 40, 66][random.below(7)];
                     let bytes = [1, 2, 4, 4, 8, 16][random.below(6)];
                     let offset = (random.below(BYTES as usize / bytes) * bytes) as u64;
-                    let action = [Action::Write, Action::Atomic].get(random.below(reads)).unwrap_or(&Action::Read);
+                    let action =
+                        [Action::Write, Action::Atomic].get(random.below(reads)).unwrap_or(&Action::Read);
                     let action = *action;
                     let bytes = bytes as u32;
                     let truth = definition.races(thread, offset, bytes, action);
                     let lane = 1 << (thread % LANES);
-                    let found =
-                        access(&mut *block, place(0, thread, step), lane, (space, action), base + offset, bytes);
+                    let found = access(
+                        &mut *block,
+                        place(0, thread, step),
+                        lane,
+                        (space, action),
+                        base + offset,
+                        bytes,
+                    );
                     log.push(format!("thread {thread} {action:?} {offset}+{bytes}"));
                     assert!(truth || found.is_ok(), "false alarm: {found:?}\n{}", log.join("\n"));
                     raced += usize::from(truth);

@@ -4,6 +4,7 @@ use super::{dot, tensor, values};
 use crate::base::{Dtype, Result};
 use crate::device::Device;
 use crate::ops::embedding::{self, Inputs, Soft};
+use crate::ops::scatter::Order;
 use crate::ops::{Tensor, mask};
 use crate::verify::gradient::{Case, Variable, normals};
 
@@ -75,7 +76,7 @@ fn run(
     let mut dposition = Tensor::zeros(&device, [LENGTH, cols], dtype)?;
     let mut dweights = Tensor::zeros(&device, [3, KEPT], dtype)?;
     let (positions, weights) = (Some(&mut dposition), Some(dweights.view_mut()));
-    embedding::backward(dx.view(), &inputs, &table, &mut dtable, positions, weights)?;
+    embedding::backward(dx.view(), &inputs, &table, &mut dtable, positions, weights, &mut Order::default())?;
     // The state of a latent row was there before; other rows were overwritten.
     let mut dlatents = values(dx.view())?;
     for (n, dlatent) in dlatents.chunks_exact_mut(cols).enumerate() {

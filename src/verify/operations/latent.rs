@@ -3,6 +3,7 @@
 use super::{dot, tensor, values};
 use crate::base::{Dtype, Result};
 use crate::device::Device;
+use crate::ops::scatter::Order;
 use crate::ops::{Tensor, latent, mask};
 use crate::verify::gradient::{Case, Variable, normals};
 
@@ -56,6 +57,13 @@ fn run(
     let source: Vec<i32> = from.iter().map(|&row| row as i32).collect();
     let source = Tensor::from_host(&device, [rows, 1], &source)?;
     let mut dhidden = Tensor::zeros(&device, [STATES, cols], dtype)?;
-    latent::backward(dx.view(), id_tensor.view(), source.view(), at, dhidden.view_mut())?;
+    latent::backward(
+        dx.view(),
+        id_tensor.view(),
+        source.view(),
+        at,
+        dhidden.view_mut(),
+        &mut Order::default(),
+    )?;
     Ok(vec![values(dhidden.view())?])
 }

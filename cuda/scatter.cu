@@ -1,0 +1,279 @@
+// Rows added to a table in a fixed order: what the backward passes of embedding, gather and latent share.
+//   contribution e goes to row key(e) of y; y[v] += sum over e with key(e) = v of factor(e) * x[row(e)], e ascending
+//
+//   kernel                  in                          out                   grid                              block
+//   scatter_tiles_rows      index[E]                    keys[E] entries[E]    ceil(E / 512)                     512
+//   scatter_tiles_tokens    id[N] soft_id[S,k]          keys[E] entries[E]    ceil(E / 512), E = N max(k, 1)    512
+//   scatter_tiles_latents   id[E] source[E]             keys[E] entries[E]    ceil(E / 512)                     512
+//   scatter_ranks           keys[E] entries[E]          keys[E] entries[E]    ceil(E / 512), where E > 512      512
+//   scatter_add_rows_*      x[E,C] sorted               y[V,C] (+=)           (ceil(E / 32), ceil(C / 32 V))    128
+//   scatter_add_tokens_*    x[N,C] id weight[S,k]       y[V,C] (+=)           the same                          128
+//   scatter_add_latents_*   x[E,C] mask                 y[V,C] (+=)           the same                          128
+//
+// Shared memory: tiles 2 KiB, others none. Bytes: tiles 12 E, ranks 16 E and the searches, which hit L1; add reads
+// 8 E + E C of x and reads and writes each row of y that somebody names: once, however many name it.
+//
+// Why so. Sums must not depend on which block runs first, so no float is added atomically; a block for each of 150
+// thousand table rows that looks through all ids costs far more than the sum. Hence contributions are sorted by key,
+// stable in e, and each run of one key is added by one warp in order. Sorting is two kernels without workspace beyond
+// the lists: a tile of 512 orders itself (its rank in the tile is the number of keys before it, counted in shared
+// memory, where all lanes read the same word), then every key finds its rank in each other tile by bisection.
+// Keys equal: the earlier entry goes first, so the order is that of e on any machine.
+//
+// In `add` a warp has eight neighbouring contributions and 32 V columns: V = 4, or 1 where C is no multiple of 4. It loads its eight rows of x at once, so that
+// rare tokens, one a run, still keep eight loads in flight; a run that began in its eight is followed to its end by the
+// same warp, eight rows at a time.
+//
+// Indices that do not exist: the contribution is NaN and goes to row 0, where the gradient's norm finds it.
+#include "indexed_rows.cuh"
+
+constexpr int TILE = 512;
+// Contributions of a warp in `add`.
+constexpr u32 SLOTS = 8;
+// Key of entries that bring nothing; sorts last.
+constexpr u32 SKIP = 0xffffffffu;
+// Set in an entry whose index does not exist.
+constexpr u32 BAD = 0x80000000u;
+
+// ---- keys -----------------------------------------------------------------------------------------------------------
+
+// The key of an index into `bound` rows. An index that does not exist marks its entry and goes to row 0.
+__device__ __forceinline__ u32 key_of(u32 index, u32 bound, u32 &entry) {
+    if (index < bound) return index;
+    entry |= BAD;
+    return 0;
+}
+
+// ---- order ----------------------------------------------------------------------------------------------------------
+
+// Sorts a tile of keys by (key, entry). Threads past `count` take part with keys that sort behind all others.
+__device__ __forceinline__ void sort_tile(u32 key, u32 entry, u32 count, u32 *keys, u32 *entries) {
+    __shared__ uint4 tile[TILE / 4];
+    u32 t = threadIdx.x, e = blockIdx.x * TILE + t;
+    reinterpret_cast<u32 *>(tile)[t] = key;
+    __syncthreads();
+    // Keys of earlier warps come first when equal, those of later warps behind; within the warp the index decides.
+    u32 rank = 0, warp = t / WARP * (WARP / 4), i = 0;
+    for (; i < warp; i++) {
+        uint4 k = tile[i];
+        rank += (k.x <= key) + (k.y <= key) + (k.z <= key) + (k.w <= key);
+    }
+    for (; i < warp + WARP / 4; i++) {
+        uint4 k = tile[i];
+        u32 at = 4 * i;
+        rank += (k.x < key || (k.x == key && at < t)) + (k.y < key || (k.y == key && at + 1 < t)) +
+                (k.z < key || (k.z == key && at + 2 < t)) + (k.w < key || (k.w == key && at + 3 < t));
+    }
+    for (; i < TILE / 4; i++) {
+        uint4 k = tile[i];
+        rank += (k.x < key) + (k.y < key) + (k.z < key) + (k.w < key);
+    }
+    if (e >= count) return;
+    keys[blockIdx.x * TILE + rank] = key;
+    entries[blockIdx.x * TILE + rank] = entry;
+}
+
+KERNEL(TILE) scatter_tiles_rows(const u32 *index, u32 count, u32 bound, u32 *keys, u32 *entries) {
+    u32 e = blockIdx.x * TILE + threadIdx.x, entry = e, key = SKIP;
+    if (e < count) key = key_of(index[e], bound, entry);
+    sort_tile(key, entry, count, keys, entries);
+}
+
+// Entry e = n * kept + j is term j of the mixture at position n; a token is term 0 of its position.
+KERNEL(TILE)
+scatter_tiles_tokens(const int *ids, const u32 *soft_ids, u32 mixtures, u32 kept, u32 count, u32 bound, u32 *keys,
+                     u32 *entries) {
+    u32 e = blockIdx.x * TILE + threadIdx.x, entry = e, key = SKIP;
+    if (e < count) {
+        u32 term = e % kept;
+        int id = ids[e / kept];
+        u32 mixture = 0xfffffffeu - (u32)id;
+        if (id < -1 && mixture < mixtures) key = key_of(soft_ids[(u64)mixture * kept + term], bound, entry);
+        else if (id != -1 && term == 0) key = key_of(id < 0 ? SKIP : (u32)id, bound, entry);
+    }
+    sort_tile(key, entry, count, keys, entries);
+}
+
+KERNEL(TILE)
+scatter_tiles_latents(const int *ids, const int *source, u32 count, u32 bound, u32 *keys, u32 *entries) {
+    u32 e = blockIdx.x * TILE + threadIdx.x, entry = e, key = SKIP;
+    if (e < count && ids[e] == -1) {
+        int state = source[e];
+        if (state != -1) key = key_of((u32)state, bound, entry);
+    }
+    sort_tile(key, entry, count, keys, entries);
+}
+
+// How many of the `length` sorted keys stand before `key`; `equal` counts those that are the same too.
+__device__ __forceinline__ u32 standing_before(const u32 *keys, u32 length, u32 key, bool equal) {
+    u32 found = 0;
+    for (u32 step = TILE; step > 0; step /= 2) {
+        u32 next = found + step;
+        if (next > length) continue;
+        u32 other = keys[next - 1];
+        if (other < key || (equal && other == key)) found = next;
+    }
+    return found;
+}
+
+KERNEL(TILE)
+scatter_ranks(const u32 *tile_keys, const u32 *tile_entries, u32 count, u32 *keys, u32 *entries) {
+    u32 e = blockIdx.x * TILE + threadIdx.x;
+    if (e >= count) return;
+    u32 key = tile_keys[e], rank = threadIdx.x, own = blockIdx.x * TILE;
+    for (u32 tile = 0; tile < count; tile += TILE) {
+        if (tile != own) rank += standing_before(tile_keys + tile, min((u32)TILE, count - tile), key, tile < own);
+    }
+    keys[rank] = key;
+    entries[rank] = tile_entries[e];
+}
+
+// ---- add ------------------------------------------------------------------------------------------------------------
+
+// Where contributions come from: the row of x, and what each of its elements is multiplied by.
+
+struct Rows {
+    struct Slot {
+        u32 row;
+    };
+    __device__ __forceinline__ static Slot nothing() { return {0}; }
+    __device__ __forceinline__ Slot slot(u32 entry) const { return {entry}; }
+    __device__ __forceinline__ static Slot shared(Slot mine, int lane) {
+        return {__shfl_sync(ALL_LANES, mine.row, lane)};
+    }
+    template <int V>
+    __device__ __forceinline__ Numbers<V> add(Slot, u32, Numbers<V> x, Numbers<V> sum) const {
+        return sum + x;
+    }
+};
+
+struct Tokens {
+    const int *ids;
+    const float *weights;
+    u32 kept;
+    struct Slot {
+        u32 row;
+        float weight;
+    };
+    __device__ __forceinline__ static Slot nothing() { return {0, 0.0f}; }
+    __device__ __forceinline__ Slot slot(u32 entry) const {
+        u32 row = entry / kept;
+        int id = ids[row];
+        return {row, id >= 0 ? 1.0f : weights[(u64)(0xfffffffeu - (u32)id) * kept + entry % kept]};
+    }
+    __device__ __forceinline__ static Slot shared(Slot mine, int lane) {
+        return {__shfl_sync(ALL_LANES, mine.row, lane), __shfl_sync(ALL_LANES, mine.weight, lane)};
+    }
+    template <int V>
+    __device__ __forceinline__ Numbers<V> add(Slot slot, u32, Numbers<V> x, Numbers<V> sum) const {
+        return multiply_add(x, slot.weight, sum);
+    }
+};
+
+struct Latents {
+    Mask mask;
+    struct Slot {
+        u32 row;
+        int instance;
+    };
+    __device__ __forceinline__ static Slot nothing() { return {0, -1}; }
+    __device__ __forceinline__ Slot slot(u32 entry) const {
+        return {entry, mask.bits ? mask.instance[entry] : -1};
+    }
+    __device__ __forceinline__ static Slot shared(Slot mine, int lane) {
+        return {__shfl_sync(ALL_LANES, mine.row, lane), __shfl_sync(ALL_LANES, mine.instance, lane)};
+    }
+    template <int V>
+    __device__ __forceinline__ Numbers<V> add(Slot slot, u32 c, Numbers<V> x, Numbers<V> sum) const {
+        MaskRow m = mask.of(slot.instance);
+        u32 bits = m.bits(c);
+#pragma unroll
+        for (int i = 0; i < V; i++) sum[i] = bits >> i & 1u ? fmaf(x[i], m.scale, sum[i]) : sum[i];
+        return sum;
+    }
+};
+
+template <int V, typename Source, typename from, typename to>
+__device__ __forceinline__ void add(Source source, const u32 *keys, const u32 *entries, u32 count, const from *x,
+                                    u32 cols, u32 column, to *y) {
+    u32 lane = threadIdx.x % WARP, first = (blockIdx.x * WARPS + threadIdx.x / WARP) * SLOTS;
+    if (first >= count) return;
+    bool inside = column < cols;
+    x += column, y += column;
+    // The run that is being added, and its sum so far. What went before the warp's slots is an earlier warp's.
+    u32 run = SKIP, before = first > 0 ? keys[first - 1] : SKIP;
+    Numbers<V> sum = all<V>(0.0f);
+    for (u32 base = first; base < count; base += SLOTS) {
+        bool slot = lane < SLOTS && base + lane < count;
+        u32 mine = slot ? keys[base + lane] : SKIP, entry = slot ? entries[base + lane] : 0;
+        // Taken are the slots begin..end: all but those of the run before, then those of the run alone.
+        u32 begin = __popc(__ballot_sync(ALL_LANES, mine == before && mine != SKIP));
+        u32 end = __popc(__ballot_sync(ALL_LANES, mine != SKIP && (base == first || mine == run)));
+        bool taken = lane >= begin && lane < end;
+        typename Source::Slot from_lane = Source::nothing();
+        if (taken && !(entry & BAD)) from_lane = source.slot(entry);
+        u32 key[SLOTS], bad[SLOTS];
+        typename Source::Slot slots[SLOTS];
+#pragma unroll
+        for (int u = 0; u < SLOTS; u++) {
+            key[u] = __shfl_sync(ALL_LANES, taken ? mine : SKIP, u);
+            bad[u] = __shfl_sync(ALL_LANES, entry & BAD, u);
+            slots[u] = Source::shared(from_lane, u);
+        }
+        Numbers<V> rows[SLOTS];
+#pragma unroll
+        for (int u = 0; u < SLOTS; u++) {
+            rows[u] = all<V>(nan());
+            if (key[u] != SKIP && inside && !bad[u]) rows[u] = read<V>(x + (u64)slots[u].row * cols);
+        }
+#pragma unroll
+        for (int u = 0; u < SLOTS; u++) {
+            if (key[u] == SKIP) continue;
+            if (key[u] != run) {
+                if (run != SKIP && inside) write(y + (u64)run * cols, sum);
+                run = key[u];
+                if (inside) sum = read<V>(y + (u64)run * cols);
+            }
+            sum = source.add(slots[u], column, rows[u], sum);
+        }
+        // A run that ended within these slots has no followers.
+        if (end < SLOTS || begin == SLOTS) break;
+        before = SKIP;
+    }
+    if (run != SKIP && inside) write(y + (u64)run * cols, sum);
+}
+
+template <typename Source, typename from, typename to>
+__device__ __forceinline__ void add(Source source, const u32 *keys, const u32 *entries, u32 count, const from *x,
+                                    u32 cols, to *y) {
+    u32 lane = threadIdx.x % WARP;
+    if (cols % 4 == 0) add<4>(source, keys, entries, count, x, cols, (blockIdx.y * WARP + lane) * 4, y);
+    else add<1>(source, keys, entries, count, x, cols, blockIdx.y * WARP + lane, y);
+}
+
+#define ROWS(dtype, from, to)                                                                                         \
+    KERNEL(ROW_BLOCK)                                                                                                 \
+    scatter_add_rows_##dtype(const u32 *keys, const u32 *entries, u32 count, const from *x, u32 cols, to *y) {        \
+        add(Rows{}, keys, entries, count, x, cols, y);                                                                \
+    }
+#define TOKENS(dtype, from)                                                                                           \
+    KERNEL(ROW_BLOCK)                                                                                                 \
+    scatter_add_tokens_##dtype(const int *ids, const float *weights, u32 kept, const u32 *keys, const u32 *entries,   \
+                               u32 count, const from *x, u32 cols, float *y) {                                        \
+        add(Tokens{ids, weights, kept}, keys, entries, count, x, cols, y);                                            \
+    }
+#define LATENTS(dtype, act)                                                                                           \
+    KERNEL(ROW_BLOCK)                                                                                                 \
+    scatter_add_latents_##dtype(const u32 *bits, const int *instance, u32 instances, u32 stride, u32 offset,          \
+                                float scale, const u32 *keys, const u32 *entries, u32 count, const act *x, u32 cols,  \
+                                act *y) {                                                                             \
+        add(Latents{{bits, instance, stride, offset, scale, instances}}, keys, entries, count, x, cols, y);           \
+    }
+// Gradients of activations have the activations' dtype, those of tables are f32.
+ROWS(f32, float, float)
+ROWS(bf16, bf16, bf16)
+ROWS(bf16_f32, bf16, float)
+TOKENS(f32, float)
+TOKENS(bf16, bf16)
+LATENTS(f32, float)
+LATENTS(bf16, bf16)
