@@ -6,6 +6,7 @@ mod device;
 mod files;
 mod generate;
 mod golden;
+mod gpu_models;
 mod layering;
 mod learn;
 mod parity;
