@@ -39,7 +39,8 @@ pub fn exact(name: &str, count: usize, dtype: Dtype) -> Vec<f64> {
 pub fn round(values: &[f64], dtype: Dtype) -> Vec<f64> {
     let one = |&value: &f64| match dtype {
         Dtype::F32 => f64::from(value as f32),
-        Dtype::Bf16 => f64::from(f32::from(bf16::from_f64(value))),
+        // Through f32: `bf16::from_f64` overlooks the last 32 bits and takes numbers just above a tie for ties.
+        Dtype::Bf16 => f64::from(f32::from(bf16::from_f32(value as f32))),
         _ => value,
     };
     values.iter().map(one).collect()
@@ -55,7 +56,7 @@ pub fn tensor(device: &Device, shape: impl Into<Shape>, values: &[f64], dtype: D
             Tensor::from_host(device, shape, &values)
         }
         Dtype::Bf16 => {
-            let values: Vec<bf16> = values.iter().map(|&v| bf16::from_f64(v)).collect();
+            let values: Vec<bf16> = values.iter().map(|&v| bf16::from_f32(v as f32)).collect();
             Tensor::from_host(device, shape, &values)
         }
         other => panic!("{other} is no float"),
