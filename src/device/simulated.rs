@@ -13,6 +13,7 @@ use super::runtime::Runtime;
 use super::{Kernel, Launcher, Properties, Stream};
 use crate::base::Error;
 use crate::sim::access::Observer;
+use crate::sim::check::Checker;
 use crate::sim::{self, Counters, Machine, Program};
 use schedule::{Flag, Schedule};
 use std::collections::HashMap;
@@ -25,7 +26,7 @@ pub struct SimulatorOptions {
     pub memory_bytes: u64,
     /// Host threads that run blocks; 0 takes as many as the host has.
     pub threads: usize,
-    /// Who looks at every access.
+    /// Who looks at every access: by default the checker, which also counts what memory costs.
     pub observer: Option<Arc<dyn Observer>>,
     /// Which of the allowed orders the operations of different streams run in.
     pub schedule: u64,
@@ -35,7 +36,8 @@ pub struct SimulatorOptions {
 
 impl Default for SimulatorOptions {
     fn default() -> Self {
-        SimulatorOptions { memory_bytes: 16 << 30, threads: 0, observer: None, schedule: 0, block_order: 0 }
+        let observer: Option<Arc<dyn Observer>> = Some(Arc::new(Checker::new()));
+        SimulatorOptions { memory_bytes: 16 << 30, threads: 0, observer, schedule: 0, block_order: 0 }
     }
 }
 

@@ -199,7 +199,7 @@ impl Warp {
                 }
             }
         }
-        let touch = Touch { pc, action: Action::Read, order: Order::Weak, bytes: 16, place };
+        let touch = Touch { pc, action: Action::MatrixRead, order: Order::Weak, bytes: 16, place };
         if let Some(lane) = lanes(naming).find(|&lane| rows[lane] % 16 != 0) {
             let fault = Fault::new(
                 Kind::Misaligned,

@@ -251,7 +251,9 @@ impl Warp {
                 counters.global_read_bytes += read;
             }
             (Space::Global, _) => counters.global_write_bytes += bytes,
-            (Space::Shared, Action::Read | Action::CopyRead) => counters.shared_read_bytes += bytes,
+            (Space::Shared, Action::Read | Action::MatrixRead | Action::CopyRead) => {
+                counters.shared_read_bytes += bytes
+            }
             (Space::Shared, _) => counters.shared_write_bytes += bytes,
         }
         let Some(observer) = &mut shared.observer else { return Ok(()) };

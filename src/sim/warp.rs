@@ -229,6 +229,25 @@ impl Warp {
         Ok(false)
     }
 
+    /// The mask of a `*.sync` instruction, and the lanes that have it: those of the first mask whose lanes are all
+    /// here, or all lanes where none is complete.
+    fn named(&self, register: Option<u32>, active: u32) -> (u32, u32) {
+        let Some(register) = register else { return (u32::MAX, active) };
+        let masks = &self.registers.words[register as usize];
+        let first = masks[active.trailing_zeros() as usize];
+        let mut left = active;
+        while left != 0 {
+            let named = masks[left.trailing_zeros() as usize];
+            let same =
+                (0..LANES).fold(0, |lanes, lane| lanes | u32::from(masks[lane] == named) << lane) & left;
+            if named & self.live & !same == 0 {
+                return (named, same);
+            }
+            left &= !same;
+        }
+        (first, active)
+    }
+
     pub fn place(&self, grid: &Grid<'_>, shared: &Shared, pc: u32) -> Place {
         Place { line: grid.code.instructions[pc as usize].line, block: shared.block, warp: self.index }
     }
@@ -305,9 +324,13 @@ impl Warp {
                         self.groups.push(Group { pc: pc + 1, mask: mask & !active, wait: Wait::Ready });
                         mask = active;
                     }
-                    let lane = active.trailing_zeros() as usize;
-                    let named =
-                        register.map_or(u32::MAX, |register| self.registers.words[register as usize][lane]);
+                    let (named, together) = self.named(*register, active);
+                    if together != active {
+                        // Lanes with another mask meet among themselves.
+                        self.groups.push(Group { pc, mask: mask & !together, wait: Wait::Ready });
+                        mask = together;
+                    }
+                    let active = together;
                     if named & self.live & !active != 0 {
                         wait = Wait::Meet;
                         shared.hits[pc as usize][0] -= 1;

@@ -5,7 +5,7 @@ use latch::device::{Argument, GraphOperation, Grid, Kernel, Launcher, SimulatorO
 use std::sync::Arc;
 
 /// `axpy`: y[i] = a * x[i] + y[i] for i < n, one thread an element.
-const PTX: &str = "
+pub const PTX: &str = "
 .version 8.1
 .target sm_80
 .address_size 64
@@ -48,46 +48,46 @@ DONE:
 	ret;
 }
 ";
-static AXPY: Kernel = Kernel::new("axpy", PTX, "axpy");
+pub static AXPY: Kernel = Kernel::new("axpy", PTX, "axpy");
 static NOTHING: Kernel = Kernel::new("axpy", PTX, "nothing");
 static MISSING: Kernel = Kernel::new("axpy", PTX, "axpy_bwd");
 
 /// Two vectors on a device.
-struct Vectors {
-    gpu: Arc<dyn Launcher>,
-    x: u64,
-    y: u64,
+pub struct Vectors {
+    pub gpu: Arc<dyn Launcher>,
+    pub x: u64,
+    pub y: u64,
     n: usize,
 }
 
 impl Vectors {
-    fn new(gpu: Arc<dyn Launcher>, n: usize) -> Vectors {
+    pub fn new(gpu: Arc<dyn Launcher>, n: usize) -> Vectors {
         let (x, y) = (gpu.allocate(4 * n).unwrap(), gpu.allocate(4 * n).unwrap());
         let values: Vec<f32> = (0..n).map(|i| i as f32).collect();
         gpu.upload(x, bytemuck::cast_slice(&values)).unwrap();
         Vectors { gpu, x, y, n }
     }
 
-    fn arguments(&self, a: f32) -> [Argument; 4] {
+    pub fn arguments(&self, a: f32) -> [Argument; 4] {
         [Argument::Address(self.x), Argument::Address(self.y), Argument::F32(a), Argument::U32(self.n as u32)]
     }
 
-    fn grid(&self) -> Grid {
+    pub fn grid(&self) -> Grid {
         Grid::linear(self.n.div_ceil(128) as u32, 128)
     }
 
-    fn axpy(&self, a: f32) {
+    pub fn axpy(&self, a: f32) {
         self.gpu.launch(&AXPY, self.grid(), &self.arguments(a)).unwrap();
     }
 
-    fn y(&self) -> Vec<f32> {
+    pub fn y(&self) -> Vec<f32> {
         let mut back = vec![0.0f32; self.n];
         self.gpu.download(self.y, bytemuck::cast_slice_mut(&mut back)).unwrap();
         back
     }
 
     /// Fails unless y is `factor` * x.
-    fn expect(&self, factor: f32) {
+    pub fn expect(&self, factor: f32) {
         for (i, value) in self.y().into_iter().enumerate() {
             assert_eq!(value, factor * i as f32, "element {i}");
         }
