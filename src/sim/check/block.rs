@@ -332,7 +332,7 @@ impl BlockObserver for BlockCheck {
         }
         let full = threads.next_multiple_of(LANES as u32);
         let count = arrival.count.unwrap_or(full);
-        if count == 0 || count % LANES as u32 != 0 || count > full {
+        if count == 0 || !count.is_multiple_of(LANES as u32) || count > full {
             let problem = format!("a barrier of {count} threads in a block of {threads}");
             let advice = "give a multiple of 32 that is no larger than the block";
             return Err(self.warp_fault(Kind::Barrier, at, arrival.active, problem, advice));
