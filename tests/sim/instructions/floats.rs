@@ -99,7 +99,7 @@ fn sums_round_as_their_mode_says() {
         let mut draws = Words::new(24);
         // Values whose sums are exact in 128-bit integers of 2^-149.
         let draw = |draws: &mut Words| loop {
-            let x = f32::from_bits(draws.next() as u32 % (90 << 23) | (draws.next() as u32) << 31);
+            let x = f32::from_bits((draws.next() as u32 % (90 << 23)) | ((draws.next() as u32) << 31));
             if units(x).is_some() {
                 break bits(x);
             }

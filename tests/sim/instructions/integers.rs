@@ -34,7 +34,7 @@ fn sums_products_quotients() {
     for (ty, width) in [("u16", 16), ("s16", 16), ("u32", 32), ("s32", 32), ("u64", 64), ("s64", 64)] {
         binary("mul.hi", &[ty], |a, b| match ty {
             "u64" => ((a as u128 * b as u128) >> 64) as i128,
-            _ => a * b >> width,
+            _ => (a * b) >> width,
         });
     }
     binary("div", &ALL, |a, b| if b == 0 { -1 } else { a / b });

@@ -294,7 +294,6 @@ fn atomics_on_device_and_shared_memory() {
                 continue;
             }
             let (head, d) = if returns { ("atom", "%r1, ") } else { ("red", "") };
-            let operand = if operand.contains('f') && name.contains("f32") { operand } else { operand };
             for scope in ["", ".relaxed.gpu", ".acq_rel.cta"] {
                 let mut arrays = [words([first])];
                 one(&format!("{head}{scope}.global.{name} {d}[%p0], {operand};"), 32, &mut arrays);
