@@ -118,7 +118,7 @@ fn run(arguments: &Arguments) -> Result<()> {
     print(&format!("training step: {rows} rows of {prompt} positions"), &seen.advance(&device)?, &[]);
 
     let plans: Vec<RowPlan> = std::iter::once(RowPlan::own(prompt))
-        .chain((0..rows).map(|_| RowPlan::sharing(0, prompt, 8)))
+        .chain((0..rows).map(|_| RowPlan::sharing(0, prompt, prompt + 8)))
         .collect();
     let plan = SequencesPlan { rows: plans, record: Record::Nothing, tape_positions: prompt.max(rows) * 4 };
     let mut sequences = Sequences::new(&model, &plan)?;

@@ -26,7 +26,7 @@ impl Warp {
         atomic: &Atomic,
     ) -> Result<()> {
         let bytes = atomic.bytes;
-        if let Some(lane) = lanes(active).find(|&lane| addresses[lane] % u64::from(bytes) != 0) {
+        if let Some(lane) = lanes(active).find(|&lane| !addresses[lane].is_multiple_of(u64::from(bytes))) {
             let fault = Fault::new(
                 Kind::Misaligned,
                 format!("an atomic operation of {bytes} bytes at an address that is no multiple of {bytes}"),

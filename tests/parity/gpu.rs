@@ -39,7 +39,8 @@ pub fn exact(name: &str, count: usize, dtype: Dtype) -> Vec<f64> {
 pub fn round(values: &[f64], dtype: Dtype) -> Vec<f64> {
     let one = |&value: &f64| match dtype {
         Dtype::F32 => f64::from(value as f32),
-        Dtype::Bf16 => f64::from(f32::from(bf16::from_f64(value))),
+        // Through f32: half rounds an f64 by its upper word alone, and ties then hide what decides them.
+        Dtype::Bf16 => f64::from(f32::from(bf16::from_f32(value as f32))),
         _ => value,
     };
     values.iter().map(one).collect()

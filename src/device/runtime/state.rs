@@ -125,8 +125,8 @@ impl State {
         let key = std::ptr::from_ref(kernel).addr();
         if !self.entries.contains_key(&key) {
             let text = kernel.ptx.as_ptr().addr();
-            if !self.files.contains_key(&text) {
-                self.files.insert(text, Signatures::read(kernel.stem, kernel.ptx)?);
+            if let std::collections::hash_map::Entry::Vacant(e) = self.files.entry(text) {
+                e.insert(Signatures::read(kernel.stem, kernel.ptx)?);
             }
             let signature = self.files[&text].of(kernel)?.clone();
             let function = self.driver.load(kernel)?;

@@ -240,6 +240,14 @@ impl<'a> Body<'a, '_> {
             }
             return Ok(Operand::Vector(elements));
         }
+        if self.cursor.takes('(') {
+            let mut elements = Vec::new();
+            while !self.cursor.takes(')') {
+                elements.push(self.operand()?);
+                self.cursor.takes(',');
+            }
+            return Ok(Operand::List(elements));
+        }
         if self.cursor.takes('[') {
             let base = self.operand()?;
             let mut offset = 0i64;
