@@ -234,7 +234,6 @@ __device__ __forceinline__ void add(Source source, const u32 *keys, const u32 *e
                 run = key[u];
                 if (inside) sum = read<V>(y + (u64)run * cols);
             }
-            // Columns beyond the row have no bit in the mask either.
             if (inside) sum = source.add(slots[u], column, rows[u], sum);
         }
         // A run that ended within these slots has no followers.
