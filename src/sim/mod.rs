@@ -24,15 +24,18 @@ mod float;
 mod half;
 mod instruction;
 mod launch;
+mod load;
 pub mod machine;
 mod matrix;
 mod meeting;
 mod memory;
 mod parse;
 pub mod program;
+mod reach;
 mod region;
 mod registers;
 mod rounding;
+mod store;
 
 mod transfer;
 mod warp;
