@@ -82,7 +82,7 @@ fn broken_text_is_a_fault() {
         (file(".global .align 3 .u32 x;"), "no power of two"),
         (file(".global .u32 x[99999999999][99999999999];"), "too large"),
         (file(".global .u32 x[1] = {1, 2};"), "8 bytes for 4 bytes"),
-        (file(".global .u64 x = other;"), "no number"),
+        (file(".global .u64 x = other;"), "`other`"),
         (file(".extern .global .u32 x;"), "another file"),
         (file(".visible .entry f(.param .align 8 .b8 p[5000]) { ret; }"), "4096 bytes of parameters"),
         (file(".entry f() { ret; }\n.entry f() { ret; }"), "twice"),

@@ -224,11 +224,13 @@ fn variables_and_parameters() {
     let text = file(
         ".global .align 4 .u32 counter = 40;\n.global .align 8 .b8 table[8] = {1, 0, 0, 0, 2, 0, 0, 0};\n.const .align 4 .f32 scale = 0f40000000;\n\
          .global .align 4 .f32 list[2] = {1.5, -2.5};\n.global .align 16 .v4 .u32 wide = {1, 2, 3, 4};\n.global .align 4 .b8 empty[4];\n.global .s32 minus = -1;\n\
+         .global .align 8 .u64 pointers[2] = {generic(table), list+4};\n\
          .visible .entry f(.param .u64 f_0, .param .align 4 .b8 f_1[12], .param .f32 f_2, .param .u16 f_3)\n{\n\
-         .reg .b64 %p, %d<9>; .reg .b32 %r<20>; .reg .b16 %h; .reg .f32 %f<9>;\nld.param.u64 %p, [f_0];\n\
+         .reg .pred %q1; .reg .b64 %p, %d<9>; .reg .b32 %r<20>; .reg .b16 %h; .reg .f32 %f<9>;\nld.param.u64 %p, [f_0];\n\
          ld.global.u32 %r1, [counter];\nadd.u32 %r1, %r1, 1;\nst.global.u32 [counter], %r1;\n\
          mov.u64 %d1, table;\nld.global.u32 %r2, [%d1+4];\nld.const.f32 %f1, [scale];\nld.global.f32 %f2, [list+4];\nmul.f32 %f1, %f1, %f2;\n\
          ld.global.v4.u32 {%r3, %r4, %r5, %r6}, [wide];\nadd.u32 %r3, %r3, %r6;\nld.global.u32 %r7, [empty];\nadd.u32 %r3, %r3, %r7;\n\
+         ld.global.u64 %d4, [pointers];\nld.u32 %r13, [%d4];\nld.global.u64 %d4, [pointers+8];\nld.u32 %r14, [%d4];\nmov.b32 %f4, %r14;\nsetp.eq.f32 %q1, %f4, %f2;\n@%q1 add.u32 %r3, %r3, %r13;\n\
          ld.global.s32 %r8, [minus];\nld.param.u32 %r9, [f_1+4];\nmov.b64 %d2, f_1;\nld.param.u32 %r10, [%d2+8];\nadd.u32 %r9, %r9, %r10;\nld.param.f32 %f3, [f_2];\nld.param.u16 %h, [f_3];\ncvt.u32.u16 %r11, %h;\n\
          cvta.param.u64 %d3, %d2;\nld.u32 %r12, [%d3];\nadd.u32 %r11, %r11, %r12;\n\
          st.global.v4.u32 [%p], {%r1, %r2, %r3, %r8};\nst.global.v2.f32 [%p+16], {%f1, %f3};\nst.global.v2.u32 [%p+24], {%r9, %r11};\nret;\n}\n",
@@ -258,7 +260,7 @@ fn variables_and_parameters() {
         // The counter keeps what a launch wrote.
         assert_eq!(
             as_words(&bytes),
-            [40 + round, 2, 5, u32::MAX, (-5f32).to_bits(), 1.25f32.to_bits(), 30, 107]
+            [40 + round, 2, 6, u32::MAX, (-5f32).to_bits(), 1.25f32.to_bits(), 30, 107]
         );
     }
     let counter = machine.variable(&program, "counter").unwrap();
