@@ -6,6 +6,7 @@
 //! ```text
 //! cuda/discovery  is there a driver, and a device that will do?    cuda/kernels  files, entries, launches
 //! cuda/errors     what the driver's codes mean, in sentences       cuda/graphs   graphs
+//! cuda/library    matrix products of cuBLASLt
 //! ```
 //!
 //! # Safety
@@ -28,17 +29,19 @@ mod discovery;
 mod errors;
 mod graphs;
 mod kernels;
+mod library;
 
 pub(super) use discovery::probe;
 
 use super::driver::{Driver, Executable, Failure, Function, Launch, Mark, Node, Outcome, Pinned, Sizes};
 use super::runtime::Runtime;
-use super::{Kernel, Launcher, Properties, Stream};
+use super::{Kernel, Launcher, LibraryProduct, Properties, Stream};
 use crate::base::{Error, Result};
 use cudarc::driver::sys;
 use errors::Code;
 use graphs::CudaGraph;
 use kernels::Entry;
+use library::Library;
 use std::collections::HashMap;
 use std::sync::Arc;
 
@@ -95,6 +98,7 @@ pub(super) struct Cuda {
     graphs: HashMap<Executable, CudaGraph>,
     next_graph: Executable,
     memory: Vec<u64>,
+    library: Option<Library>,
     /// Kernels launched since somebody last waited for everything, newest last.
     recent: Vec<&'static str>,
 }
@@ -123,6 +127,7 @@ impl Cuda {
             graphs: HashMap::new(),
             next_graph: 0,
             memory: Vec::new(),
+            library: None,
             recent: Vec::new(),
         };
         cuda.enter()?;
@@ -337,6 +342,14 @@ impl Driver for Cuda {
         Ok(())
     }
 
+    fn library(&mut self) -> Outcome<Option<String>> {
+        self.open_library()
+    }
+
+    fn multiply(&mut self, product: &LibraryProduct) -> Outcome<()> {
+        self.multiply_by_library(product)
+    }
+
     fn instantiate(&mut self, nodes: &[Node]) -> Outcome<Executable> {
         self.build(nodes)
     }
@@ -359,6 +372,9 @@ impl Drop for Cuda {
     fn drop(&mut self) {
         if self.enter().is_ok() {
             let _ = self.synchronise();
+            if let Some(library) = self.library.take() {
+                library.close();
+            }
             for graph in self.graphs.keys().copied().collect::<Vec<_>>() {
                 self.destroy(graph);
             }

@@ -13,7 +13,7 @@ use super::architecture::{LayerPlan, LinearPlan, NormPlan};
 use super::norm;
 use super::parameters::Gradients;
 use crate::base::{Dtype, Result};
-use crate::device::Device;
+use crate::device::{Arena, Device};
 use crate::ops::attention::{self, Geometry};
 use crate::ops::kv_cache::{CacheLayout, KvCache};
 use crate::ops::linear::{self, Accumulate};
@@ -122,6 +122,7 @@ impl Workspace {
         dtype: Dtype,
         differentiate: bool,
     ) -> Result<Workspace> {
+        let _arena = Arena::Workspace.enter();
         let zeros = |cols: usize| Tensor::zeros(device, [rows, cols], dtype);
         let width = plan.query.projection.inputs;
         let (queries, keys) = (geometry.heads * geometry.head_dim, geometry.kv_heads * geometry.head_dim);

@@ -200,7 +200,7 @@ impl Warp {
             }
         }
         let touch = Touch { pc, action: Action::MatrixRead, order: Order::Weak, bytes: 16, place };
-        if let Some(lane) = lanes(naming).find(|&lane| rows[lane] % 16 != 0) {
+        if let Some(lane) = lanes(naming).find(|&lane| !rows[lane].is_multiple_of(16)) {
             let fault = Fault::new(
                 Kind::Misaligned,
                 "a row of ldmatrix at an address that is no multiple of 16",

@@ -160,13 +160,11 @@ impl Warp {
         if let [group] = &self.groups[..] {
             return (group.wait == Wait::Ready).then_some(0);
         }
-        let ready = |group: &Group| group.wait == Wait::Ready;
-        let count = self.groups.iter().filter(|group| ready(group)).count();
-        let indices = (0..self.groups.len()).filter(|&i| ready(&self.groups[i]));
-        match rotation.checked_rem(count)? {
-            0 => indices.min_by_key(|&i| self.groups[i].pc),
-            n => indices.skip(n).next(),
-        }
+        let mut ready: Vec<usize> =
+            (0..self.groups.len()).filter(|&i| self.groups[i].wait == Wait::Ready).collect();
+        let turn = rotation.checked_rem(ready.len())?;
+        ready.sort_by_key(|&i| self.groups[i].pc);
+        Some(ready[turn])
     }
 
     /// No group can run: lets groups at `bar.warp.sync` in different places meet, and groups at barriers arrive.

@@ -5,7 +5,9 @@
 
 use super::launches::{AXPY, PTX, Vectors};
 use super::opening::real_gpu;
-use latch::device::{Arena, Argument, Device, Grid, Kernel, Launcher, Stream};
+use half::bf16;
+use latch::base::Dtype;
+use latch::device::{Arena, Argument, Device, Grid, Kernel, Launcher, LibraryMatrix, LibraryProduct, Stream};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::{Arc, OnceLock};
@@ -19,15 +21,17 @@ fn stand_in() -> &'static Path {
     FOLDER.get_or_init(|| {
         let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join("stand_in");
         std::fs::create_dir_all(&folder).unwrap();
-        let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/device/stand_in/libcuda.rs");
+        let sources = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/device/stand_in");
         let rustc = std::env::var("RUSTC").unwrap_or_else(|_| "rustc".into());
-        let compiled = Command::new(rustc)
-            .args(["--edition", "2024", "--crate-type", "cdylib", "-o"])
-            .arg(folder.join("libcuda.so"))
-            .arg(source)
-            .output()
-            .expect("rustc compiles the stand-in");
-        assert!(compiled.status.success(), "{}", String::from_utf8_lossy(&compiled.stderr));
+        for name in ["libcuda", "libcublasLt"] {
+            let compiled = Command::new(&rustc)
+                .args(["--edition", "2024", "--crate-type", "cdylib", "-o"])
+                .arg(folder.join(name).with_extension("so"))
+                .arg(sources.join(name).with_extension("rs"))
+                .output()
+                .expect("rustc compiles the stand-in");
+            assert!(compiled.status.success(), "{}", String::from_utf8_lossy(&compiled.stderr));
+        }
         folder
     })
 }
@@ -60,7 +64,8 @@ fn everything_a_launcher_does() {
     let log = run("everything", "");
     assert!(log.contains("launch axpy [2, 1, 1] [128, 1, 1] 0 24"), "{log}");
     assert!(log.contains("launch greedy [1, 1, 1] [32, 1, 1] 65536 0"), "{log}");
-    assert_eq!(log.matches(NOTHING_LEFT).count(), 1, "{log}");
+    // `auto` opened the device once, `cuda:0` once more.
+    assert_eq!(log.matches(NOTHING_LEFT).count(), 2, "{log}");
 }
 
 #[test]
@@ -74,6 +79,19 @@ fn drivers_and_devices_that_will_not_do() {
 fn files_that_the_driver_does_not_take() {
     run("cannot_read_ptx", "cannot_read_ptx");
     let log = run("broken_ptx", "");
+    assert!(log.contains(NOTHING_LEFT), "{log}");
+}
+
+#[test]
+fn products_of_the_library() {
+    let log = run("library", "");
+    assert!(log.contains("planned with alignments 256 256 256"), "{log}");
+    assert!(
+        log.contains("planned with alignments 256 4 256"),
+        "a window of A that starts one element later: {log}"
+    );
+    assert_eq!(log.matches("planned with").count(), 9 + 2, "each kind of product is planned once: {log}");
+    assert!(log.contains("library closed: 0 handles, 0 layouts, 0 products, 0 preferences"), "{log}");
     assert!(log.contains(NOTHING_LEFT), "{log}");
 }
 
@@ -120,6 +138,7 @@ fn in_another_process() {
             assert!(message.contains("CUDA 12.1 (driver 530 or newer)"), "{message}");
         }
         "broken_ptx" => broken_ptx(),
+        "library" => library(),
         "small" => small(),
         "lost" => lost(),
         other => panic!("no scenario {other}"),
@@ -245,6 +264,91 @@ fn broken_ptx() {
     vectors.expect(1.0);
 }
 
+/// Row-major factors in every arrangement and dtype, against the definition, twice each.
+fn library() {
+    let gpu = launcher();
+    assert_eq!(gpu.matmul_library().unwrap().as_deref(), Some("cuBLASLt 12.1.3"));
+    let [m, n, k] = [3, 5, 4];
+    let a = |row: usize, i: usize| (row * 2 + i) as f32;
+    let b = |i: usize, col: usize| (i as f32) - (col as f32) * 0.5;
+    // Elements lie `stride` apart from row to row, where `turned` by columns.
+    let lay = |rows: usize, cols: usize, stride: usize, turned: bool, value: &dyn Fn(usize, usize) -> f32| {
+        let lying = if turned { cols } else { rows };
+        let mut data = vec![0.0f32; lying * stride];
+        for row in 0..rows {
+            for col in 0..cols {
+                let (y, x) = if turned { (col, row) } else { (row, col) };
+                data[y * stride + x] = value(row, col);
+            }
+        }
+        data
+    };
+    let upload = |data: &[f32], dtype: Dtype| {
+        let narrow: Vec<bf16> = data.iter().map(|&v| bf16::from_f32(v)).collect();
+        let bytes: &[u8] =
+            if dtype == Dtype::Bf16 { bytemuck::cast_slice(&narrow) } else { bytemuck::cast_slice(data) };
+        let address = gpu.allocate(bytes.len()).unwrap();
+        gpu.upload(address, bytes).unwrap();
+        address
+    };
+    let download = |address: u64, count: usize, dtype: Dtype| -> Vec<f32> {
+        let mut bytes = vec![0u8; count * dtype.size()];
+        gpu.download(address, &mut bytes).unwrap();
+        match dtype {
+            Dtype::Bf16 => {
+                bytemuck::pod_collect_to_vec::<u8, bf16>(&bytes).into_iter().map(f32::from).collect()
+            }
+            _ => bytemuck::pod_collect_to_vec(&bytes),
+        }
+    };
+    for (dtype, c_dtype) in [(Dtype::F32, Dtype::F32), (Dtype::Bf16, Dtype::F32), (Dtype::Bf16, Dtype::Bf16)]
+    {
+        for (a_turned, b_turned) in [(false, false), (false, true), (true, false)] {
+            let matrix =
+                |address, dtype, stride, transposed| LibraryMatrix { address, dtype, stride, transposed };
+            let at = upload(&lay(m, k, 7, a_turned, &a), dtype);
+            let bt = upload(&lay(k, n, 6, b_turned, &b), dtype);
+            let ct = upload(&vec![100.0; m * 8], c_dtype);
+            let mut product = LibraryProduct {
+                sizes: [m, n, k],
+                a: matrix(at, dtype, 7, a_turned),
+                b: matrix(bt, dtype, 6, b_turned),
+                c: matrix(ct, c_dtype, 8, false),
+                add: false,
+            };
+            for times in [1.0, 2.0] {
+                gpu.multiply(&product).unwrap();
+                for (index, value) in download(ct, m * 8, c_dtype).into_iter().enumerate() {
+                    let (row, col) = (index / 8, index % 8);
+                    let sum: f32 = (0..k).map(|i| a(row, i) * b(i, col)).sum();
+                    let expected = if col < n { times * sum } else { 100.0 };
+                    assert_eq!(value, expected, "{dtype} {a_turned} {b_turned}, row {row}, column {col}");
+                }
+                product.add = true;
+            }
+        }
+    }
+    // A window that starts at an odd address is another plan; one that the library has no kernel for is a sentence.
+    let zeros = upload(&[0.0; 400], Dtype::F32);
+    let matrix = |address, stride| LibraryMatrix { address, dtype: Dtype::F32, stride, transposed: false };
+    let window = LibraryProduct {
+        sizes: [m, n, k],
+        a: matrix(zeros + 4, 7),
+        b: matrix(zeros, 6),
+        c: matrix(zeros + 256, 8),
+        add: false,
+    };
+    gpu.multiply(&window).unwrap();
+    let odd = LibraryProduct { sizes: [3, 5, 13], a: matrix(zeros, 13), ..window };
+    let message = gpu.multiply(&odd).unwrap_err().to_string();
+    assert!(
+        message.contains("planning a product of [3, 5, 13]") && message.contains("NOT_SUPPORTED"),
+        "{message}"
+    );
+    let message = gpu.capture(&mut || gpu.multiply(&window)).unwrap_err().to_string();
+    assert!(message.contains("a product of the library while a graph is captured"), "{message}");
+}
+
 fn small() {
     let gpu = launcher();
     let weights = {
@@ -256,7 +360,7 @@ fn small() {
         "cuda:0 (Stand-in GPU) is out of memory",
         "of 8.0 MiB are free",
         "weights 5.0 MiB",
-        "asked for 4.0 MiB",
+        "4.0 MiB for other asked for",
     ] {
         assert!(message.contains(says), "{says}: {message}");
     }

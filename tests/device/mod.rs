@@ -1,5 +1,6 @@
 //! The device layer: memory pool, streams, graphs, checks, and what it says when something is wrong.
 
+mod arenas;
 mod crossings;
 mod driver;
 mod launches;

@@ -10,8 +10,11 @@ pub(super) const SHIPPED_PTX: (u32, u32) = (8, 1);
 /// Least compute capability: bf16 tensor cores and asynchronous copies.
 const LEAST_CAPABILITY: (u32, u32) = (8, 0);
 
+/// A version, major and minor.
+type Version = (u32, u32);
+
 /// PTX ISA, the CUDA version that introduced it, and the first driver branch of that CUDA version.
-const PTX_VERSIONS: [((u32, u32), (u32, u32), u32); 12] = [
+const PTX_VERSIONS: [(Version, Version, u32); 12] = [
     ((7, 7), (11, 7), 515),
     ((7, 8), (11, 8), 520),
     ((8, 0), (12, 0), 525),

@@ -3,7 +3,7 @@
 
 use super::{Inputs, Upstream};
 use crate::base::{Dtype, Result};
-use crate::device::{Argument, Device, Grid, Launcher};
+use crate::device::{Device, Grid, Launcher};
 use crate::ops::cast::cast;
 use crate::ops::launch::{ABSENT, arguments, kernels, size};
 use crate::ops::linear::{self, Accumulate, Gradients, Layout, Projection};

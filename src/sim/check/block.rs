@@ -299,7 +299,8 @@ impl BlockObserver for BlockCheck {
             let problem = format!("{problem}; {} come together", lanes_in_words(sync.active));
             let advice = "let the mask name exactly the lanes that reach the instruction together, and let all \
                           lanes reach it where the mask is full";
-            return Err(self.warp_fault(Kind::SyncMask, sync.at, sync.active, problem, advice));
+            let who = if gone | elsewhere == 0 { unnamed } else { sync.active };
+            return Err(self.warp_fault(Kind::SyncMask, sync.at, who, problem, advice));
         }
         if sync.kind != SyncKind::Matrix {
             self.order.sync_warp(sync.at.warp as usize, sync.mask);
@@ -331,7 +332,7 @@ impl BlockObserver for BlockCheck {
         }
         let full = threads.next_multiple_of(LANES as u32);
         let count = arrival.count.unwrap_or(full);
-        if count == 0 || count % LANES as u32 != 0 || count > full {
+        if count == 0 || !count.is_multiple_of(LANES as u32) || count > full {
             let problem = format!("a barrier of {count} threads in a block of {threads}");
             let advice = "give a multiple of 32 that is no larger than the block";
             return Err(self.warp_fault(Kind::Barrier, at, arrival.active, problem, advice));

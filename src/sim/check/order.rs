@@ -240,12 +240,6 @@ impl Knowledge {
     pub fn covers(&self, warp: usize, lane: usize, clock: u32) -> bool {
         clock < self.others[warp] || (warp == self.warp && clock < self.own[lane])
     }
-
-    /// Whether everything that `other` knew is known here too.
-    pub fn covers_all(&self, other: &Knowledge) -> bool {
-        (0..self.others.len()).all(|w| self.others[w] >= other.others[w])
-            && (0..LANES).all(|l| self.covers(other.warp, l, other.own[l].saturating_sub(1)))
-    }
 }
 
 /// The lanes of a mask, ascending.

@@ -44,10 +44,7 @@ impl Definition {
                 && at < address + u64::from(bytes)
                 && address < at + u64::from(count)
                 && self.known[thread][other] < clock
-                && match (did, action) {
-                    (Action::Read, Action::Read) | (Action::Atomic, Action::Atomic) => false,
-                    _ => true,
-                }
+                && !matches!((did, action), (Action::Read, Action::Read) | (Action::Atomic, Action::Atomic))
         });
         self.known[thread][thread] += 1;
         self.past.push((thread, self.known[thread][thread], address, bytes, action));

@@ -56,7 +56,7 @@ impl Written {
             let words = self.bytes.div_ceil(64) as usize;
             let bits: Box<[AtomicU64]> = (0..words).map(|_| AtomicU64::new(0)).collect();
             // Bits beyond the end count as written, so that the last word can be full.
-            if self.bytes % 64 != 0 {
+            if !self.bytes.is_multiple_of(64) {
                 bits[words - 1].store(!0 << (self.bytes % 64), Relaxed);
             }
             bits

@@ -60,8 +60,8 @@ impl Problem {
         rows.clone().map(|r| ((r * 7919 + self.vocabulary - 1) % self.vocabulary) as u32).collect()
     }
 
-    /// Forward and backward of some rows with `h` and the head in these dtypes. What is saved stands at an offset, and
-    /// gradients of the head are added to ones.
+    /// Forward and backward of some rows with `h` and the head in these dtypes. What is saved stands at an offset.
+    /// Backward runs twice: the head's gradient is added, that of the states assigned.
     fn run(&self, device: &Device, [h_dtype, w_dtype]: [Dtype; 2], rows: Range<usize>) -> Results {
         let (n, d, v) = (rows.len(), self.width, self.vocabulary);
         let h = tensor(device, [n, d], &self.h[rows.start * d..rows.end * d], h_dtype);
@@ -69,8 +69,8 @@ impl Problem {
         let other = h_dtype.accumulation();
         let targets = Tensor::from_host(device, [n, 1], &self.targets(&rows)).unwrap();
         let zeros = |rows, cols, dtype| Tensor::zeros(device, [rows, cols], dtype).unwrap();
-        let (mut score, mut entropy, mut dh) = (zeros(n, 1, other), zeros(n, 1, other), zeros(n, d, h_dtype));
-        let mut dw = tensor(device, [v, d], &vec![1.0; v * d], other);
+        let (mut score, mut entropy) = (zeros(n, 1, other), zeros(n, 1, other));
+        let (mut dh, mut dw) = (zeros(n, d, h_dtype), zeros(v, d, other));
         let mut saved = Saved::reserve(device, n + 3, [v, d], h_dtype).unwrap();
         let inputs = Inputs {
             h: h.view(),
@@ -85,12 +85,14 @@ impl Problem {
         let (d_score, d_entropy) = (column(&self.dy[rows.clone()]), column(&self.dy[self.rows..][rows]));
         let upstream =
             Upstream { d_log_probability: d_score.view(), d_entropy: self.entropy.then(|| d_entropy.view()) };
-        backward(&upstream, &inputs, &mut saved, 2..n + 2, dh.view_mut(), &mut dw).unwrap();
+        for _ in 0..2 {
+            backward(&upstream, &inputs, &mut saved, 2..n + 2, dh.view_mut(), &mut dw).unwrap();
+        }
         Results {
             log_probability: values(score.view()),
             entropy: values(entropy.view()),
             dh: values(dh.view()),
-            dw: values(dw.view()).into_iter().map(|dw| dw - 1.0).collect(),
+            dw: values(dw.view()),
         }
     }
 

@@ -225,7 +225,11 @@ fn noise_has_the_bits_of_the_cpu() {
 #[test]
 fn every_law_at_ragged_vocabularies() {
     for (vocabulary, rows) in [(1, 1), (2, 3), (31, 5), (613, 4), (5001, 3), (8196, 1)] {
-        let logits = peaked(&format!("sampler kernels {vocabulary}"), rows * vocabulary);
+        let mut logits = peaked(&format!("sampler kernels {vocabulary}"), rows * vocabulary);
+        // Where a few ids share the mass, the gradient of a sure one is the difference of nearly equal numbers.
+        if vocabulary < 100 {
+            logits.iter_mut().for_each(|logit| *logit *= 0.25);
+        }
         for law in laws() {
             Problem { logits: &logits, vocabulary, law, capacity: vocabulary }.check();
         }
