@@ -92,7 +92,7 @@ pub(super) struct Cuda {
     streams: Vec<sys::CUstream>,
     events: Vec<sys::CUevent>,
     idle_events: Vec<Mark>,
-    modules: HashMap<usize, sys::CUmodule>,
+    modules: Vec<(&'static str, sys::CUmodule)>,
     functions: Vec<Entry>,
     pinned: Vec<(*mut u8, usize)>,
     graphs: HashMap<Executable, CudaGraph>,
@@ -121,7 +121,7 @@ impl Cuda {
             streams: Vec::new(),
             events: Vec::new(),
             idle_events: Vec::new(),
-            modules: HashMap::new(),
+            modules: Vec::new(),
             functions: Vec::new(),
             pinned: Vec::new(),
             graphs: HashMap::new(),
@@ -382,7 +382,7 @@ impl Drop for Cuda {
             unsafe {
                 self.events.drain(..).for_each(|event| _ = sys::cuEventDestroy_v2(event));
                 self.streams.drain(..).for_each(|stream| _ = sys::cuStreamDestroy_v2(stream));
-                self.modules.drain().for_each(|(_, module)| _ = sys::cuModuleUnload(module));
+                self.modules.drain(..).for_each(|(_, module)| _ = sys::cuModuleUnload(module));
                 self.memory.drain(..).for_each(|address| _ = sys::cuMemFree_v2(address));
                 self.pinned.drain(..).for_each(|(memory, _)| _ = sys::cuMemFreeHost(memory.cast()));
             }

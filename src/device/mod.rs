@@ -17,6 +17,7 @@ mod signature;
 mod simulated;
 mod staging;
 mod stream;
+mod texts;
 mod traffic;
 
 pub use arena::{Arena, ArenaCount, ArenaScope, Held};

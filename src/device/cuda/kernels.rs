@@ -2,6 +2,7 @@
 
 use super::super::driver::{Failure, Function, Launch, Outcome};
 use super::super::signature::Signatures;
+use super::super::texts::same;
 use super::super::{Kernel, Stream};
 use super::{Cuda, call, errors, named};
 use crate::base::Error;
@@ -69,8 +70,7 @@ impl Cuda {
 
     /// Compiles a file for this device.
     fn module(&mut self, kernel: &'static Kernel) -> Outcome<sys::CUmodule> {
-        let key = kernel.ptx.as_ptr().addr();
-        if let Some(&module) = self.modules.get(&key) {
+        if let Some(&(_, module)) = self.modules.iter().find(|(text, _)| same(text, kernel.ptx)) {
             return Ok(module);
         }
         let version = Signatures::read(kernel.stem, kernel.ptx)?.version;
@@ -99,7 +99,7 @@ impl Cuda {
         };
         match code {
             sys::CUresult::CUDA_SUCCESS => {
-                self.modules.insert(key, module);
+                self.modules.push((kernel.ptx, module));
                 Ok(module)
             }
             sys::CUresult::CUDA_ERROR_OUT_OF_MEMORY => Err(Failure::OutOfMemory),

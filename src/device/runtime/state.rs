@@ -5,8 +5,12 @@ use super::super::graph::Capture;
 use super::super::pool::Pool;
 use super::super::signature::{Signature, Signatures};
 use super::super::staging::Staging;
+use super::super::texts::Texts;
 use super::super::{Arena, Argument, Grid, Kernel, Statistics, Stream};
 use std::collections::{HashMap, VecDeque};
+
+/// The headers of the files.
+static SIGNATURES: Texts<Signatures> = Texts::new();
 
 /// An entry that was launched before.
 #[derive(Debug)]
@@ -28,8 +32,6 @@ pub(super) struct State {
     pub(super) driver: Box<dyn Driver>,
     pub(super) pool: Pool,
     pub(super) staging: Staging,
-    /// Headers by where the text lies.
-    files: HashMap<usize, Signatures>,
     /// Entries by where their static lies.
     entries: HashMap<usize, Entry>,
     pub(super) capture: Option<Capture>,
@@ -54,7 +56,6 @@ impl State {
             driver,
             pool: Pool::new(sizes),
             staging: Staging::new(sizes.chunk),
-            files: HashMap::new(),
             entries: HashMap::new(),
             capture: None,
             lost: None,
@@ -124,11 +125,8 @@ impl State {
     ) -> Outcome<Launch> {
         let key = std::ptr::from_ref(kernel).addr();
         if !self.entries.contains_key(&key) {
-            let text = kernel.ptx.as_ptr().addr();
-            if let std::collections::hash_map::Entry::Vacant(e) = self.files.entry(text) {
-                e.insert(Signatures::read(kernel.stem, kernel.ptx)?);
-            }
-            let signature = self.files[&text].of(kernel)?.clone();
+            let file = SIGNATURES.of(kernel.ptx, || Signatures::read(kernel.stem, kernel.ptx))?;
+            let signature = file.of(kernel)?.clone();
             let function = self.driver.load(kernel)?;
             self.entries.insert(key, Entry { signature, function });
         }
