@@ -2,11 +2,11 @@
 // of who reads what, and the forward pass of tiles of query rows. Single steps go on in attention_decode.cu.
 //
 //   forward   t[j] = scale log2(e) q . k[j]   j = 0..=position      w = softmax      out = sum_j w[j] v[j]
-//             lse = ln sum_j exp(scale q . k[j])
+//             statistics: m >= all t[j], and 1 / l, l = sum_j 2^(t[j] - m)
 //
 //   kernel                       in                            out                      grid                    block
 //   attention_begin_*            rows positions layout k v     cache, entries, items    plan + store blocks     512
-//   attention_fwd_d64_*          q cache entries items         out lse | slots          tiles, kv_heads         128
+//   attention_fwd_d64_*          q cache entries items         out statistics | slots          tiles, kv_heads         128
 //   attention_fwd_d128_*         the same                                               tiles, kv_heads         128
 //   attention_fwd_any_bf16       head_dim up to 256            the same                 tiles, kv_heads, cols   128
 //   attention_fwd_any_f32        head_dim up to 256            the same                 tiles, kv_heads, cols   32
@@ -27,12 +27,12 @@
 // What the bits rest on: attention_forward.cuh.
 #include "attention_plan.cuh"
 
-using Bf16D64 = Shape<bf16, 64, 64, 4, true>;
-using Bf16D128 = Shape<bf16, 128, 128, 4, true>;
-using Bf16Any = Shape<bf16, 256, 128, 4, false>;
-using F32D64 = Shape<float, 64, 64, 4, true>;
-using F32D128 = Shape<float, 128, 128, 4, true>;
-using F32Any = Shape<float, 256, 64, 1, false>;
+using Bf16D64 = Shape<bf16, 64, 64, 4, 3, true>;
+using Bf16D128 = Shape<bf16, 128, 128, 4, 2, true>;
+using Bf16Any = Shape<bf16, 256, 128, 4, 2, false>;
+using F32D64 = Shape<float, 64, 64, 4, 2, true>;
+using F32D128 = Shape<float, 128, 128, 4, 2, true>;
+using F32Any = Shape<float, 256, 64, 1, 8, false>;
 
 // Copies one position's keys and values into their slots; a warp.
 template <typename act>

@@ -15,6 +15,8 @@
 #pragma once
 #include "tensor_core.cuh"
 
+#define KERNEL_OF(S) extern "C" __global__ void __launch_bounds__(S::THREADS, S::BLOCKS)
+
 constexpr u32 BLOCK_KEYS = 64;           // keys reduced together, anchored at absolute position 0
 constexpr u32 NEVER = 0xffffffffu;
 
@@ -39,12 +41,14 @@ __device__ __forceinline__ float exp2_approximate(float x) {
 // ---- sizes --------------------------------------------------------------------------------------------------------
 
 // What a kernel is compiled for: EXACT ones have head_dim = DIM; the others take every head_dim up to DIM. A block of
-// threads has WARPS warps of 16 rows each and works on OUT columns of the result.
-template <typename ACT, int DIM_, int OUT_, int WARPS_, bool EXACT_>
+// threads has WARPS warps of 16 rows each and works on OUT columns of the result; a multiprocessor is to have registers
+// for BLOCKS of them.
+template <typename ACT, int DIM_, int OUT_, int WARPS_, int BLOCKS_, bool EXACT_>
 struct Shape {
     using act = ACT;
     static constexpr int DIM = DIM_, OUT = OUT_, WARPS = WARPS_;
     static constexpr bool EXACT = EXACT_;
+    static constexpr int BLOCKS = BLOCKS_;
     static constexpr int ROWS = 16 * WARPS, THREADS = WARP * WARPS;
     static constexpr int PER_CHUNK = 16 / sizeof(act);
     static constexpr int MAX_STEPS = DIM * sizeof(act) / 32;
@@ -168,6 +172,16 @@ struct Operand<bf16> {
         a[2] = pack_bf16(right[0], right[1]);
         a[3] = pack_bf16(right[2], right[3]);
     }
+    // What `take` rounded away.
+    __device__ __forceinline__ void take_rest(const Operand &taken, const float (&left)[4], const float (&right)[4]) {
+        auto rest = [](u32 pair, float low, float high) {
+            return pack_bf16(low - __uint_as_float(pair << 16), high - __uint_as_float(pair & 0xffff0000u));
+        };
+        a[0] = rest(taken.a[0], left[0], left[1]);
+        a[1] = rest(taken.a[1], left[2], left[3]);
+        a[2] = rest(taken.a[2], right[0], right[1]);
+        a[3] = rest(taken.a[3], right[2], right[3]);
+    }
 };
 
 template <>
@@ -222,8 +236,9 @@ __device__ __forceinline__ void products(float (&sums)[TILES][4], u32 a_tile, u3
 }
 
 // sums[16, 8 TILES] += w[16, 8 KEYS] b[8 KEYS rows, columns from first_chunk on], over ascending rows. first_chunk is a
-// multiple of 8; only the first `chunks` chunks from there on are there.
-template <class S, int KEYS, int TILES>
+// multiple of 8; only the first `chunks` chunks from there on are there. In bf16, w is rounded; where EXACTLY is set, what
+// was rounded away is multiplied too.
+template <class S, int KEYS, int TILES, bool EXACTLY = false>
 __device__ __forceinline__ void weighted(float (&sums)[TILES][4], const float (&w)[KEYS][4], u32 b_tile, u32 stride,
                                          u32 first_chunk, u32 chunks) {
     u32 lane = threadIdx.x % WARP;
@@ -232,13 +247,18 @@ __device__ __forceinline__ void weighted(float (&sums)[TILES][4], const float (&
         RowChunks b_chunks(b_tile, lane % 16, stride, lane / 16);
 #pragma unroll
         for (int k = 0; k < KEYS; k += 2) {
-            Operand<bf16> a;
+            Operand<bf16> a, rest;
             a.take(w[k], w[k + 1]);
+            if constexpr (EXACTLY) rest.take_rest(a, w[k], w[k + 1]);
 #pragma unroll
             for (int n = 0; n < TILES; n += 2) {
                 if (S::EXACT || n < chunks) {
                     u32 b[4];
                     ldmatrix_x4_trans(b, b_chunks.at(n) + 8 * k * stride * 16);
+                    if constexpr (EXACTLY) {
+                        multiply(sums[n], rest, b[0], b[1]);
+                        multiply(sums[n + 1], rest, b[2], b[3]);
+                    }
                     multiply(sums[n], a, b[0], b[1]);
                     multiply(sums[n + 1], a, b[2], b[3]);
                 }

@@ -1,13 +1,13 @@
 // Gradients of causal attention over cached keys and values (the forward pass: attention.cu).
 //
-//   p[i, j]  = exp(scale q[i] . k[j] - lse[i])          delta[i] = dout[i] . out[i]
+//   p[i, j]  = 2^(scale log2(e) q[i] . k[j] - m[i]) / l[i]      delta[i] = dout[i] . out[i]
 //   ds[i, j] = scale p[i, j] (dout[i] . v[j] - delta[i])
 //   dq[i] = sum_j ds[i, j] k[j]      dk[j] += sum_i ds[i, j] q[i]      dv[j] += sum_i p[i, j] dout[i]
 //
 //   kernel                          in                           out                      grid                   block
 //   attention_backward_begin_*      rows positions dout out      entries delta            plan + delta blocks    512
 //   attention_backward_tiles        entries                      reads                    ceil(tiles / 8)        256
-//   attention_backward_dq_*         q dout lse delta cache       dq                       tiles, kv_heads, cols  128, 64, 32
+//   attention_backward_dq_*         q dout m 1/l delta cache     dq                       tiles, kv_heads, cols  128, 64, 32
 //   attention_backward_dkv_*        the same, reads              gradient cache (+=)      blocks, kv_heads, cols 128, 64
 //   attention_backward_collect_*    gradient cache               dk dv                    ceil(positions / 8)    256
 //
@@ -88,47 +88,47 @@ attention_backward_tiles(const Entry *entries, u32 rows, u32 group, u32 tile_row
 
 #define QUERY_GRADIENT(name, TILES, ...)                                                                               \
     using name##_shape = Shape<__VA_ARGS__>;                                                                           \
-    KERNEL(name##_shape::THREADS)                                                                                      \
+    KERNEL_OF(name##_shape)                                                                                            \
     name(const name##_shape::act *q, const name##_shape::act *dout, const name##_shape::act *keys,                     \
-         const name##_shape::act *values, const float *lse, const float *delta, const Entry *entries, u32 rows,        \
-         u32 heads, u32 kv_heads, u32 head_dim, float scale, float scale_log2, u32 tile_rows,                          \
+         const name##_shape::act *values, const float2 *statistics, const float *delta, const Entry *entries,          \
+         u32 rows, u32 heads, u32 kv_heads, u32 head_dim, float scale, float scale_log2, u32 tile_rows,                          \
          name##_shape::act *dq) {                                                                                      \
         __shared__ TileRows<name##_shape::ROWS> tile;                                                                  \
         extern __shared__ uint4 memory[];                                                                              \
-        Backward<name##_shape::act> task{q,    dout,  keys,     values,   lse,   delta,     entries,                   \
+        Backward<name##_shape::act> task{q,    dout,  keys,     values,   statistics, delta,    entries,              \
                                          rows, heads, kv_heads, head_dim, scale, scale_log2};                          \
         u32 first = (gridDim.x - 1 - blockIdx.x) * tile_rows;                                                          \
         QueryGradient<name##_shape, TILES>(task, tile, (char *)memory).run(first, min(tile_rows, rows - first), dq);   \
     }
 
-QUERY_GRADIENT(attention_backward_dq_d64_bf16, 3, bf16, 64, 64, 4, true)
-QUERY_GRADIENT(attention_backward_dq_d128_bf16, 3, bf16, 128, 128, 4, true)
-QUERY_GRADIENT(attention_backward_dq_any_bf16, 2, bf16, 256, 128, 2, false)
-QUERY_GRADIENT(attention_backward_dq_d64_f32, 3, float, 64, 64, 4, true)
-QUERY_GRADIENT(attention_backward_dq_d128_f32, 2, float, 128, 128, 2, true)
-QUERY_GRADIENT(attention_backward_dq_any_f32, 1, float, 256, 64, 1, false)
+QUERY_GRADIENT(attention_backward_dq_d64_bf16, 3, bf16, 64, 64, 4, 3, true)
+QUERY_GRADIENT(attention_backward_dq_d128_bf16, 3, bf16, 128, 128, 4, 2, true)
+QUERY_GRADIENT(attention_backward_dq_any_bf16, 2, bf16, 256, 128, 2, 4, false)
+QUERY_GRADIENT(attention_backward_dq_d64_f32, 3, float, 64, 64, 4, 2, true)
+QUERY_GRADIENT(attention_backward_dq_d128_f32, 2, float, 128, 128, 2, 4, true)
+QUERY_GRADIENT(attention_backward_dq_any_f32, 1, float, 256, 64, 1, 8, false)
 
 #define KEY_GRADIENT(name, QUERIES, STAGES, ...)                                                                       \
     using name##_shape = Shape<__VA_ARGS__>;                                                                           \
-    KERNEL(name##_shape::THREADS)                                                                                      \
+    KERNEL_OF(name##_shape)                                                                                            \
     name(const name##_shape::act *q, const name##_shape::act *dout, const name##_shape::act *keys,                     \
-         const name##_shape::act *values, const float *lse, const float *delta, const Entry *entries, u32 rows,        \
-         u32 heads, u32 kv_heads, u32 head_dim, float scale, float scale_log2, const Reads *reads, u32 tiles,          \
+         const name##_shape::act *values, const float2 *statistics, const float *delta, const Entry *entries,          \
+         u32 rows, u32 heads, u32 kv_heads, u32 head_dim, float scale, float scale_log2, const Reads *reads, u32 tiles,          \
          u32 detach, float *grad_keys, float *grad_values) {                                                           \
         __shared__ Readers<QUERIES> readers[STAGES];                                                                   \
         extern __shared__ uint4 memory[];                                                                              \
-        Backward<name##_shape::act> task{q,    dout,  keys,     values,   lse,   delta,     entries,                   \
+        Backward<name##_shape::act> task{q,    dout,  keys,     values,   statistics, delta,    entries,              \
                                          rows, heads, kv_heads, head_dim, scale, scale_log2};                          \
         KeyGradient<name##_shape, QUERIES, STAGES>(task, readers, (char *)memory, detach != 0)                         \
             .run(reads, tiles, grad_keys, grad_values);                                                                \
     }
 
-KEY_GRADIENT(attention_backward_dkv_d64_bf16, 64, 2, bf16, 64, 64, 4, true)
-KEY_GRADIENT(attention_backward_dkv_d128_bf16, 32, 2, bf16, 128, 128, 4, true)
-KEY_GRADIENT(attention_backward_dkv_any_bf16, 32, 1, bf16, 256, 128, 4, false)
-KEY_GRADIENT(attention_backward_dkv_d64_f32, 32, 2, float, 64, 64, 4, true)
-KEY_GRADIENT(attention_backward_dkv_d128_f32, 16, 2, float, 128, 128, 4, true)
-KEY_GRADIENT(attention_backward_dkv_any_f32, 16, 1, float, 256, 64, 2, false)
+KEY_GRADIENT(attention_backward_dkv_d64_bf16, 64, 2, bf16, 64, 64, 4, 2, true)
+KEY_GRADIENT(attention_backward_dkv_d128_bf16, 32, 2, bf16, 128, 128, 4, 2, true)
+KEY_GRADIENT(attention_backward_dkv_any_bf16, 32, 1, bf16, 256, 128, 4, 2, false)
+KEY_GRADIENT(attention_backward_dkv_d64_f32, 32, 2, float, 64, 64, 4, 2, true)
+KEY_GRADIENT(attention_backward_dkv_d128_f32, 16, 2, float, 128, 128, 4, 2, true)
+KEY_GRADIENT(attention_backward_dkv_any_f32, 16, 1, float, 256, 64, 2, 4, false)
 
 // ---- gradients of the segment's own keys --------------------------------------------------------------------------
 

@@ -5,7 +5,7 @@
 //   attention_decode_fwd_d64_*    q cache entries items slots    slots    items (any number), kv_heads       32
 //   attention_decode_fwd_d128_*   the same
 //   attention_decode_fwd_any_*    head_dim up to 256                      items, kv_heads, columns / 128|64  32
-//   attention_decode_merge_*      slots entries                  out lse  ceil(entries x heads / 8)          256
+//   attention_decode_merge_*      slots entries                  out stat ceil(entries x heads / 8)          256
 //
 // One warp an item: at most 16 query rows of one row of the batch (its positions in this segment x the query heads of
 // one key-value head) and one part, 256 keys. So a single row of n keys keeps kv_heads x n / 256 warps busy. What
@@ -19,12 +19,12 @@
 // key-value head has one query head, group / 64 in general.
 #include "attention_plan.cuh"
 
-using Bf16D64 = Shape<bf16, 64, 64, 1, true>;
-using Bf16D128 = Shape<bf16, 128, 128, 1, true>;
-using Bf16Any = Shape<bf16, 256, 128, 1, false>;
-using F32D64 = Shape<float, 64, 64, 1, true>;
-using F32D128 = Shape<float, 128, 128, 1, true>;
-using F32Any = Shape<float, 256, 64, 1, false>;
+using Bf16D64 = Shape<bf16, 64, 64, 1, 12, true>;
+using Bf16D128 = Shape<bf16, 128, 128, 1, 12, true>;
+using Bf16Any = Shape<bf16, 256, 128, 1, 12, false>;
+using F32D64 = Shape<float, 64, 64, 1, 12, true>;
+using F32D128 = Shape<float, 128, 128, 1, 8, true>;
+using F32Any = Shape<float, 256, 64, 1, 12, false>;
 
 FORWARD(attention_decode_fwd_d64_bf16, Bf16D64, false)
 FORWARD(attention_decode_fwd_d128_bf16, Bf16D128, false)
@@ -39,7 +39,7 @@ constexpr u32 MOST_COLUMNS = 256;
 // One warp an entry and head; lane l holds columns 2l, 2l + 1 of every 64.
 template <typename act>
 __device__ void merge_parts(const float *slots, const float2 *slot_sums, const Entry *entries, u32 count, u32 heads,
-                            u32 head_dim, u32 column_blocks, act *out, float *lse) {
+                            u32 head_dim, u32 column_blocks, act *out, float2 *statistics) {
     u32 unit = blockIdx.x * (MERGE_THREADS / WARP) + threadIdx.x / WARP, lane = threadIdx.x % WARP;
     if (unit >= count * heads) return;
     Entry e = load_entry(entries + unit / heads);
@@ -65,8 +65,8 @@ __device__ void merge_parts(const float *slots, const float2 *slot_sums, const E
     }
 
     u64 row = (u64)e.place * heads + head;
-    if (lane == 0) lse[row] = log_sum(sums);
     float inverse = __frcp_rn(sums.l);
+    if (lane == 0) statistics[row] = make_float2(sums.m, inverse);
     act *to = out + row * head_dim;
 #pragma unroll
     for (u32 i = 0; i < MOST_COLUMNS / 64; i++) {
@@ -86,8 +86,8 @@ __device__ void merge_parts(const float *slots, const float2 *slot_sums, const E
 #define MERGE(name, act)                                                                                               \
     KERNEL(MERGE_THREADS)                                                                                              \
     attention_decode_merge_##name(const float *slots, const float2 *slot_sums, const Entry *entries, u32 count,        \
-                                  u32 heads, u32 head_dim, u32 column_blocks, act *out, float *lse) {                  \
-        merge_parts(slots, slot_sums, entries, count, heads, head_dim, column_blocks, out, lse);                       \
+                                  u32 heads, u32 head_dim, u32 column_blocks, act *out, float2 *statistics) {                  \
+        merge_parts(slots, slot_sums, entries, count, heads, head_dim, column_blocks, out, statistics);                       \
     }
 
 MERGE(f32, float)

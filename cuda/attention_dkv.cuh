@@ -5,6 +5,8 @@
 //   p[i, j] and ds[i, j] as in attention_dq.cuh      dv[j] += sum_i p[i, j] dout[i]      dk[j] += sum_i ds[i, j] q[i]
 //
 // The products have keys as rows, 16 a warp: scores k q^T and v dout^T come out as the left operands that the sums want.
+// In bf16, ds is multiplied in two pieces: the first keys of a row are read by queries of few keys and by queries of
+// many, whose ds differ by orders of magnitude and in sign, and rounding the largest would hide the rest of the sum.
 #pragma once
 #include "attention_dq.cuh"
 
@@ -37,7 +39,8 @@ template <int QUERIES>
 struct Readers {
     u32 at[QUERIES];        // place * heads + head, or NEVER
     u32 lanes[QUERIES];     // lanes_seen
-    float lse2[QUERIES], delta[QUERIES];
+    float2 statistics[QUERIES];
+    float delta[QUERIES];
 };
 
 // QUERIES query rows at a time; with two STAGES the next ones arrive while the products are computed.
@@ -85,13 +88,14 @@ struct KeyGradient {
             u32 row = tile * QUERIES + r;
             to.at[r] = NEVER;
             to.lanes[r] = 0;
-            to.lse2[r] = to.delta[r] = 0.0f;
+            to.statistics[r] = make_float2(0.0f, 0.0f);
+            to.delta[r] = 0.0f;
             if (row >= task.rows) continue;
             Entry e = load_entry(task.entries + row / group);
             u32 at = e.place * task.heads + kv_head * group + row % group;
             to.at[r] = at;
             to.lanes[r] = lanes_seen(e, slot_block, detach);
-            to.lse2[r] = task.lse[at] * LOG2_E;
+            to.statistics[r] = task.statistics[at];
             to.delta[r] = task.delta[at];
         }
     }
@@ -128,19 +132,21 @@ struct KeyGradient {
         for (int n = 0; n < TILES; n++) {
             u32 column = 8 * n + 2 * t;
             uint2 lanes = *(const uint2 *)(of.lanes + column);
-            float2 lse2 = *(const float2 *)(of.lse2 + column), delta = *(const float2 *)(of.delta + column);
+            float2 delta = *(const float2 *)(of.delta + column);
+            float4 both = *(const float4 *)(of.statistics + column);
 #pragma unroll
             for (int i = 0; i < 4; i++) {
                 u32 key = least + g + i / 2 * 8, seen = i % 2 ? lanes.y : lanes.x;
                 bool visible = key >= (seen & 0xffff) && key < seen >> 16;
-                float weight = exp2_approximate(fmaf(weights[n][i], task.scale_log2, -(i % 2 ? lse2.y : lse2.x)));
+                float m = i % 2 ? both.z : both.x, inverse = i % 2 ? both.w : both.y;
+                float weight = exp2_approximate(fmaf(weights[n][i], task.scale_log2, -m)) * inverse;
                 float slope = weight * (slopes[n][i] - (i % 2 ? delta.y : delta.x)) * task.scale;
                 weights[n][i] = visible ? weight : 0.0f;
                 slopes[n][i] = visible ? slope : 0.0f;
             }
         }
         weighted<S, TILES, OUT_TILES>(dv, weights, stage_douts(stage), dims.stride(), first_chunk, chunks);
-        weighted<S, TILES, OUT_TILES>(dk, slopes, stage_queries(stage), dims.stride(), first_chunk, chunks);
+        weighted<S, TILES, OUT_TILES, true>(dk, slopes, stage_queries(stage), dims.stride(), first_chunk, chunks);
     }
 
     // Adds to the gradients of this block's keys.

@@ -1,17 +1,16 @@
 // Gradient of the queries: a tile of query rows walks the same steps as in the forward pass.
 //
-//   p[j] = 2^(t[j] - lse2)      ds[j] = scale p[j] (dout . v[j] - delta)      dq = sum_j ds[j] k[j]
-//   lse2 = log2(e) lse          delta = dout . out
+//   p[j] = 2^(t[j] - m) / l      ds[j] = scale p[j] (dout . v[j] - delta)      dq = sum_j ds[j] k[j]
+//   delta = dout . out           m, 1 / l: the forward pass's statistics
 #pragma once
 #include "attention_steps.cuh"
-
-constexpr float LOG2_E = 1.4426950408889634f;
 
 // What the backward kernels are given.
 template <typename act>
 struct Backward {
     const act *q, *dout, *keys, *values;
-    const float *lse, *delta;
+    const float2 *statistics;  // (m, 1 / l)
+    const float *delta;
     const Entry *entries;
     u32 rows, heads, kv_heads, head_dim;
     float scale, scale_log2;
@@ -72,11 +71,12 @@ struct QueryGradient {
         __syncthreads();
         load_rows<S>(queries, memory, task.q, rows.at, S::ROWS, dims);
         load_rows<S>(douts, memory + (douts - queries), task.dout, rows.at, S::ROWS, dims);
-        float lse2[2], delta[2];
+        float2 statistics[2];
+        float delta[2];
 #pragma unroll
         for (int half = 0; half < 2; half++) {
             u32 at = rows.at[16 * warp + g + 8 * half];
-            lse2[half] = at == NEVER ? 0.0f : task.lse[at] * LOG2_E;
+            statistics[half] = at == NEVER ? make_float2(0.0f, 0.0f) : task.statistics[at];
             delta[half] = at == NEVER ? 0.0f : task.delta[at];
         }
 
@@ -107,7 +107,7 @@ struct QueryGradient {
             else arrive<0>();
             if (mine) {
                 products<S, KEY_TILES>(products_v, douts, 16 * warp, values, dims);
-                slopes(step, scores, products_v, lse2, delta);
+                slopes(step, scores, products_v, statistics, delta);
             }
             if constexpr (TILES_ == 1) {
                 __syncthreads();
@@ -130,18 +130,20 @@ struct QueryGradient {
 
     // Turns dout . v into the gradient of q . k.
     __device__ __forceinline__ void slopes(const Step &step, const float (&scores)[KEY_TILES][4],
-                                           float (&products_v)[KEY_TILES][4], const float (&lse2)[2],
+                                           float (&products_v)[KEY_TILES][4], const float2 (&statistics)[2],
                                            const float (&delta)[2]) const {
 #pragma unroll
         for (int half = 0; half < 2; half++) {
             u32 visible = limit(rows, step, 16 * warp + g + 8 * half);
+            float scale = statistics[half].y * task.scale;
 #pragma unroll
             for (int n = 0; n < KEY_TILES; n++) {
 #pragma unroll
                 for (int i = 0; i < 2; i++) {
                     float &slope = products_v[n][2 * half + i];
-                    float weight = exp2_approximate(fmaf(scores[n][2 * half + i], task.scale_log2, -lse2[half]));
-                    slope = 8 * n + 2 * t + i < visible ? weight * (slope - delta[half]) * task.scale : 0.0f;
+                    float weight = exp2_approximate(fmaf(scores[n][2 * half + i], task.scale_log2, -statistics[half].x));
+                    bool seen = 8 * n + 2 * t + i < visible;
+                    slope = seen ? weight * (slope - delta[half]) * scale : 0.0f;
                 }
             }
         }

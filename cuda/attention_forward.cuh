@@ -17,7 +17,7 @@
 constexpr u32 PART_BLOCKS = 4;
 
 // What to compute: query rows `first .. first + rows`.
-//   end == 0   all their keys, into out and lse
+//   end == 0   all their keys, into out and statistics
 //   else       position blocks begin..end of one part, into the slots of that part; where begin lies inside the part,
 //              the state after the blocks before is found there
 struct __align__(16) Item {
@@ -29,7 +29,7 @@ template <typename act>
 struct Forward {
     const act *q, *keys, *values;
     act *out;
-    float *lse;
+    float2 *statistics;   // (m, 1 / l): the weight of a key is 2^(t - m) / l
     const Entry *entries;
     float *slots;         // [slot][heads][padded] o
     float2 *slot_sums;    // [slot][heads][blocks of columns] (m, l)
@@ -60,10 +60,6 @@ __device__ __forceinline__ float2 merge(Sums &total, const Sums &part) {
 
 __device__ __forceinline__ float merge_output(float total, float part, float2 factors) {
     return __fmaf_rn(total, factors.x, __fmul_rn(part, factors.y));
-}
-
-__device__ __forceinline__ float log_sum(const Sums &total) {
-    return __fmaf_rn(total.m, 0.6931471805599453f, logf(total.l));
 }
 
 // Dynamic shared memory of a tile: queries, keys, values.
@@ -195,13 +191,13 @@ struct Tile {
 #pragma unroll
                 for (int i = 0; i < 2; i++) {
                     float &score = scores[n][2 * half + i];
-                    score = 8 * n + 2 * t + i < visible ? __fmul_rn(score, task.scale_log2) : -infinity();
+                    if (8 * n + 2 * t + i >= visible) score = -infinity();
                     largest = fmaxf(largest, score);
                 }
             }
             largest = fmaxf(largest, __shfl_xor_sync(ALL_LANES, largest, 1));
             largest = fmaxf(largest, __shfl_xor_sync(ALL_LANES, largest, 2));
-            float m = fmaxf(sums[half].m, largest), base = m == -infinity() ? 0.0f : m;
+            float m = fmaxf(sums[half].m, __fmul_rn(largest, task.scale_log2)), base = m == -infinity() ? 0.0f : m;
             scale[half] = exp2_approximate(__fsub_rn(sums[half].m, base));
             float sum = 0.0f;
 #pragma unroll
@@ -209,7 +205,7 @@ struct Tile {
 #pragma unroll
                 for (int i = 0; i < 2; i++) {
                     float &weight = scores[n][2 * half + i];
-                    weight = exp2_approximate(__fsub_rn(weight, base));
+                    weight = exp2_approximate(__fmaf_rn(weight, task.scale_log2, -base));
                     sum = __fadd_rn(sum, weight);
                 }
             }
@@ -232,8 +228,8 @@ struct Tile {
 #pragma unroll
         for (int half = 0; half < 2; half++) {
             u32 at = rows.at[row(half)];
-            if (at != NEVER && t == 0 && blockIdx.z == 0) task.lse[at] = log_sum(sums[half]);
             float inverse = __frcp_rn(sums[half].l);
+            if (at != NEVER && t == 0 && blockIdx.z == 0) task.statistics[at] = make_float2(sums[half].m, inverse);
 #pragma unroll
             for (int n = 0; n < OUT_TILES; n++) {
 #pragma unroll
@@ -306,11 +302,12 @@ __device__ __forceinline__ void forward(const Forward<typename S::act> &task, co
 }
 
 #define FORWARD(name, S, WHOLE)                                                                                        \
-    KERNEL(S::THREADS)                                                                                                 \
-    name(const S::act *q, const S::act *keys, const S::act *values, S::act *out, float *lse, const Entry *entries,     \
+    KERNEL_OF(S)                                                                                                       \
+    name(const S::act *q, const S::act *keys, const S::act *values, S::act *out, float2 *statistics,                   \
+         const Entry *entries,                                                                                         \
          const Item *items, const u32 *number, float *slots, float2 *slot_sums, u32 rows, u32 heads, u32 kv_heads,     \
          u32 head_dim, float scale_log2) {                                                                             \
-        Forward<S::act> task{q,     keys,  values,   out,      lse,       entries, slots, slot_sums,                    \
+        Forward<S::act> task{q,     keys,  values,   out,      statistics, entries, slots, slot_sums,                   \
                              heads, kv_heads, head_dim, scale_log2};                                                   \
         forward<S, WHOLE>(task, items, number, rows);                                                                  \
     }

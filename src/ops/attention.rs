@@ -93,11 +93,13 @@ pub struct Gradients<'a> {
     pub dv: ViewMut<'a>,
 }
 
-/// What the backward pass needs of the forward pass: the log-sum-exp of each query's scores, `[rows, heads]`.
-/// Reserved once for a tape of rows; only [`forward`] fills it.
+/// What the backward pass needs of the forward pass: how to turn each query's scores into weights. Reserved once for a
+/// tape of rows; only [`forward`] fills it.
 #[derive(Debug)]
 pub struct Saved {
-    lse: Tensor,
+    /// CPU: the log-sum-exp of each query's scores, `[rows, heads]`. GPU: a maximum in powers of two and the inverse of
+    /// the sum, `[rows, heads * 2]` (cuda/attention_forward.cuh).
+    statistics: Tensor,
     /// Working memory of a GPU's kernels.
     scratch: Option<gpu::Scratch>,
 }
@@ -105,10 +107,19 @@ pub struct Saved {
 impl Saved {
     /// Room for `rows` packed positions.
     pub fn reserve(device: &Device, rows: usize, heads: usize, dtype: Dtype) -> Result<Saved> {
+        let columns = Saved::columns(device, heads);
         Ok(Saved {
-            lse: Tensor::zeros(device, [rows, heads], dtype.accumulation())?,
+            statistics: Tensor::zeros(device, [rows, columns], dtype.accumulation())?,
             scratch: gpu::Scratch::reserve(device, rows, heads)?,
         })
+    }
+
+    /// Columns of the statistics of so many heads.
+    fn columns(device: &Device, heads: usize) -> usize {
+        match device {
+            Device::Cpu(_) => heads,
+            Device::Gpu(_) => 2 * heads,
+        }
     }
 }
 
@@ -139,21 +150,22 @@ pub fn forward(
     out.expect("attention output", count, width, dtype)?;
     segment.rows.expect("attention rows", count, 1, Dtype::U32)?;
     segment.positions.expect("attention positions", count, 1, Dtype::U32)?;
-    let mut lse = saved.lse.rows_mut(at)?;
-    lse.expect("attention saved", count, sizes.heads, dtype.accumulation())?;
+    let mut statistics = saved.statistics.rows_mut(at)?;
+    let columns = Saved::columns(q.device(), sizes.heads);
+    statistics.expect("attention saved", count, columns, dtype.accumulation())?;
     match q.device() {
         Device::Cpu(_) => float_dispatch!("attention", dtype, T => {
             let inputs = kernel::ForwardInputs { q: q.slice::<T>()?, k: k.slice()?, v: v.slice()? };
             let slots = cache.slots();
             let (mut keys, mut values) = (cache.k.view_mut(), cache.v.view_mut());
             let cached = (keys.slice()?, values.slice()?);
-            let (out, lse) = (out.slice()?, lse.slice()?);
+            let (out, lse) = (out.slice()?, statistics.slice()?);
             Plan::with(&host(segment)?, slots, |plan| kernel::forward(&sizes, plan, inputs, cached, out, lse))?;
         }),
         Device::Gpu(_) if count == 0 => {}
         device @ Device::Gpu(gpu) => {
             let scratch = saved.scratch.as_ref().ok_or_else(|| elsewhere(device))?;
-            gpu::forward(&**gpu, inputs, segment, &sizes, cache, (out, lse), scratch)?;
+            gpu::forward(&**gpu, inputs, segment, &sizes, cache, (out, statistics), scratch)?;
         }
     }
     Ok(())
@@ -197,15 +209,16 @@ pub fn backward(
     dv.expect("attention dv", count, kv_width, dtype)?;
     segment.rows.expect("attention rows", count, 1, Dtype::U32)?;
     segment.positions.expect("attention positions", count, 1, Dtype::U32)?;
-    let lse = saved.lse.rows(at)?;
-    lse.expect("attention saved", count, sizes.heads, dtype.accumulation())?;
+    let statistics = saved.statistics.rows(at)?;
+    let columns = Saved::columns(q.device(), sizes.heads);
+    statistics.expect("attention saved", count, columns, dtype.accumulation())?;
     match q.device() {
         Device::Cpu(_) => float_dispatch!("attention", dtype, T => {
             let inputs = kernel::BackwardInputs {
                 dout: dout.slice::<T>()?,
                 q: q.slice()?,
                 out: out.slice()?,
-                lse: lse.slice()?,
+                lse: statistics.slice()?,
                 keys: cache.k.view().slice()?,
                 values: cache.v.view().slice()?,
                 detach_cached,
@@ -220,7 +233,7 @@ pub fn backward(
         device @ Device::Gpu(gpu) => {
             let scratch = saved.scratch.as_ref().ok_or_else(|| elsewhere(device))?;
             let gradients = Gradients { dq, dk, dv };
-            gpu::backward(&**gpu, inputs, segment, &sizes, grad, (lse, scratch), gradients)?;
+            gpu::backward(&**gpu, inputs, segment, &sizes, grad, (statistics, scratch), gradients)?;
         }
     }
     Ok(())

@@ -52,6 +52,8 @@ struct Setting<'a> {
     /// What the numbers are rounded to before.
     rounding: Dtype,
     detach_cached: bool,
+    /// What backward is given as the forward pass's output, where it is not this run's own.
+    out: Option<&'a [f64]>,
 }
 
 fn run(
@@ -63,12 +65,15 @@ fn run(
     dtype: Dtype,
 ) -> Results {
     let problem = Problem { geometry, spans, slots, segments, shared };
-    run_on(&problem, &Setting { device: &Device::cpu(), dtype, rounding: dtype, detach_cached: false })
+    run_on(
+        &problem,
+        &Setting { device: &Device::cpu(), dtype, rounding: dtype, detach_cached: false, out: None },
+    )
 }
 
 fn run_on(problem: &Problem, setting: &Setting) -> Results {
     let &Problem { geometry, spans, slots, segments, shared } = problem;
-    let &Setting { device, dtype, rounding, detach_cached } = setting;
+    let &Setting { device, dtype, rounding, detach_cached, .. } = setting;
     let count: usize = segments.iter().map(Vec::len).sum();
     let (width, kv_width) = (geometry.heads * geometry.head_dim, geometry.kv_heads * geometry.head_dim);
     let all: Vec<[Vec<f64>; 4]> =
@@ -114,13 +119,15 @@ fn run_on(problem: &Problem, setting: &Setting) -> Results {
     // Cleared gradients are as good as new ones.
     poison(device, geometry, &mut grad, slots, dtype.accumulation());
     grad.clear_slots(slots).unwrap();
+    let given = setting.out.map(|out| gpu::tensor(device, [count, width], out, dtype));
+    let given = given.as_ref().unwrap_or(&out);
     let zeros = |width| Tensor::zeros(device, [count, width], dtype).unwrap();
     let (mut dq, mut dk, mut dv) = (zeros(width), zeros(kv_width), zeros(kv_width));
     for at in ranges.iter().rev() {
         let inputs = BackwardInputs {
             dout: dout.rows(at.clone()).unwrap(),
             q: q.rows(at.clone()).unwrap(),
-            out: out.rows(at.clone()).unwrap(),
+            out: given.rows(at.clone()).unwrap(),
             cache: &cache,
             detach_cached,
         };

@@ -215,6 +215,14 @@ impl StepMemory {
     }
 }
 
+/// Kernels find the largest score before they scale it.
+fn positive(scale: f64) -> Result<()> {
+    match scale > 0.0 && scale.is_finite() {
+        true => Ok(()),
+        false => Err(Error::shape("attention scale on a GPU", scale, "a positive number")),
+    }
+}
+
 /// Forward on a GPU; operands are checked, and there is at least one position.
 pub(super) fn forward(
     gpu: &dyn Launcher,
@@ -222,12 +230,13 @@ pub(super) fn forward(
     segment: &Segment,
     sizes: &Sizes,
     cache: &mut KvCache,
-    (out, lse): (ViewMut, ViewMut),
+    (out, statistics): (ViewMut, ViewMut),
     scratch: &Scratch,
 ) -> Result<()> {
     let Inputs { q, k, v } = inputs;
     let (count, dtype) = (q.count(), q.dtype());
     let shape = Shape::new(sizes.head_dim, dtype)?;
+    positive(sizes.scale)?;
     let steps = StepMemory::new(segment.layout, sizes, &shape, count)?;
     let (n, group) = (size("attention positions", count)?, size("attention heads", sizes.group())?);
     let rows = size("attention query rows", count * sizes.group())?;
@@ -268,7 +277,7 @@ pub(super) fn forward(
     )?;
 
     let column_blocks = shape.column_blocks();
-    let (out, lse) = (out.address()?, lse.address()?);
+    let (out, statistics) = (out.address()?, statistics.address()?);
     let launch = |kernel, warps: usize, blocks: usize, items: Argument, number: Argument| {
         let grid = Grid {
             blocks: [blocks as u32, kv_heads, column_blocks as u32],
@@ -282,7 +291,7 @@ pub(super) fn forward(
             keys,
             values,
             out,
-            lse,
+            statistics,
             entries,
             items,
             number,
@@ -328,7 +337,7 @@ pub(super) fn forward(
             head_dim,
             column_blocks as u32,
             out,
-            lse,
+            statistics,
         ],
     )
 }
@@ -340,7 +349,7 @@ pub(super) fn backward(
     segment: &Segment,
     sizes: &Sizes,
     grad: &mut KvCache,
-    (lse, scratch): (View, &Scratch),
+    (statistics, scratch): (View, &Scratch),
     gradients: Gradients,
 ) -> Result<()> {
     let BackwardInputs { dout, q, out, cache, detach_cached } = inputs;
@@ -383,7 +392,7 @@ pub(super) fn backward(
         dout.address()?,
         cache.k.view().address()?,
         cache.v.view().address()?,
-        lse.address()?,
+        statistics.address()?,
         delta,
         entries,
         rows,

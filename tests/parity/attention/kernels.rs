@@ -1,29 +1,27 @@
 //! The kernels of attention on every GPU device, simulated or real: against the f64 reference, and against themselves.
 
-use super::{GEOMETRIES, Places, Problem, Results, Setting, gpu, of_row, run_on, shared_case};
+use super::{GEOMETRIES, Places, Problem, Results, Setting, gpu, of_row, run_on, shared_case, vectors};
 use latch::base::Dtype;
 use latch::device::Device;
 use latch::ops::Tensor;
 use latch::ops::attention::{self, Geometry, Inputs, Saved, Segment};
 use latch::ops::kv_cache::{CacheLayout, CacheSpan, KvCache};
 
-/// Runs the problem in f64 on the CPU, with the numbers that a kernel of `dtype` gets.
-fn reference(problem: &Problem, dtype: Dtype, detach_cached: bool) -> Results {
-    run_on(problem, &Setting { device: &Device::cpu(), dtype: Dtype::F64, rounding: dtype, detach_cached })
+fn on_gpu(problem: &Problem, device: &Device, dtype: Dtype, detach_cached: bool) -> Results {
+    run_on(problem, &Setting { device, dtype, rounding: dtype, detach_cached, out: None })
 }
 
-fn on_gpu(problem: &Problem, device: &Device, dtype: Dtype) -> Results {
-    run_on(problem, &Setting { device, dtype, rounding: dtype, detach_cached: false })
-}
-
-/// Outputs and gradients of every GPU in both dtypes agree with the reference.
+/// Outputs and gradients of every GPU in both dtypes agree with those of the CPU in f64, from the numbers that the
+/// kernels were given; for the gradients these are the kernel's outputs too.
 fn check(what: &str, problem: &Problem, longest: usize, detach_cached: bool) {
     for dtype in gpu::DTYPES {
-        let expected = reference(problem, dtype, detach_cached);
         for device in gpu::devices() {
-            let found = run_on(problem, &Setting { device: &device, dtype, rounding: dtype, detach_cached });
-            let terms = longest + problem.geometry.head_dim;
+            let found = on_gpu(problem, &device, dtype, detach_cached);
+            let (cpu, out) = (Device::cpu(), Some(&found.out[..]));
+            let setting = Setting { device: &cpu, dtype: Dtype::F64, rounding: dtype, detach_cached, out };
+            let expected = run_on(problem, &setting);
             let name = |part: &str| format!("{what}: {part} in {dtype} on {}", device.name());
+            let terms = longest + problem.geometry.head_dim;
             gpu::compare(&name("out"), dtype, terms, &found.out, &expected.out);
             let readers: usize = problem.segments.iter().map(Vec::len).sum();
             let terms = terms.max(readers * problem.geometry.heads / problem.geometry.kv_heads);
@@ -64,12 +62,29 @@ fn detached_keys_get_no_gradient() {
 }
 
 #[test]
-fn the_smallest_problem() {
+fn one_key_is_its_own_answer() {
     let (span, slots) = CacheSpan::after(0, 0, 0, 1);
+    let segments = [vec![(0, 0)]];
     for geometry in GEOMETRIES.iter().chain(&HEADS) {
-        let segments = [vec![(0, 0)]];
         let problem = Problem { geometry, spans: &[span], slots, segments: &segments, shared: 0 };
-        check(&format!("one key, {geometry:?}"), &problem, 1, false);
+        for dtype in gpu::DTYPES {
+            let group = geometry.heads / geometry.kv_heads;
+            let heads = |values: &[f64]| -> Vec<Vec<f64>> {
+                values.chunks(geometry.head_dim).map(<[f64]>::to_vec).collect()
+            };
+            let [_, _, v, dout] = vectors(geometry, 0, 0, 0).map(|values| heads(&gpu::round(&values, dtype)));
+            let out: Vec<f64> = (0..geometry.heads).flat_map(|head| v[head / group].clone()).collect();
+            let sum = |d: usize, head: usize| dout[head * group..][..group].iter().map(|x| x[d]).sum();
+            let dv: Vec<f64> = (0..geometry.kv_heads)
+                .flat_map(|head| (0..geometry.head_dim).map(move |d| (d, head)))
+                .map(|(d, head)| sum(d, head))
+                .collect();
+            for device in gpu::devices() {
+                let found = on_gpu(&problem, &device, dtype, false);
+                gpu::compare("the value", dtype, 1, &found.out, &out);
+                gpu::compare("its gradient", dtype, group, &found.gradients[2], &dv);
+            }
+        }
     }
 }
 
@@ -161,7 +176,8 @@ fn cut(geometry: &Geometry, device: &Device, dtype: Dtype, lengths: &[u32]) -> V
             (start - length..start).map(|p| (0, p)).collect()
         })
         .collect();
-    on_gpu(&Problem { geometry, spans: &[span], slots, segments: &segments, shared: 0 }, device, dtype).out
+    on_gpu(&Problem { geometry, spans: &[span], slots, segments: &segments, shared: 0 }, device, dtype, false)
+        .out
 }
 
 #[test]
@@ -195,7 +211,7 @@ fn a_query_does_not_depend_on_its_batch_or_on_who_owns_the_prefix() {
         for dtype in gpu::DTYPES {
             for geometry in [&GEOMETRIES[1], &GEOMETRIES[3], &HEADS[0]] {
                 let problem = Problem { geometry, spans: &spans, slots, segments: &segments, shared: 70 };
-                let together = on_gpu(&problem, &device, dtype).out;
+                let together = on_gpu(&problem, &device, dtype, false).out;
                 for row in [1, 2, 3] {
                     let expected = of_row(&segments, &together, row);
                     let own = if row == 3 { 0 } else { 70 };
@@ -206,7 +222,7 @@ fn a_query_does_not_depend_on_its_batch_or_on_who_owns_the_prefix() {
                     spans.push(span);
                     let segments = [(0..last).map(|p| (row, p)).collect()];
                     let problem = Problem { geometry, spans: &spans, slots, segments: &segments, shared: 70 };
-                    let out = on_gpu(&problem, &device, dtype).out;
+                    let out = on_gpu(&problem, &device, dtype, false).out;
                     assert_eq!(expected, out[out.len() - expected.len()..], "{geometry:?} {dtype} row {row}");
                 }
             }
@@ -222,7 +238,7 @@ fn single_steps_have_the_bits_of_a_prompt() {
         for dtype in gpu::DTYPES {
             for geometry in [&GEOMETRIES[1], &GEOMETRIES[3]] {
                 let problem = Problem { geometry, spans: &spans, slots, segments: &segments, shared: 253 };
-                let together = on_gpu(&problem, &device, dtype).out;
+                let together = on_gpu(&problem, &device, dtype, false).out;
                 for (row, length) in [(2_u32, 150), (7, 253), (8, 0)] {
                     let expected = of_row(&segments, &together, row);
                     let (span, slots) = CacheSpan::after(0, 0, 0, length as usize + 5);
@@ -231,7 +247,7 @@ fn single_steps_have_the_bits_of_a_prompt() {
                     let segments = [(0..length + 5).map(|p| (row, p)).collect()];
                     let problem =
                         Problem { geometry, spans: &spans, slots, segments: &segments, shared: 253 };
-                    let out = on_gpu(&problem, &device, dtype).out;
+                    let out = on_gpu(&problem, &device, dtype, false).out;
                     assert_eq!(expected, out[out.len() - expected.len()..], "{geometry:?} {dtype} row {row}");
                 }
             }
@@ -246,7 +262,8 @@ fn the_same_problem_has_the_same_gradients() {
         for dtype in gpu::DTYPES {
             let problem =
                 Problem { geometry: &GEOMETRIES[3], spans: &spans, slots, segments: &segments, shared: 0 };
-            let (one, other) = (on_gpu(&problem, &device, dtype), on_gpu(&problem, &device, dtype));
+            let (one, other) =
+                (on_gpu(&problem, &device, dtype, false), on_gpu(&problem, &device, dtype, false));
             assert_eq!(one.gradients, other.gradients);
             assert!(one.gradients.iter().flatten().all(|g| g.is_finite()));
         }
