@@ -3,7 +3,7 @@
 // Naming: `act` is the dtype of activations (f32 or bf16); vectors (gains, biases), statistics, log-probabilities and
 // gradients of parameters are f32 in both. Arithmetic is f32. A warp is 32 lanes; blocks are multiples of 32.
 //
-// NVRTC has no <cmath> macros: INFINITY is made from its bits.
+// NVRTC has no <cmath> macros: infinity and NaN are made from their bits.
 #pragma once
 #include <cuda_bf16.h>
 
@@ -18,6 +18,7 @@ constexpr int WARP = 32;
 constexpr u32 ALL_LANES = 0xffffffffu;
 
 __device__ __forceinline__ float infinity() { return __int_as_float(0x7f800000); }
+__device__ __forceinline__ float nan() { return __int_as_float(0x7fffffff); }
 
 // ---- one element --------------------------------------------------------------------------------------------------
 
@@ -26,8 +27,29 @@ __device__ __forceinline__ float load(const bf16 *p) { return __bfloat162float(*
 __device__ __forceinline__ void store(float *p, float x) { *p = x; }
 __device__ __forceinline__ void store(bf16 *p, float x) { *p = __float2bfloat16_rn(x); }
 
+// ---- arithmetic of one element ------------------------------------------------------------------------------------
+
 // 1 / (1 + e^-x). The quotient is approximate (2 ulp): a correctly rounded one costs more than the whole rest.
 __device__ __forceinline__ float sigmoid(float x) { return __fdividef(1.0f, 1.0f + expf(-x)); }
+
+// sigmoid(x) and 1 - sigmoid(x), neither by a difference: where one is near 1, the other has all its digits.
+struct Sigmoid {
+    float value, rest;
+};
+__device__ __forceinline__ Sigmoid sigmoids(float x) {
+    float e = expf(-fabsf(x)), large = __fdividef(1.0f, 1.0f + e), small = e * large;
+    return x < 0.0f ? Sigmoid{small, large} : Sigmoid{large, small};
+}
+
+// `yes` where a bit of `word & of` is set, else `no`, by a selection: of `?:` around a fused multiply-add the compiler
+// makes a branch for each element.
+__device__ __forceinline__ float choose(u32 word, u32 of, float yes, float no) {
+    float chosen;
+    asm("{ .reg .pred p; setp.ne.u32 p, %1, 0; selp.f32 %0, %2, %3, p; }"
+        : "=f"(chosen)
+        : "r"(word & of), "f"(yes), "f"(no));
+    return chosen;
+}
 
 // ---- sums over a block, the same bits in every run ----------------------------------------------------------------
 
@@ -87,25 +109,12 @@ struct Mask {
     const int *instance;
     u32 stride, offset;
     float scale;
-    u32 instances = ALL_LANES;
+    u32 instances;
 
     // The bitmap of instance `at`.
     __device__ __forceinline__ MaskRow of(int at) const {
         if (!bits || at < 0) return {nullptr, 1.0f};
-        if ((u32)at >= instances) return {nullptr, __int_as_float(0x7fffffff)};
+        if ((u32)at >= instances) return {nullptr, nan()};
         return {bits + (u64)at * stride + offset, scale};
-    }
-
-    // The site's words of a row, or nothing.
-    __device__ __forceinline__ const u32 *row(u32 row) const {
-        if (!bits) return nullptr;
-        int at = instance[row];
-        return at < 0 ? nullptr : bits + (u64)at * stride + offset;
-    }
-
-    // What element `col` of that row is multiplied by.
-    __device__ __forceinline__ float factor(const u32 *words, u32 col) const {
-        if (!words) return 1.0f;
-        return (words[col / 32] >> (col % 32)) & 1u ? scale : 0.0f;
     }
 };

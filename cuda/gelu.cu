@@ -15,15 +15,15 @@
 constexpr int BLOCK = 256;
 constexpr float TWICE_ROOT = 1.595769121605731f, CUBIC = 0.044715f;
 
-// s(x) = sigmoid(2u).
-__device__ __forceinline__ float gate(float x) { return sigmoid(TWICE_ROOT * x * fmaf(CUBIC * x, x, 1.0f)); }
+// 2u.
+__device__ __forceinline__ float twice_u(float x) { return TWICE_ROOT * x * fmaf(CUBIC * x, x, 1.0f); }
 
 template <typename act> struct Forward {
     const act *x;
     act *y;
     template <int N> __device__ __forceinline__ void operator()(Width<N>, u32 at) const {
         Numbers<N> v = read<N>(x + at);
-        for (int i = 0; i < N; i++) v[i] = v[i] * gate(v[i]);
+        for (int i = 0; i < N; i++) v[i] = v[i] * sigmoid(twice_u(v[i]));
         write<N>(y + at, v);
     }
 };
@@ -34,8 +34,9 @@ template <typename act> struct Backward {
     template <int N> __device__ __forceinline__ void operator()(Width<N>, u32 at) const {
         Numbers<N> d = read<N>(dy + at), v = read<N>(x + at);
         for (int i = 0; i < N; i++) {
-            float s = gate(v[i]), slope = TWICE_ROOT * fmaf(3.0f * CUBIC * v[i], v[i], 1.0f);
-            v[i] = d[i] * fmaf(v[i] * s * (1.0f - s), slope, s);
+            Sigmoid s = sigmoids(twice_u(v[i]));
+            float slope = TWICE_ROOT * fmaf(3.0f * CUBIC * v[i], v[i], 1.0f);
+            v[i] = d[i] * fmaf(v[i] * (s.value * s.rest), slope, s.value);
         }
         write<N>(dx + at, v);
     }

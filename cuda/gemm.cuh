@@ -46,8 +46,7 @@
 
 // GELU in its tanh form, to the bit as cuda/gelu.cu computes it: x sigmoid(2 sqrt(2/pi) (x + 0.044715 x^3)).
 __device__ __forceinline__ float gelu_tanh(float x) {
-    float twice = 1.595769121605731f * x * fmaf(0.044715f * x, x, 1.0f);
-    return x * __fdividef(1.0f, 1.0f + expf(-twice));
+    return x * sigmoid(1.595769121605731f * x * fmaf(0.044715f * x, x, 1.0f));
 }
 
 __device__ __forceinline__ void load_four(float (&v)[4], const float *from) {

@@ -6,8 +6,6 @@
 #pragma once
 #include "vector.cuh"
 
-__device__ __forceinline__ float nan() { return __int_as_float(0x7fffffff); }
-
 // ---- numbers of a row -----------------------------------------------------------------------------------------------
 
 template <int V>

@@ -10,9 +10,8 @@
 //   log_probability_fwd_finish_f32  parts logit target                   lp M lnZ H [R]            ceil(R/4)        128
 //   log_probability_bwd_logits_f32  panel[R,P] target dlp dH M lnZ H     panel (in place)          ceil(P/4096) R   256
 //   log_probability_bwd_logits_bf16 the same                             dlogits[R,P] bf16         the same         256
-//   log_probability_bwd_dh_bf16     dh[N] f32                            dh[N] bf16                ceil(N/1024)     256
 //
-//   shared: none; bytes moved: chunks 4 R P; finish 12 R C; logits 8 (bf16: 6) R P; dh 6 N
+//   shared: none; bytes moved: chunks 4 R P; finish 12 R C; logits 8 (bf16: 6) R P
 //
 // A warp takes a chunk of 1024 columns and leaves (maximum, sum, weighted sum) of it, wherever the panel begins:
 // panels are whole chunks, so a row's bits depend on nothing but the row. The parts of a vocabulary of 151936 are 1.8 KB
@@ -116,12 +115,4 @@ log_probability_bwd_logits_bf16(const float *panel, u32 cols, u32 first, float s
                                 const float *d_score, const float *d_entropy, const float *maximum, const float *log_sum,
                                 const float *entropy, bf16 *out) {
     backward(panel, cols, first, scale, targets, d_score, d_entropy, maximum, log_sum, entropy, out);
-}
-
-// dh in the dtype of h, once all panels have added to it.
-KERNEL(BLOCK)
-log_probability_bwd_dh_bf16(const float *sum, u64 count, bf16 *dh) {
-    u64 i = 4 * ((u64)blockIdx.x * BLOCK + threadIdx.x);
-    if (i + 3 < count) return store_four(dh + i, *reinterpret_cast<const float4 *>(sum + i));
-    for (; i < count; i++) store(dh + i, sum[i]);
 }

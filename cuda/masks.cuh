@@ -26,14 +26,14 @@ template <int N, int MAX> struct MaskPieces<Columns<WARP, N, MAX>> {
 template <int N>
 __device__ __forceinline__ Numbers<N> masked_sum(Numbers<N> x, const Numbers<N> &b, u32 bits, float scale) {
 #pragma unroll
-    for (int i = 0; i < N; i++) x[i] = bits >> i & 1u ? fmaf(b[i], scale, x[i]) : x[i];
+    for (int i = 0; i < N; i++) x[i] = choose(bits, 1u << i, fmaf(b[i], scale, x[i]), x[i]);
     return x;
 }
 
 // m * x; exactly 0 where dropped.
 template <int N> __device__ __forceinline__ Numbers<N> masked(Numbers<N> x, u32 bits, float scale) {
 #pragma unroll
-    for (int i = 0; i < N; i++) x[i] = bits >> i & 1u ? x[i] * scale : 0.0f;
+    for (int i = 0; i < N; i++) x[i] = choose(bits, 1u << i, x[i] * scale, 0.0f);
     return x;
 }
 

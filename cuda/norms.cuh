@@ -45,8 +45,9 @@ template <typename On> struct RmsNorm {
         if (on.thread == 0) statistics[0] = rstd;
     }
 
-    template <int BLOCK> __device__ __forceinline__ void back_bring(const On &on, const Parameters &p, const Room &room,
-                                                                    float *partial, u32) {
+    template <int BLOCK>
+    __device__ __forceinline__ void begin_backward(const On &on, const Parameters &p, const Room &room, float *partial,
+                                                   u32) {
         ::bring<BLOCK>(w, on, p.w, room.first);
         dw.clear(on, partial);
     }
@@ -118,8 +119,9 @@ template <typename On> struct LayerNorm {
         if (on.thread == 0) *reinterpret_cast<float2 *>(statistics) = make_float2(mean, rstd);
     }
 
-    template <int BLOCK> __device__ __forceinline__ void back_bring(const On &on, const Parameters &p, const Room &room,
-                                                                    float *partial, u32 cols) {
+    template <int BLOCK>
+    __device__ __forceinline__ void begin_backward(const On &on, const Parameters &p, const Room &room, float *partial,
+                                                   u32 cols) {
         ::bring<BLOCK>(w, on, p.w, room.first);
         dw.clear(on, partial);
         db.clear(on, partial + cols);
@@ -133,9 +135,9 @@ template <typename On> struct LayerNorm {
         on.each([&](int k, u32 c) {
             auto d = dy(k, c), v = x(k, c), g = w(k, c);
             for (int i = 0; i < On::N; i++) {
-                float h = (v[i] - mean) * rstd;
-                level = fmaf(d[i], g[i], level);
-                slope = fmaf(d[i] * g[i], h, slope);
+                float h = (v[i] - mean) * rstd, p = __fmul_rn(d[i], g[i]);
+                level += p;
+                slope = fmaf(p, h, slope);
                 dw.at(k, c, i) = fmaf(d[i], h, dw.at(k, c, i));
                 db.at(k, c, i) += d[i];
             }
@@ -147,7 +149,9 @@ template <typename On> struct LayerNorm {
     template <typename act>
     __device__ __forceinline__ Numbers<On::N> dx(const Row<act, On> &dy, const Row<act, On> &x, int k, u32 c) const {
         auto d = dy(k, c), v = x(k, c), g = w(k, c);
-        for (int i = 0; i < On::N; i++) v[i] = rstd * fmaf(-((v[i] - mean) * rstd), slope, fmaf(d[i], g[i], -level));
+        // The product is rounded as it was in `level`, so that what is equal cancels exactly.
+        for (int i = 0; i < On::N; i++)
+            v[i] = rstd * fmaf(-((v[i] - mean) * rstd), slope, __fmul_rn(d[i], g[i]) - level);
         return v;
     }
 
@@ -198,7 +202,7 @@ template <template <typename> class Norm, int BLOCK, typename act> struct NormBa
         u32 row = blockIdx.x * each + on.team(), end = min(rows, (blockIdx.x + 1) * each);
         float *part = partial + (u64)blockIdx.x * Norm<On>::VECTORS * cols;
         Norm<On> norm;
-        norm.template back_bring<BLOCK>(on, parameters, room, part, cols);
+        norm.template begin_backward<BLOCK>(on, parameters, room, part, cols);
         __syncthreads();
         for (; row < end; row += BLOCK / On::THREADS) {
             Row<act, On> slope, input;

@@ -5,11 +5,11 @@
 //   backward  dy[r] += norm'(y[r]) dnormed[r]             dbranch[r,c] = m[r,c] * dy[r,c]
 //             the gradients of gain and bias are added; dy is the residual stream's gradient before and after
 //
-//   kernel                        in                                  out                        grid           block  shared
-//   residual_norm_fwd_rms_*       x branch [R,C] mask w               y normed [R,C] rstd[R]     ceil(R/each)   512    8.5 KB
-//   residual_norm_fwd_layer_*     x branch [R,C] mask w b             y normed [R,C] stats[R,2]  ceil(R/each)   512    8.5 KB
-//   residual_norm_bwd_rms_*       dnormed y [R,C] mask w rstd         dy dbranch partial[G,C]    ceil(R/each)   256    8.3 KB
-//   residual_norm_bwd_layer_*     dnormed y [R,C] mask w stats        dy dbranch partial[G,2,C]  ceil(R/each)   256    8.3 KB
+//   kernel                      in                           out                        grid          block  shared
+//   residual_norm_fwd_rms_*     x branch [R,C] mask w        y normed [R,C] rstd[R]     ceil(R/each)  512    8.5 KB
+//   residual_norm_fwd_layer_*   x branch [R,C] mask w b      y normed [R,C] stats[R,2]  ceil(R/each)  512    8.5 KB
+//   residual_norm_bwd_rms_*     dnormed y [R,C] mask w rstd  dy dbranch partial[G,C]    ceil(R/each)  256    8.4 KB
+//   residual_norm_bwd_layer_*   dnormed y [R,C] mask w stats dy dbranch partial[G,2,C]  ceil(R/each)  256    8.4 KB
 //
 //   moved, a = bytes of act: forward (4 a + 1/8) R C where three kernels move 7 a; backward (5 a + 1/8) R C, not 8 a
 //
@@ -81,7 +81,7 @@ template <template <typename> class Norm, typename act> struct Backward {
         u32 row = blockIdx.x * each + on.team(), end = min(rows, (blockIdx.x + 1) * each);
         float *part = partial + (u64)blockIdx.x * Norm<On>::VECTORS * cols;
         Norm<On> norm;
-        norm.template back_bring<BACKWARD>(on, parameters, room, part, cols);
+        norm.template begin_backward<BACKWARD>(on, parameters, room, part, cols);
         __syncthreads();
         for (; row < end; row += BACKWARD / On::THREADS) {
             u64 at = (u64)row * cols;

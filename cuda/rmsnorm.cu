@@ -5,7 +5,7 @@
 //             dw[c]  += sum_r dy[r,c] * x[r,c] * rstd[r]
 //
 //   kernel           in                    out                    grid           block  shared  moved (a = bytes of act)
-//   rmsnorm_fwd_*    x[R,C] w[C]           y[R,C] rstd[R]         ceil(R/each)   512    8.3 KB  2 R C a + 4 C grid
+//   rmsnorm_fwd_*    x[R,C] w[C]           y[R,C] rstd[R]         ceil(R/each)   512    4.2 KB  2 R C a + 4 C grid
 //   rmsnorm_bwd_*    dy x [R,C] w rstd     dx[R,C] partial[G,C]   G = as above   256    8.3 KB  3 R C a + 8 C grid
 //   rmsnorm_bwd_dw   partial[G,C]          dw[C] (+=)             ceil(C/32)     1024   4.1 KB  4 C G
 //

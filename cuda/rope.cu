@@ -3,9 +3,9 @@
 //   forward   x[i] <- x[i] cos - x[i+H] sin      x[i+H] <- x[i+H] cos + x[i] sin      angles of positions[r]
 //   backward  the inverse rotation: the same with -sin
 //
-//   kernel       in                                    out               grid                          block   moved (a = bytes of act)
-//   rope_fwd_*   x positions[R] cos[P,H] sin[P,H]      x[R,heads*2H]     ceil(R G ceil(H/4) / 256)     256     R H (4 a heads + 8)
-//   rope_bwd_*   the same
+//   kernel       in                                 out             grid                       block  moved
+//   rope_fwd_*   x positions[R] cos[P,H] sin[P,H]   x[R,heads*2H]   ceil(R G ceil(H/4) / 256)  256    R H (4 a heads + 8)
+//   rope_bwd_*   the same                                                               (a = bytes of act)
 //
 // A thread turns four pairs of `share` heads of one row by the same angles (G = ceil(heads / share)): the table's row
 // is read once for all of them. With many rows a thread takes all heads; with few, fewer, so that the grid is not
@@ -29,7 +29,7 @@ __device__ __forceinline__ void turn(act *x, const u32 *positions, const float *
         c = read<N>(cos + (u64)position * half + piece * N);
         s = read<N>(sin + (u64)position * half + piece * N);
     } else {
-        for (int i = 0; i < N; i++) c[i] = s[i] = __int_as_float(0x7fffffff);
+        for (int i = 0; i < N; i++) c[i] = s[i] = nan();
     }
     u32 first = group * share, end = min(heads, first + share);
     act *low = x + ((u64)row * heads + first) * 2 * half + piece * N;

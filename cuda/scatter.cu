@@ -234,7 +234,7 @@ __device__ __forceinline__ void add(Source source, const u32 *keys, const u32 *e
                 run = key[u];
                 if (inside) sum = read<V>(y + (u64)run * cols);
             }
-            sum = source.add(slots[u], column, rows[u], sum);
+            if (inside) sum = source.add(slots[u], column, rows[u], sum);
         }
         // A run that ended within these slots has no followers.
         if (end < SLOTS || begin == SLOTS) break;

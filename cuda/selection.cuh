@@ -184,14 +184,14 @@ __device__ __forceinline__ void mix(const float *logits, float scale, float inve
     float maximum = -infinity();
     for (u32 i = threadIdx.x; i < kept; i += BLOCK) {
         u32 id = out.ids[i];
-        float value = __fmul_rn(__fadd_rn(__fmul_rn(logits[id], scale), stream.noise(id)), inverse_tau);
+        float value = __fadd_rn(__fmul_rn(logits[id], scale), stream.noise(id));
         out.weights[i] = value;
         maximum = fmaxf(maximum, value);
     }
     maximum = block_max(maximum, room);
     float sum = 0.0f;
     for (u32 i = threadIdx.x; i < kept; i += BLOCK) {
-        float weight = exponential(__fsub_rn(out.weights[i], maximum));
+        float weight = exponential(__fmul_rn(__fsub_rn(out.weights[i], maximum), inverse_tau));
         out.weights[i] = weight;
         sum = __fadd_rn(sum, weight);
     }

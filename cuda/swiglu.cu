@@ -30,9 +30,9 @@ template <typename act> struct Backward {
     template <int N> __device__ __forceinline__ void operator()(Width<N>, u32 at) const {
         Numbers<N> d = read<N>(dy + at), g = read<N>(gate + at), u = read<N>(up + at);
         for (int i = 0; i < N; i++) {
-            float s = sigmoid(g[i]);
-            u[i] = d[i] * u[i] * s * fmaf(g[i], 1.0f - s, 1.0f);
-            g[i] = d[i] * (g[i] * s);
+            Sigmoid s = sigmoids(g[i]);
+            u[i] = d[i] * u[i] * s.value * fmaf(g[i], s.rest, 1.0f);
+            g[i] = d[i] * (g[i] * s.value);
         }
         write<N>(dgate + at, u);
         write<N>(dup + at, g);

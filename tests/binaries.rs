@@ -301,6 +301,33 @@ fn the_same_seed_gives_the_same_run_on_any_number_of_threads() {
     assert_eq!(losses("one", "1"), losses("three", "3"));
 }
 
+/// The story in miniature with every kernel in the simulator: what a GPU would run.
+#[test]
+fn train_runs_on_the_simulated_gpu() {
+    let work = tempfile::tempdir().unwrap();
+    let out = work.path().join("run");
+    let sets = [
+        "data.limit_train=16",
+        "data.limit_valid=4",
+        "data.limit_test=4",
+        "coconut.max_latent_stage=1",
+        "evaluation.problems=4",
+        "evaluation.modes=[\"det\"]",
+        "grpo.updates=2",
+        "grpo.arms=[\"dropout_latent\"]",
+    ];
+    let mut arguments = vec!["--device", "sim", "--quiet", "--out", out.to_str().unwrap()];
+    arguments.extend(sets.iter().flat_map(|set| ["--set", set]));
+    let tables = stdout(&train(&arguments));
+    assert!(tables.contains("dropout_latent"), "{tables}");
+    let summary: serde_json::Value =
+        serde_json::from_str(&std::fs::read_to_string(out.join("summary.json")).unwrap()).unwrap();
+    assert_eq!(summary["models"][1]["tally"]["replay_gap"], 0.0);
+    assert_eq!(summary["models"][1]["tally"]["rollouts"], 16);
+    let environment = std::fs::read_to_string(out.join("environment.json")).unwrap();
+    assert!(environment.contains("\"sim\""), "{environment}");
+}
+
 #[test]
 fn train_refuses_what_cannot_be_run_and_says_what_it_would_do() {
     let work = tempfile::tempdir().unwrap();

@@ -21,7 +21,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
 
 /// Crates that one file, or the files of one folder, may name.
 const ONE_IMPORTER: &[(&str, &[&str])] = &[
-    ("cudarc", &["src/device/cuda.rs"]),
+    ("cudarc", &["src/device/cuda.rs", "src/device/cuda/"]),
     ("safetensors", &["src/model/", "src/run/", "src/bin/probe.rs"]),
     ("tokenizers", &["src/text/"]),
     ("memmap2", &["src/model/"]),

@@ -755,3 +755,36 @@ fn moved(model: &Model, direction: &[f64], step: f64) -> Model {
     }
     moved
 }
+
+/// Updates in f32 on each device against the CPU's: the same tokens, losses and gradients within `tolerance` of their
+/// norm, and no replay gap. Called by tests/gpu_models.rs.
+pub fn updates_on(devices: &[Device], tolerance: f64) {
+    let cpu = model_of(5, Dtype::F32);
+    let flat = |policy: &Policy| -> Vec<f64> {
+        let tensors = policy.gradients().tensors();
+        tensors.iter().flat_map(|t| t.download::<f32>().unwrap()).map(f64::from).collect()
+    };
+    for make in [Make::latent(), Make::new(Scope::All, Mode::Shared), Make::latent().preset(Preset::Grpo)] {
+        let run = |mut model: Model| {
+            let make = make.clone().set(|settings| settings.audit_all = true);
+            let reference = make.objective.loss.kl.map(|_| crate::gpu_models::on(model.device(), &cpu));
+            let mut policy = make.policy(&model, reference).unwrap();
+            let report = update(&mut policy, &mut model, 1e-3, &questions(), &lively).unwrap();
+            (report, flat(&policy))
+        };
+        let (expected, slope) = run(crate::gpu_models::on(&Device::cpu(), &cpu));
+        for device in devices {
+            let (found, gradient) = run(crate::gpu_models::on(device, &cpu));
+            let tokens = |report: &Report| -> Vec<Vec<u32>> {
+                report.rollouts.iter().map(|judged| judged.trajectory.tokens.clone()).collect()
+            };
+            assert_eq!(tokens(&found), tokens(&expected), "{}", device.name());
+            assert_eq!(found.replay_gap, 0.0, "{}", device.name());
+            assert_eq!(found.audited, found.rollouts.len());
+            let apart = apart(&gradient, &slope);
+            assert!(apart <= tolerance, "{}: gradients differ by {apart:.1e}", device.name());
+            let (a, b) = (found.gradient_norms[0], expected.gradient_norms[0]);
+            assert!((a - b).abs() <= tolerance * b, "{}: norms {a} and {b}", device.name());
+        }
+    }
+}

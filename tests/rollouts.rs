@@ -69,7 +69,7 @@ fn sample(rollouts: &mut Rollouts, model: &Model, group: u32) -> Vec<Trajectory>
 }
 
 /// Log-probabilities of all tokens at the positions that predicted them.
-fn scored(rollouts: &Rollouts, model: &Model, trajectories: &[Trajectory]) -> Vec<Vec<f64>> {
+pub fn scored(rollouts: &Rollouts, model: &Model, trajectories: &[Trajectory]) -> Vec<Vec<f64>> {
     let positions: Vec<u32> = rollouts.predictors().iter().flatten().copied().collect();
     let targets: Vec<u32> = trajectories.iter().flat_map(|t| t.tokens.clone()).collect();
     let mut scores = Scores::reserve(model, targets.len()).unwrap();

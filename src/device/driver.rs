@@ -2,7 +2,7 @@
 //! same few calls, and runtime.rs builds memory pool, staging, checks and graphs on either.
 
 use super::properties::KernelCount;
-use super::{Grid, Kernel, Properties, Stream};
+use super::{Grid, Kernel, LibraryProduct, Properties, Stream};
 use crate::base::Error;
 use std::fmt::Debug;
 
@@ -121,6 +121,19 @@ pub(super) trait Driver: Debug + Send {
     fn forget(&mut self, mark: Mark);
     /// Waits, on the host, until everything has run.
     fn synchronise(&mut self) -> Outcome<()>;
+
+    /// The name and version of the vendor's library of matrix products, where one is installed.
+    fn library(&mut self) -> Outcome<Option<String>> {
+        Ok(None)
+    }
+    /// Runs a product of that library on the compute stream.
+    fn multiply(&mut self, product: &LibraryProduct) -> Outcome<()> {
+        let _ = product;
+        Err(Failure::Refused(Error::device(
+            format!("{} has no library of matrix products", self.properties().name),
+            "use latch's own products",
+        )))
+    }
 
     /// Makes a graph of operations that run one after another.
     fn instantiate(&mut self, nodes: &[Node]) -> Outcome<Executable>;

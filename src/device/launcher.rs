@@ -1,7 +1,7 @@
 //! What `ops` needs of a GPU. The CUDA driver (cuda.rs) and the PTX simulator (simulated.rs) stand behind this same
 //! trait, so that everything above runs the same code on both.
 
-use super::{Download, Event, Graph, Properties, Statistics, Stream, Traffic};
+use super::{Download, Event, Graph, LibraryProduct, Properties, Statistics, Stream, Traffic};
 use crate::base::Result;
 use std::fmt::Debug;
 use std::sync::Arc;
@@ -137,6 +137,15 @@ pub trait Launcher: Debug + Send + Sync {
     fn elapsed(&self, from: &Event, to: &Event) -> Result<Option<f32>>;
     /// Waits until everything has run.
     fn synchronise(&self) -> Result<()>;
+
+    /// The name and version of the vendor's library of matrix products, where one is installed.
+    fn matmul_library(&self) -> Result<Option<String>>;
+    /// Runs a product of that library on the compute stream. Its order of summation is the library's, and may depend
+    /// on the number of rows: what must have the same bits in every batch is not for it.
+    ///
+    /// # Errors
+    /// No such library; a product that it does not know; one asked for while a graph is captured.
+    fn multiply(&self, product: &LibraryProduct) -> Result<()>;
 
     /// Calls `body` and records its launches, clears and copies on the compute stream instead of running them.
     ///

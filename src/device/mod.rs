@@ -5,10 +5,11 @@
 
 mod arena;
 mod buffer;
-pub mod cuda;
+mod cuda;
 mod driver;
 mod graph;
 mod launcher;
+mod library;
 mod pool;
 mod properties;
 mod runtime;
@@ -16,12 +17,14 @@ mod signature;
 mod simulated;
 mod staging;
 mod stream;
+mod texts;
 mod traffic;
 
 pub use arena::{Arena, ArenaCount, ArenaScope, Held};
 pub use buffer::{Buffer, Element};
 pub use graph::{Graph, GraphOperation};
 pub use launcher::{Argument, DeviceMemory, Grid, Kernel, Launcher};
+pub use library::{LibraryMatrix, LibraryProduct};
 pub use properties::{KernelCount, Properties, Statistics};
 pub use signature::{Parameter, ParameterType, Signature, Signatures};
 pub use simulated::SimulatorOptions;
@@ -58,12 +61,18 @@ impl Device {
 
     /// The device a command line names: `auto`, `cpu`, `cuda`, `cuda:N` or `sim`.
     ///
+    /// `auto` is the first CUDA device where a driver and a device answer that latch's kernels run on, else the CPU.
+    ///
     /// # Errors
-    /// `cuda` is a sentence that says what is missing: the driver, a device, or this build's kernels.
+    /// A name that is none of these. For `cuda`, what is missing: the driver, a newer one, a device, or a newer one.
     pub fn open(name: &str) -> Result<Device> {
         match name {
-            "cpu" | "auto" => Ok(Device::cpu()),
+            "cpu" => Ok(Device::cpu()),
             "sim" => Ok(Device::simulated()),
+            "auto" => match cuda::probe(0) {
+                Ok(found) => Ok(Device::Gpu(cuda::open(found)?)),
+                Err(_) => Ok(Device::cpu()),
+            },
             _ if name == "cuda" || name.starts_with("cuda:") => {
                 let ordinal = match name.strip_prefix("cuda:") {
                     None => 0,
@@ -75,11 +84,7 @@ impl Device {
                         )
                     })?,
                 };
-                let found = cuda::probe(ordinal)?;
-                Err(Error::device(
-                    format!("this build holds no CUDA kernels (ptx/ is empty), so {found} cannot be used"),
-                    "use --device cpu",
-                ))
+                Ok(Device::Gpu(cuda::open(cuda::probe(ordinal)?)?))
             }
             other => Err(Error::input(
                 "--device",

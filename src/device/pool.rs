@@ -213,8 +213,11 @@ impl Pool {
         let (&index, home) = match roomy {
             Some(found) => found,
             None => {
-                let bytes = if small { self.sizes.slab } else { class };
-                let address = driver.allocate(bytes)?;
+                let (bytes, address) = match driver.allocate(if small { self.sizes.slab } else { class }) {
+                    // Where no slab fits any more, one block may.
+                    Err(Failure::OutOfMemory) if small => (class, driver.allocate(class)?),
+                    taken => (if small { self.sizes.slab } else { class }, taken?),
+                };
                 self.driver_allocations += 1;
                 self.next_home += 1;
                 self.homes.insert(self.next_home, Home { address, bytes, cut: 0, live: 0 });

@@ -2,15 +2,18 @@
 //! graphs, and what is said when something goes wrong. Its state is in runtime/state.rs.
 
 mod state;
+mod words;
 
 use super::driver::{Driver, Failure, Launch, Node, Outcome};
 use super::graph::{Capture, Graph, GraphOperation};
 use super::stream::{Download, Event, Returned, Stream, Ticket};
-use super::{Arena, Argument, Grid, Kernel, Launcher, Properties, Statistics, Traffic};
+use super::{Arena, Argument, Grid, Kernel, Launcher, LibraryProduct, Properties, Statistics, Traffic};
 use crate::base::{Error, Result};
 use state::{Landing, State};
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+pub(super) use words::bytes_in_words;
+use words::foreign;
 
 /// A GPU, real or simulated.
 #[derive(Debug)]
@@ -38,21 +41,29 @@ impl Runtime {
         })
     }
 
-    /// The state, with dropped tickets collected.
+    /// The state, with dropped tickets collected. What goes wrong meanwhile makes the device lost.
     fn lock(&self) -> MutexGuard<'_, State> {
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
-        state.collect(self.events.take(), self.downloads.take(), self.graphs.take());
+        let dropped = (self.events.take(), self.downloads.take(), self.graphs.take());
+        if state.lost.is_none()
+            && let Err(failure) = state.collect(dropped.0, dropped.1, dropped.2)
+        {
+            self.lose(&mut state, failure);
+        }
         state
+    }
+
+    /// A failure of something that nobody waits for: the next call says what happened.
+    fn lose(&self, state: &mut State, failure: Failure) {
+        let error = self.error(state, failure);
+        state.lost.get_or_insert_with(|| (error.to_string(), "open the device again".into()));
     }
 
     /// Runs `work` unless the device is lost, and turns its failure into an error.
     fn run<T>(&self, work: impl FnOnce(&mut State) -> Outcome<T>) -> Result<T> {
         let mut state = self.lock();
         if let Some((problem, advice)) = &state.lost {
-            return Err(Error::device(
-                format!("{} was lost and must be opened again: {problem}", self.name),
-                advice,
-            ));
+            return Err(Error::device(format!("{} was lost before: {problem}", self.name), advice));
         }
         work(&mut state).map_err(|failure| self.error(&mut state, failure))
     }
@@ -77,24 +88,7 @@ impl Runtime {
                 Error::device(problem, advice)
             }
             Failure::OutOfMemory => {
-                let (free, total) = (state.driver.memory_free().unwrap_or(0), self.properties.memory_bytes);
-                let (_, taken) = state.pool.taken();
-                let mut held = Vec::new();
-                for count in state.pool.counts().iter().filter(|count| count.held > 0) {
-                    held.push(format!("{} {}", count.arena.name(), bytes_in_words(count.held)));
-                }
-                let held = if held.is_empty() { "nothing".into() } else { held.join(", ") };
-                Error::device(
-                    format!(
-                        "{} is out of memory: {} of {} are free; latch has taken {} ({} of it idle) and holds {held}",
-                        self.name,
-                        bytes_in_words(free),
-                        bytes_in_words(total),
-                        bytes_in_words(taken),
-                        bytes_in_words(state.pool.idle_bytes()),
-                    ),
-                    "make the batch, the rollouts or the sequences smaller; --dry-run prints the plan of memory",
-                )
+                words::out_of_memory(&self.name, self.properties.memory_bytes, state, None)
             }
         }
     }
@@ -155,24 +149,18 @@ impl Launcher for Runtime {
     }
 
     fn allocate(&self, bytes: usize) -> Result<u64> {
-        let address = self.run_outside(&format!("{} asked for", bytes_in_words(bytes)), |state| {
-            let address = state.pool.allocate(&mut *state.driver, bytes, Arena::current())?;
-            if bytes > 0
-                && let Err(failure) = state.driver.clear(Stream::Compute, address, bytes)
-            {
-                // The first failure is the one to report; a second one says the same of the same device.
-                let _ = state.pool.free(&mut *state.driver, address);
-                return Err(failure);
-            }
-            Ok(address)
-        });
-        let address = address.map_err(|error| match error {
-            Error::Device { problem, advice } if problem.contains("is out of memory") => {
-                let arena = Arena::current().name();
-                Error::device(format!("{problem}; asked for {} of {arena}", bytes_in_words(bytes)), advice)
-            }
-            other => other,
-        })?;
+        let arena = Arena::current();
+        let address =
+            self.run_outside(&format!("{} asked for", bytes_in_words(bytes)), |state| {
+                match state.reserve(bytes, arena) {
+                    Err(Failure::OutOfMemory) => {
+                        let asked = Some((bytes, arena));
+                        Err(words::out_of_memory(&self.name, self.properties.memory_bytes, state, asked)
+                            .into())
+                    }
+                    other => other,
+                }
+            })?;
         self.traffic.allocate(bytes);
         Ok(address)
     }
@@ -189,9 +177,7 @@ impl Launcher for Runtime {
         }
         let State { pool, driver, .. } = &mut *state;
         if let Err(failure) = pool.free(&mut **driver, address) {
-            // Nobody waits for an answer here; the next call says what happened.
-            let error = self.error(&mut state, failure);
-            state.lost.get_or_insert_with(|| (error.to_string(), "open the device again".into()));
+            self.lose(&mut state, failure);
         }
     }
 
@@ -341,6 +327,15 @@ impl Launcher for Runtime {
         self.run_outside("waiting for the device", State::synchronise)
     }
 
+    fn matmul_library(&self) -> Result<Option<String>> {
+        self.run(|state| state.driver.library())
+    }
+
+    fn multiply(&self, product: &LibraryProduct) -> Result<()> {
+        product.check()?;
+        self.run_outside("a product of the library", |state| state.driver.multiply(product))
+    }
+
     fn capture(&self, body: &mut dyn FnMut() -> Result<()>) -> Result<Graph> {
         self.run_outside("a second capture begins", |state| {
             state.capture = Some(Capture::new());
@@ -397,23 +392,5 @@ impl Launcher for Runtime {
             *bound = arguments.to_vec();
             Ok(())
         })
-    }
-}
-
-fn foreign(what: &str) -> Failure {
-    Failure::Refused(Error::device(
-        format!("{what} of another device, or one that is over"),
-        "use events, downloads and graphs on the device that made them, once it has made them",
-    ))
-}
-
-/// Bytes for people.
-pub(super) fn bytes_in_words(bytes: usize) -> String {
-    let value = bytes as f64;
-    match bytes {
-        0..1024 => format!("{bytes} B"),
-        1024..1_048_576 => format!("{:.1} KiB", value / 1024.0),
-        1_048_576..1_073_741_824 => format!("{:.1} MiB", value / 1_048_576.0),
-        _ => format!("{:.2} GiB", value / 1_073_741_824.0),
     }
 }

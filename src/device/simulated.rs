@@ -10,9 +10,11 @@ mod schedule;
 use super::driver::{Driver, Executable, Failure, Function, Launch, Mark, Node, Outcome, Pinned, Sizes};
 use super::properties::KernelCount;
 use super::runtime::Runtime;
+use super::texts::Texts;
 use super::{Kernel, Launcher, Properties, Stream};
 use crate::base::Error;
 use crate::sim::access::Observer;
+use crate::sim::check::Checker;
 use crate::sim::{self, Counters, Machine, Program};
 use schedule::{Flag, Schedule};
 use std::collections::HashMap;
@@ -25,7 +27,7 @@ pub struct SimulatorOptions {
     pub memory_bytes: u64,
     /// Host threads that run blocks; 0 takes as many as the host has.
     pub threads: usize,
-    /// Who looks at every access.
+    /// Who looks at every access: by default the checker, which also counts what memory costs.
     pub observer: Option<Arc<dyn Observer>>,
     /// Which of the allowed orders the operations of different streams run in.
     pub schedule: u64,
@@ -35,7 +37,8 @@ pub struct SimulatorOptions {
 
 impl Default for SimulatorOptions {
     fn default() -> Self {
-        SimulatorOptions { memory_bytes: 16 << 30, threads: 0, observer: None, schedule: 0, block_order: 0 }
+        let observer: Option<Arc<dyn Observer>> = Some(Arc::new(Checker::new()));
+        SimulatorOptions { memory_bytes: 16 << 30, threads: 0, observer, schedule: 0, block_order: 0 }
     }
 }
 
@@ -43,6 +46,9 @@ impl Default for SimulatorOptions {
 pub(super) fn open(options: SimulatorOptions) -> Arc<dyn Launcher> {
     Runtime::new("sim".into(), Box::new(Simulated::new(options)))
 }
+
+/// The files that were understood; machines share them.
+static PROGRAMS: Texts<Program> = Texts::new();
 
 /// More operations than this do not wait in the streams.
 const MOST_WAITING: usize = 1024;
@@ -73,8 +79,6 @@ struct Simulated {
     properties: Properties,
     block_order: u64,
     machine: Machine,
-    /// Programs by where their text lies.
-    programs: HashMap<usize, Arc<Program>>,
     functions: Vec<Loaded>,
     pinned: Vec<Vec<u8>>,
     schedule: Schedule<Work>,
@@ -110,7 +114,6 @@ impl Simulated {
             properties,
             block_order: options.block_order,
             machine,
-            programs: HashMap::new(),
             functions: Vec::new(),
             pinned: Vec::new(),
             schedule: Schedule::new(options.schedule),
@@ -230,16 +233,9 @@ impl Driver for Simulated {
     }
 
     fn load(&mut self, kernel: &'static Kernel) -> Outcome<Function> {
-        let text = kernel.ptx.as_ptr().addr();
-        let program = match self.programs.get(&text) {
-            Some(program) => program.clone(),
-            None => {
-                let file = format!("ptx/{}.ptx", kernel.stem);
-                let program = Arc::new(Program::parse(&file, kernel.ptx).map_err(Error::from)?);
-                self.programs.insert(text, program.clone());
-                program
-            }
-        };
+        let program = PROGRAMS.of(kernel.ptx, || {
+            Program::parse(&format!("ptx/{}.ptx", kernel.stem), kernel.ptx).map_err(Error::from)
+        })?;
         program.entry(kernel.entry).map_err(Error::from)?;
         self.functions.push(Loaded { kernel, program, launches: 0, counters: Counters::default() });
         Ok(self.functions.len() - 1)

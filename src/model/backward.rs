@@ -8,7 +8,7 @@ use super::parameters::Gradients;
 use super::sequences::{Sequences, not_recording};
 use super::tape::{Entry, Record};
 use crate::base::{Dtype, Result};
-use crate::device::Device;
+use crate::device::{Arena, Device};
 use crate::ops::mask::{self, MaskSet, SiteKind};
 use crate::ops::scatter::Order;
 use crate::ops::{Tensor, embedding, latent};
@@ -38,6 +38,7 @@ pub(super) struct Workspace {
 
 impl Workspace {
     pub fn reserve(device: &Device, positions: usize, width: usize, dtype: Dtype) -> Result<Workspace> {
+        let _arena = Arena::Workspace.enter();
         Ok(Workspace {
             stream: Tensor::zeros(device, [positions, width], dtype)?,
             sources: Tensor::zeros(device, [positions, 1], Dtype::I32)?,

@@ -13,7 +13,7 @@ use super::architecture::{LayerPlan, LinearPlan, NormPlan};
 use super::norm;
 use super::parameters::Gradients;
 use crate::base::{Dtype, Result};
-use crate::device::Device;
+use crate::device::{Arena, Device};
 use crate::ops::attention::{self, Geometry};
 use crate::ops::kv_cache::{CacheLayout, KvCache};
 use crate::ops::linear::{self, Accumulate};
@@ -122,6 +122,7 @@ impl Workspace {
         dtype: Dtype,
         differentiate: bool,
     ) -> Result<Workspace> {
+        let _arena = Arena::Workspace.enter();
         let zeros = |cols: usize| Tensor::zeros(device, [rows, cols], dtype);
         let width = plan.query.projection.inputs;
         let (queries, keys) = (geometry.heads * geometry.head_dim, geometry.kv_heads * geometry.head_dim);
@@ -263,18 +264,16 @@ impl<'a> Block<'a> {
             here(),
         )?;
         self.linear(&plan.output, kept.attended.rows(here())?, work.branch.rows_mut(run.clone())?)?;
-        let mask = on.mask(self.layer, SiteKind::AttnOut);
-        masked_residual::forward(x, work.branch.rows(run.clone())?, mask, kept.middle.rows_mut(here())?)?;
-
-        let middle = kept.middle.rows(here())?;
-        norm::forward(
+        norm::forward_of_sum(
             &plan.norm2,
             self.parameters,
-            middle,
-            kept.normed2.rows_mut(here())?,
+            (x, work.branch.rows(run.clone())?),
+            on.mask(self.layer, SiteKind::AttnOut),
+            (kept.middle.rows_mut(here())?, kept.normed2.rows_mut(here())?),
             &mut kept.norm2,
             here(),
         )?;
+        let middle = kept.middle.rows(here())?;
         let normed = kept.normed2.rows(here())?;
         self.linear(&plan.up, normed, kept.up.rows_mut(here())?)?;
         match (&plan.gate, &mut kept.gate) {
@@ -356,14 +355,17 @@ impl<'a> Block<'a> {
                 self.linear_backward(&plan.up, (back.d_up.rows(run.clone())?, normed), d_normed, gradients)?;
             }
         }
-        let pair = (back.d_normed.rows(run.clone())?, kept.middle.rows(here())?);
-        let d_input = back.d_input.rows_mut(run.clone())?;
-        norm::backward(&plan.norm2, self.parameters, pair, &kept.norm2, here(), d_input, gradients)?;
-        elementwise::add(back.d_input.rows(run.clone())?, dy.rows_mut(run.clone())?)?;
 
-        // middle = x + mask(attended Wo)
-        let mask = on.mask(self.layer, SiteKind::AttnOut);
-        masked_residual::backward(dy.rows(run.clone())?, mask, branch.rows_mut(run.clone())?)?;
+        // middle = x + mask(attended Wo), and its norm
+        norm::backward_of_sum(
+            &plan.norm2,
+            self.parameters,
+            (back.d_normed.rows(run.clone())?, kept.middle.rows(here())?),
+            on.mask(self.layer, SiteKind::AttnOut),
+            (&kept.norm2, here()),
+            (dy.rows_mut(run.clone())?, branch.rows_mut(run.clone())?),
+            gradients,
+        )?;
         let d_attended = (back.d_attended.rows_mut(run.clone())?, Accumulate::Assign);
         let attended = kept.attended.rows(here())?;
         self.linear_backward(&plan.output, (branch.rows(run.clone())?, attended), d_attended, gradients)?;

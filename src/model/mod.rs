@@ -46,7 +46,7 @@ pub use tape::Record;
 
 use crate::base::rng::{Purpose, StreamKey};
 use crate::base::{Dtype, Result};
-use crate::device::Device;
+use crate::device::{Arena, Device};
 use crate::ops::attention::Geometry;
 use crate::ops::rope::{self, RopeTable};
 use crate::ops::{Tensor, View, ViewMut, linear, random};
@@ -122,6 +122,7 @@ impl Model {
         precision: Precision,
         mut fill: impl FnMut(usize, &families::Parameter, &mut Tensor) -> Result<()>,
     ) -> Result<Model> {
+        let _arena = Arena::Weights.enter();
         let architecture = Architecture::of(&config)?;
         let mut parameters = Vec::with_capacity(architecture.list.len());
         for (index, parameter) in architecture.list.iter().enumerate() {

@@ -4,7 +4,8 @@ use super::architecture::NormPlan;
 use super::parameters::Gradients;
 use crate::base::{Dtype, Result};
 use crate::device::Device;
-use crate::ops::{Tensor, View, ViewMut, layernorm, rmsnorm};
+use crate::ops::mask::MaskAt;
+use crate::ops::{Tensor, View, ViewMut, layernorm, residual_norm, rmsnorm};
 use std::ops::Range;
 
 /// What the norm's backward needs, for a tape of rows.
@@ -67,4 +68,47 @@ pub(super) fn backward(
         (Saved::Rms(saved), _) => rmsnorm::backward(dy, x, gain, saved, at, dx, gradients.at(plan.gain)),
         (Saved::Layer(_), None) => unreachable!("Saved::reserve made a layer norm for a plan with a bias"),
     }
+}
+
+/// sum = x + mask(branch), y = norm(sum), in one pass over memory; keeps what backward needs in `saved` at rows `at`.
+pub(super) fn forward_of_sum(
+    plan: &NormPlan,
+    parameters: &[Tensor],
+    (x, branch): (View, View),
+    mask: Option<MaskAt>,
+    (sum, y): (ViewMut, ViewMut),
+    saved: &mut Saved,
+    at: Range<usize>,
+) -> Result<()> {
+    let w = &parameters[plan.gain];
+    let norm = match (saved, plan.bias) {
+        (Saved::Layer(saved), Some(bias)) => residual_norm::Norm::Layer { w, b: &parameters[bias], saved },
+        (Saved::Rms(saved), _) => residual_norm::Norm::Rms { w, saved },
+        (Saved::Layer(_), None) => unreachable!("Saved::reserve made a layer norm for a plan with a bias"),
+    };
+    residual_norm::forward((x, branch), mask, norm, plan.eps, (sum, y), at)
+}
+
+/// Gradients of [`forward_of_sum`]: what comes through the norm joins `dstream`, the gradient of the sum; `dbranch` is
+/// the branch's share of it.
+pub(super) fn backward_of_sum(
+    plan: &NormPlan,
+    parameters: &[Tensor],
+    (dy, sum): (View, View),
+    mask: Option<MaskAt>,
+    (saved, at): (&Saved, Range<usize>),
+    (dstream, dbranch): (ViewMut, ViewMut),
+    gradients: &mut Gradients,
+) -> Result<()> {
+    let w = &parameters[plan.gain];
+    let norm = match (saved, plan.bias) {
+        (Saved::Layer(saved), Some(bias)) => {
+            let [dw, db] = gradients.pair(plan.gain, bias);
+            let gradients = layernorm::Gradients { dw, db };
+            residual_norm::NormGradients::Layer { w, saved, gradients }
+        }
+        (Saved::Rms(saved), _) => residual_norm::NormGradients::Rms { w, saved, dw: gradients.at(plan.gain) },
+        (Saved::Layer(_), None) => unreachable!("Saved::reserve made a layer norm for a plan with a bias"),
+    };
+    residual_norm::backward((dy, sum), mask, norm, (dstream, dbranch), at)
 }

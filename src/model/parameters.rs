@@ -2,7 +2,7 @@
 //! [`super::families::parameters`]; gradients are a list of the same shapes.
 
 use crate::base::{Dtype, Result};
-use crate::device::Device;
+use crate::device::{Arena, Device};
 use crate::ops::Tensor;
 
 /// One gradient a parameter, added to by every backward until [`Gradients::clear`].
@@ -14,6 +14,7 @@ pub struct Gradients {
 impl Gradients {
     /// Zeros shaped like `parameters`, in `dtype` (f32 for bf16 parameters: master precision).
     pub fn like(device: &Device, parameters: &[Tensor], dtype: Dtype) -> Result<Gradients> {
+        let _arena = Arena::Gradients.enter();
         let tensors: Result<Vec<_>> =
             parameters.iter().map(|p| Tensor::zeros(device, p.shape(), dtype)).collect();
         Ok(Gradients { tensors: tensors? })

@@ -7,6 +7,7 @@ use super::Model;
 use super::parameters::Gradients;
 use super::sequences::{Sequences, not_recording};
 use crate::base::{Dtype, Error, Result};
+use crate::device::Arena;
 use crate::ops::scatter::Order;
 use crate::ops::{Tensor, View, ViewMut, gather, log_probability};
 
@@ -32,6 +33,7 @@ impl Scores {
     pub fn reserve(model: &Model, capacity: usize) -> Result<Scores> {
         let (device, dtype, width) = (model.device(), model.dtype(), model.config().width);
         let head = [model.config().vocab, width];
+        let _arena = Arena::Workspace.enter();
         let column = |dtype: Dtype| Tensor::zeros(device, [capacity, 1], dtype.accumulation());
         Ok(Scores {
             capacity,

@@ -5,7 +5,7 @@ use super::Model;
 use super::rows::{self, Row, RowPlan};
 use super::tape::{Feed, Record, Tape};
 use crate::base::{Dtype, Error, Result};
-use crate::device::Device;
+use crate::device::{Arena, Device};
 use crate::ops::embedding::Soft;
 use crate::ops::kv_cache::{CacheLayout, CacheSpan, KvCache, SLOT_BLOCK};
 use crate::ops::rope::RopeTable;
@@ -121,13 +121,18 @@ impl Sequences {
             (0..layers).map(|_| KvCache::zeros(device, &model.geometry, slots, dtype)).collect()
         };
         let records = record != Record::Nothing;
+        // What is neither cache nor scratch memory is kept for the backward pass.
+        let _arena = Arena::Tape.enter();
         Ok(Sequences {
             cache: caches(dtype)?,
             cache_gradient: if records { caches(dtype.accumulation())? } else { Vec::new() },
             cache_layout: CacheLayout::new(device, &vec![CacheSpan::default(); room.rows])?,
             rope: model.rope_table(room.longest)?,
             feedback: Tensor::zeros(device, [room.rows, width], dtype)?,
-            noise_keys: Tensor::zeros(device, [room.rows, 3], Dtype::U32)?,
+            noise_keys: {
+                let _arena = Arena::Masks.enter();
+                Tensor::zeros(device, [room.rows, 3], Dtype::U32)?
+            },
             tape: Tape::reserve(
                 device,
                 &model.architecture,

@@ -9,7 +9,7 @@ use super::architecture::Architecture;
 use super::block::{Activations, Workspace};
 use super::norm;
 use crate::base::{Dtype, Error, Result};
-use crate::device::Device;
+use crate::device::{Arena, Device};
 use crate::ops::Tensor;
 use crate::ops::attention::Geometry;
 use std::ops::Range;
@@ -101,6 +101,7 @@ impl Tape {
         let Some(first) = layers.first() else {
             return Err(Error::input("model", "it has no layers", "check num_hidden_layers in config.json"));
         };
+        let _arena = Arena::Tape.enter();
         let streams = if record == Record::Nothing { 2 } else { layers.len() + 1 };
         let kept = if record == Record::Everything { layers.len() } else { 1 };
         let column = |dtype| Tensor::zeros(device, [capacity, 1], dtype);

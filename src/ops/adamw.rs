@@ -7,7 +7,7 @@ use super::{Tensor, float_dispatch};
 use crate::base::{Dtype, Error, Result};
 use crate::cpu;
 use crate::cpu::gradient_norm::CHUNK;
-use crate::device::{Argument, Device, Grid};
+use crate::device::{Arena, Argument, Device, Grid};
 
 kernels!("adamw":
     STEP_F32 = "adamw_step_f32",
@@ -36,6 +36,7 @@ impl Moments {
     /// # Errors
     /// A parameter that is no float.
     pub fn new(parameter: &Tensor) -> Result<Moments> {
+        let _arena = Arena::Optimiser.enter();
         let (device, shape) = (parameter.device(), parameter.shape());
         let state = match parameter.dtype() {
             Dtype::Bf16 => Dtype::F32,

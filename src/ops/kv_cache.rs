@@ -4,7 +4,7 @@ use super::Tensor;
 use super::attention::Geometry;
 use crate::base::{Dtype, Error, Result};
 use crate::cpu::attention::{BLOCK, Sizes};
-use crate::device::Device;
+use crate::device::{Arena, Device};
 
 /// Slots of a cache come in blocks of this many.
 pub const SLOT_BLOCK: usize = BLOCK;
@@ -71,11 +71,13 @@ impl CacheLayout {
     /// # Errors
     /// A span that breaks the alignment rule.
     pub fn new(device: &Device, spans: &[CacheSpan]) -> Result<CacheLayout> {
+        let _arena = Arena::KvCache.enter();
         let zeros = || Tensor::zeros(device, [spans.len(), 1], Dtype::U32);
         let (least, most) = SCRATCH_BOUNDS;
         let scratch = match device {
             Device::Cpu(_) => None,
             Device::Gpu(_) => {
+                let _arena = Arena::Workspace.enter();
                 let bytes = (spans.len() * SCRATCH_OF_ROW).clamp(least, most);
                 Some(Tensor::zeros(device, [bytes / Dtype::F32.size()], Dtype::F32)?)
             }
@@ -138,6 +140,7 @@ impl KvCache {
     /// # Errors
     /// A geometry that cannot be, or memory that the device does not have.
     pub fn zeros(device: &Device, geometry: &Geometry, slots: usize, dtype: Dtype) -> Result<KvCache> {
+        let _arena = Arena::KvCache.enter();
         let blocks = slots.div_ceil(SLOT_BLOCK);
         let sizes = geometry.sizes(blocks)?;
         let (kv_heads, head_dim) = (sizes.kv_heads, sizes.head_dim);

@@ -11,7 +11,7 @@ use super::{Tensor, View, ViewMut, float_dispatch};
 use crate::base::rng::StreamKey;
 use crate::base::{Dtype, Error, Result};
 use crate::cpu;
-use crate::device::{Argument, Device, Grid};
+use crate::device::{Arena, Argument, Device, Grid};
 
 kernels!("mask":
     FILL = "mask_fill",
@@ -174,6 +174,7 @@ impl MaskSet {
     /// # Errors
     /// `p` outside [0, 1).
     pub fn reserve(device: &Device, sites: Sites, p: f64, instances: usize) -> Result<MaskSet> {
+        let _arena = Arena::Masks.enter();
         let mut set = MaskSet::zeros(device, sites, p, instances, p > 0.0)?;
         let table: Vec<u32> =
             set.sites.iter().flat_map(|s| [s.number(), s.width as u32, s.offset as u32]).collect();
@@ -258,6 +259,7 @@ impl MaskSet {
 
     fn zeros(device: &Device, sites: Sites, p: f64, instances: usize, active: bool) -> Result<MaskSet> {
         check_p(p)?;
+        let _arena = Arena::Masks.enter();
         let bits = Tensor::zeros(device, [instances, sites.words], Dtype::U32)?;
         Ok(MaskSet { bits, sites, p, active, drawing: None })
     }

@@ -27,7 +27,7 @@ pub fn fill(tensor: &mut Tensor, value: f64) -> Result<()> {
         Device::Cpu(_) => match dtype {
             Dtype::F32 => tensor.view_mut().slice::<f32>()?.fill(value as f32),
             Dtype::F64 => tensor.view_mut().slice::<f64>()?.fill(value),
-            Dtype::Bf16 => tensor.view_mut().slice::<half::bf16>()?.fill(half::bf16::from_f64(value)),
+            Dtype::Bf16 => tensor.view_mut().slice::<half::bf16>()?.fill(half::bf16::from_f32(value as f32)),
             other => return Err(Error::dtype("fill", other, "a float dtype")),
         },
         Device::Gpu(_) if count == 0 => {}

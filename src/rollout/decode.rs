@@ -6,6 +6,7 @@
 use super::masks::Rollout;
 use crate::base::rng::{Purpose, StreamKey};
 use crate::base::{Dtype, Result};
+use crate::device::Arena;
 use crate::model::{Model, Sequences};
 use crate::ops::sampler::{self, Law};
 use crate::ops::{Tensor, View, gather, index};
@@ -39,6 +40,7 @@ impl Decoder {
     ) -> Result<Decoder> {
         law.validate()?;
         let (device, dtype) = (model.device(), model.dtype());
+        let _arena = Arena::Workspace.enter();
         Ok(Decoder {
             law,
             seed,

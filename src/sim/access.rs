@@ -52,8 +52,10 @@ pub enum Order {
 /// What an access does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Action {
-    /// A load, an `ldmatrix`.
+    /// A load.
     Read,
+    /// An `ldmatrix`: what is read at a lane's address goes to all lanes of the warp.
+    MatrixRead,
     /// A store.
     Write,
     /// `atom` and `red`: reads and writes at once.

@@ -69,9 +69,9 @@ lanes! {
     mad_wide_s32(a: i32, b: i32, c: i64) -> i64 { (i64::from(a) * i64::from(b)).wrapping_add(c) }
     mul24_low_unsigned(a: u32, b: u32) -> u32 { (a & 0xff_ffff).wrapping_mul(b & 0xff_ffff) }
     mul24_low_signed(a: i32, b: i32) -> i32 { (a << 8 >> 8).wrapping_mul(b << 8 >> 8) }
-    mul24_high_unsigned(a: u32, b: u32) -> u32 { (u64::from(a & 0xff_ffff) * u64::from(b & 0xff_ffff) >> 16) as u32 }
-    mul24_high_signed(a: i32, b: i32) -> i32 { (i64::from(a << 8 >> 8) * i64::from(b << 8 >> 8) >> 16) as i32 }
-    mad_high_saturated(a: i32, b: i32, c: i32) -> i32 { ((i64::from(a) * i64::from(b) >> 32) as i32).saturating_add(c) }
+    mul24_high_unsigned(a: u32, b: u32) -> u32 { ((u64::from(a & 0xff_ffff) * u64::from(b & 0xff_ffff)) >> 16) as u32 }
+    mul24_high_signed(a: i32, b: i32) -> i32 { ((i64::from(a << 8 >> 8) * i64::from(b << 8 >> 8)) >> 16) as i32 }
+    mad_high_saturated(a: i32, b: i32, c: i32) -> i32 { (((i64::from(a) * i64::from(b)) >> 32) as i32).saturating_add(c) }
 
     // Sums with a carry: first the carry that goes out, then the sum.
     carry_of_sum_b32(a: u32, b: u32, c: bool) -> bool { u64::from(a) + u64::from(b) + u64::from(c) > u64::from(u32::MAX) }

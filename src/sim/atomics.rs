@@ -6,9 +6,11 @@ use super::fault::{Fault, Kind, Result};
 use super::half;
 use super::instruction::{AddressSpace, Atomic, AtomicOp, Bank};
 use super::launch::Grid;
+use super::load::load_word;
 use super::region::Region;
 use super::rounding::{FTZ, flush};
-use super::transfer::{Touch, lanes, load_word, store_word};
+use super::store::store_word;
+use super::transfer::{Touch, lanes};
 use super::warp::Warp;
 use std::sync::PoisonError;
 use std::sync::atomic::Ordering::Relaxed;
@@ -26,7 +28,7 @@ impl Warp {
         atomic: &Atomic,
     ) -> Result<()> {
         let bytes = atomic.bytes;
-        if let Some(lane) = lanes(active).find(|&lane| addresses[lane] % u64::from(bytes) != 0) {
+        if let Some(lane) = lanes(active).find(|&lane| !addresses[lane].is_multiple_of(u64::from(bytes))) {
             let fault = Fault::new(
                 Kind::Misaligned,
                 format!("an atomic operation of {bytes} bytes at an address that is no multiple of {bytes}"),

@@ -12,7 +12,7 @@ use super::warp::{Outcome, Wait, Warp};
 /// Barriers of a block.
 const BARRIERS: usize = 16;
 /// Instructions that a warp runs before another one gets its turn.
-const TURN: u64 = 100_000;
+const TURN: u64 = 10_000;
 
 /// What the warps of a block share.
 pub(super) struct Shared {

@@ -1,5 +1,8 @@
 //! What a launch cost: instructions by class, divergence, tensor-core operations, bytes.
 
+use super::traffic::Traffic;
+use std::fmt;
+
 /// Classes of instructions.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[repr(u8)]
@@ -85,6 +88,8 @@ pub struct Counters {
     pub shared_write_bytes: u64,
     /// Bytes of local memory that lanes read or wrote.
     pub local_bytes: u64,
+    /// Sectors, banks and bytes touched; zeros where no observer counted them.
+    pub traffic: Traffic,
 }
 
 impl Counters {
@@ -119,5 +124,89 @@ impl Counters {
         self.shared_read_bytes += other.shared_read_bytes;
         self.shared_write_bytes += other.shared_write_bytes;
         self.local_bytes += other.local_bytes;
+        self.traffic.add(&other.traffic);
+    }
+
+    /// What was counted since `earlier`, a reading of the same counters.
+    pub fn since(&self, earlier: &Counters) -> Counters {
+        let mut rest = self.clone();
+        rest.blocks -= earlier.blocks;
+        rest.blocks_run -= earlier.blocks_run;
+        rest.warps -= earlier.warps;
+        for class in 0..CLASSES {
+            rest.instructions[class] -= earlier.instructions[class];
+            rest.thread_instructions[class] -= earlier.thread_instructions[class];
+        }
+        rest.divergent_branches -= earlier.divergent_branches;
+        rest.matrix_multiply_adds -= earlier.matrix_multiply_adds;
+        rest.global_read_bytes -= earlier.global_read_bytes;
+        rest.global_write_bytes -= earlier.global_write_bytes;
+        rest.shared_read_bytes -= earlier.shared_read_bytes;
+        rest.shared_write_bytes -= earlier.shared_write_bytes;
+        rest.local_bytes -= earlier.local_bytes;
+        rest.traffic.subtract(&earlier.traffic);
+        rest
+    }
+
+    /// Floating-point operations on tensor cores: two for each multiply-add.
+    pub fn matrix_flops(&self) -> u64 {
+        2 * self.matrix_multiply_adds
+    }
+
+    /// Active lanes over lanes, all instructions; 1 where nothing diverges and all warps are full.
+    pub fn lane_share(&self) -> f64 {
+        let lanes = 32 * self.warp_instructions();
+        if lanes == 0 { 1.0 } else { self.all_thread_instructions() as f64 / lanes as f64 }
+    }
+}
+
+impl fmt::Display for Counters {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (blocks, run) = (self.blocks, self.blocks_run);
+        let sample = if run < blocks { format!(" of which {run} ran") } else { String::new() };
+        let instructions = self.warp_instructions();
+        writeln!(f, "{blocks} blocks{sample}, {} warps, {instructions} warp instructions", self.warps)?;
+        let classes = ALL_CLASSES.iter().filter(|&&class| self.of(class) > 0);
+        let classes: Vec<String> = classes
+            .map(|&class| format!("{} {}", format!("{class:?}").to_lowercase(), self.of(class)))
+            .collect();
+        writeln!(f, "  {}", classes.join(", "))?;
+        writeln!(
+            f,
+            "lanes at work {:.1} %, divergent branches {}, tensor-core flops {}, local bytes {}",
+            100.0 * self.lane_share(),
+            self.divergent_branches,
+            self.matrix_flops(),
+            self.local_bytes
+        )?;
+        writeln!(
+            f,
+            "bytes by lanes: global {} read {} written, shared {} read {} written",
+            self.global_read_bytes, self.global_write_bytes, self.shared_read_bytes, self.shared_write_bytes
+        )?;
+        self.traffic.fmt(f)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn shares_and_sums() {
+        let mut counters = Counters { blocks: 2, blocks_run: 2, warps: 4, ..Counters::default() };
+        counters.instructions[Class::Matrix as usize] = 10;
+        counters.thread_instructions[Class::Matrix as usize] = 160;
+        counters.matrix_multiply_adds = 10 * 16 * 8 * 16;
+        let one = counters.clone();
+        counters.add(&one);
+        assert_eq!((counters.warps, counters.of(Class::Matrix)), (8, 20));
+        assert_eq!(counters.lane_share(), 0.5);
+        let text = counters.to_string();
+        assert!(
+            text.contains("matrix 20") && text.contains("50.0 %") && text.contains("flops 81920"),
+            "{text}"
+        );
+        assert!(!text.contains("double"), "{text}");
     }
 }

@@ -30,6 +30,8 @@ pub enum Kind {
     GlobalRace,
     /// A read of bytes that an asynchronous copy has not delivered.
     CopyNotVisible,
+    /// A write to bytes that an asynchronous copy under way reads or writes.
+    CopyDisturbed,
     /// The mask of a `*.sync` instruction does not name the lanes that execute it.
     SyncMask,
     /// A barrier that some threads of a warp or of the block do not reach.
@@ -59,6 +61,21 @@ pub struct Site {
     pub address: Option<u64>,
     /// The allocation that contains the address or is nearest to it, in words.
     pub nearest: Option<String>,
+    /// The other party of a race, or who holds a copy or a barrier.
+    pub other: Option<Party>,
+}
+
+/// A thread that another's fault involves.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Party {
+    /// What it did, a verb.
+    pub did: &'static str,
+    /// Line of the PTX file.
+    pub line: u32,
+    /// The block.
+    pub block: [u32; 3],
+    /// The thread within its block.
+    pub thread: [u32; 3],
 }
 
 /// A fault: what happened, where, and what to do next.
@@ -115,6 +132,9 @@ impl Fault {
         }
         if let Some(nearest) = &site.nearest {
             text += &format!(", {nearest}");
+        }
+        if let Some(Party { did, line, block: [i, j, k], thread: [x, y, z] }) = site.other {
+            text += &format!("; thread ({x}, {y}, {z}) of block ({i}, {j}, {k}) {did} it at line {line}");
         }
         let mut place = Vec::new();
         if !site.file.is_empty() {

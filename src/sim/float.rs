@@ -200,8 +200,8 @@ macro_rules! comparisons {
                 le[mode](a: $type, b: $type) -> bool { let f = $flush; f(a, mode) <= f(b, mode) }
                 equ[mode](a: $type, b: $type) -> bool { let f = $flush; !(f(a, mode) < f(b, mode) || f(a, mode) > f(b, mode)) }
                 neu[mode](a: $type, b: $type) -> bool { let f = $flush; f(a, mode) != f(b, mode) }
-                ltu[mode](a: $type, b: $type) -> bool { let f = $flush; !(f(a, mode) >= f(b, mode)) }
-                leu[mode](a: $type, b: $type) -> bool { let f = $flush; !(f(a, mode) > f(b, mode)) }
+                ltu[mode](a: $type, b: $type) -> bool { let f = $flush; a.is_nan() || b.is_nan() || f(a, mode) < f(b, mode) }
+                leu[mode](a: $type, b: $type) -> bool { let f = $flush; a.is_nan() || b.is_nan() || f(a, mode) <= f(b, mode) }
                 num(a: $type, b: $type) -> bool { !a.is_nan() && !b.is_nan() }
                 nan(a: $type, b: $type) -> bool { a.is_nan() || b.is_nan() }
             }

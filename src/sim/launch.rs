@@ -56,7 +56,9 @@ impl Grid<'_> {
 
     /// A fault with its place.
     pub fn place(&self, mut fault: Fault, place: Place, lane: u32) -> Fault {
-        fault.site.line = place.line;
+        if fault.site.line == 0 {
+            fault.site.line = place.line;
+        }
         fault.site.thread = fault.site.thread.or(Some(self.thread(place.warp, lane)));
         self.place_block(fault, place.block)
     }

@@ -209,6 +209,11 @@ impl Machine {
             self.write(range.base, &variable.initial)?;
             addresses.push(range.base);
         }
+        for (variable, &base) in program.variables.iter().zip(&addresses) {
+            for &(at, other, plus) in &variable.addresses {
+                self.write(base + at as u64, &addresses[other].wrapping_add(plus).to_le_bytes())?;
+            }
+        }
         let addresses: Arc<[u64]> = addresses.into();
         known.insert(program.id, addresses.clone());
         Ok(addresses)

@@ -199,8 +199,8 @@ impl Warp {
                 }
             }
         }
-        let touch = Touch { pc, action: Action::Read, order: Order::Weak, bytes: 16, place };
-        if let Some(lane) = lanes(naming).find(|&lane| rows[lane] % 16 != 0) {
+        let touch = Touch { pc, action: Action::MatrixRead, order: Order::Weak, bytes: 16, place };
+        if let Some(lane) = lanes(naming).find(|&lane| !rows[lane].is_multiple_of(16)) {
             let fault = Fault::new(
                 Kind::Misaligned,
                 "a row of ldmatrix at an address that is no multiple of 16",

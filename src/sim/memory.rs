@@ -127,7 +127,8 @@ impl Memory {
         if let Some(whole) = self.live.get(&region.base)
             && whole.range.bytes == region.bytes
         {
-            ended = self.kill(region.base);
+            // It is not remembered as dead: what no piece covers lies outside, it was not freed.
+            ended = self.live.remove(&region.base).map(|live| live.range);
         }
         let before = self.live.range(..address + bytes).next_back().map(|(_, live)| live.range);
         if let Some(other) = before.filter(|r| r.base + r.bytes > address) {

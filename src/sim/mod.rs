@@ -8,6 +8,7 @@
 //! program   entries and variables of a file         registers 32 lanes of every register
 //! machine   memory and launches                     block     warps and barriers of one block
 //! access    what an observer sees                   warp      lanes, divergence, one instruction after the other
+//! check     the observer that finds faults          traffic, occupancy   what a kernel costs a GPU
 //! ```
 
 pub mod access;
@@ -15,6 +16,7 @@ mod approximate;
 mod arithmetic;
 mod atomics;
 mod block;
+pub mod check;
 mod convert;
 mod copies;
 pub mod counters;
@@ -24,16 +26,21 @@ mod float;
 mod half;
 mod instruction;
 mod launch;
+mod load;
 pub mod machine;
 mod matrix;
 mod meeting;
 mod memory;
+pub mod occupancy;
 mod parse;
 pub mod program;
+mod reach;
 mod region;
 mod registers;
 mod rounding;
+mod store;
 
+pub mod traffic;
 mod transfer;
 mod warp;
 mod windows;

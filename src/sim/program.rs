@@ -112,6 +112,8 @@ pub(super) struct Variable {
     pub name: String,
     pub bytes: u64,
     pub initial: Vec<u8>,
+    /// Addresses of variables in the initial value: where, which variable, and what is added.
+    pub addresses: Vec<(usize, usize, u64)>,
 }
 
 /// A PTX file.

@@ -90,7 +90,7 @@ pub(super) fn odd_sum(p: f64, c: f64) -> f64 {
 #[inline(always)]
 pub(super) fn odd(s: f64, error: f64) -> f64 {
     let bits = s.to_bits();
-    if bits & 1 == 0 && (error > 0.0 || error < 0.0) {
+    if bits & 1 == 0 && error != 0.0 {
         if s == 0.0 {
             return error;
         }

@@ -160,13 +160,11 @@ impl Warp {
         if let [group] = &self.groups[..] {
             return (group.wait == Wait::Ready).then_some(0);
         }
-        let ready = |group: &Group| group.wait == Wait::Ready;
-        let count = self.groups.iter().filter(|group| ready(group)).count();
-        let indices = (0..self.groups.len()).filter(|&i| ready(&self.groups[i]));
-        match rotation.checked_rem(count)? {
-            0 => indices.min_by_key(|&i| self.groups[i].pc),
-            n => indices.skip(n).next(),
-        }
+        let mut ready: Vec<usize> =
+            (0..self.groups.len()).filter(|&i| self.groups[i].wait == Wait::Ready).collect();
+        let turn = rotation.checked_rem(ready.len())?;
+        ready.sort_by_key(|&i| self.groups[i].pc);
+        Some(ready[turn])
     }
 
     /// No group can run: lets groups at `bar.warp.sync` in different places meet, and groups at barriers arrive.
@@ -227,6 +225,25 @@ impl Warp {
             }
         }
         Ok(false)
+    }
+
+    /// The mask of a `*.sync` instruction, and the lanes that have it: those of the first mask whose lanes are all
+    /// here, or all lanes where none is complete.
+    fn named(&self, register: Option<u32>, active: u32) -> (u32, u32) {
+        let Some(register) = register else { return (u32::MAX, active) };
+        let masks = &self.registers.words[register as usize];
+        let first = masks[active.trailing_zeros() as usize];
+        let mut left = active;
+        while left != 0 {
+            let named = masks[left.trailing_zeros() as usize];
+            let same =
+                (0..LANES).fold(0, |lanes, lane| lanes | u32::from(masks[lane] == named) << lane) & left;
+            if named & self.live & !same == 0 {
+                return (named, same);
+            }
+            left &= !same;
+        }
+        (first, active)
     }
 
     pub fn place(&self, grid: &Grid<'_>, shared: &Shared, pc: u32) -> Place {
@@ -305,9 +322,13 @@ impl Warp {
                         self.groups.push(Group { pc: pc + 1, mask: mask & !active, wait: Wait::Ready });
                         mask = active;
                     }
-                    let lane = active.trailing_zeros() as usize;
-                    let named =
-                        register.map_or(u32::MAX, |register| self.registers.words[register as usize][lane]);
+                    let (named, together) = self.named(*register, active);
+                    if together != active {
+                        // Lanes with another mask meet among themselves.
+                        self.groups.push(Group { pc, mask: mask & !together, wait: Wait::Ready });
+                        mask = together;
+                    }
+                    let active = together;
                     if named & self.live & !active != 0 {
                         wait = Wait::Meet;
                         shared.hits[pc as usize][0] -= 1;

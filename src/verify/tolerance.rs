@@ -5,7 +5,8 @@
 //! u    = 2^-24                       rounding of f32, in which everything is summed
 //! unit = 16 u       f32              sixteen roundings: products, one exponential of an argument up to 10, a division
 //!        16 u + 2^-7    bf16         and two roundings to bf16: of the result, and of one operand on the way
-//! rms  = root mean square of the expected tensor
+//! rms  = root mean square of the expected entries that are not 0: zeros take part in no rounding, and many of them
+//!        must not make the rest stricter
 //! ```
 //!
 //! The second term is what a sum of `terms` numbers of either sign loses by rounding each partial sum (a random walk
@@ -30,8 +31,7 @@ impl Tolerance {
     /// For results whose operands or outputs are stored in `dtype`, each a sum of `terms` products.
     pub fn new(dtype: Dtype, terms: usize, expected: &[f64]) -> Tolerance {
         let unit = 16.0 * U + if dtype == Dtype::Bf16 { 1.0 / 128.0 } else { 0.0 };
-        let squares: f64 = expected.iter().map(|x| x * x).sum();
-        let rms = (squares / expected.len().max(1) as f64).sqrt();
+        let rms = root_mean_square(expected);
         Tolerance { relative: unit, absolute: (unit + 4.0 * U * (terms.max(1) as f64).sqrt()) * rms }
     }
 
@@ -63,6 +63,13 @@ impl Tolerance {
             _ => Ok(()),
         }
     }
+}
+
+/// Root mean square of the entries that are not 0; 0 where all are.
+pub fn root_mean_square(values: &[f64]) -> f64 {
+    let (sum, count) =
+        values.iter().filter(|x| **x != 0.0).fold((0.0, 0), |(sum, count), x| (sum + x * x, count + 1));
+    (sum / f64::from(count.max(1))).sqrt()
 }
 
 #[cfg(test)]

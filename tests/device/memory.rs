@@ -115,7 +115,7 @@ fn a_full_device_says_what_fills_it() {
         "of 64.0 MiB are free",
         "weights 30.0 MiB",
         "tape 20.0 MiB",
-        "asked for 40.0 MiB of tape",
+        "40.0 MiB for tape asked for",
     ] {
         assert!(error.contains(says), "{says}: {error}");
     }

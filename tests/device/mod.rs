@@ -1,7 +1,11 @@
 //! The device layer: memory pool, streams, graphs, checks, and what it says when something is wrong.
 
+mod arenas;
 mod crossings;
+mod driver;
+mod launches;
 mod memory;
+mod opening;
 
 use latch::device::{Device, Launcher, SimulatorOptions};
 use std::sync::Arc;

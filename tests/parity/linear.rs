@@ -4,8 +4,8 @@ use super::gpu;
 use half::bf16;
 use latch::base::Dtype;
 use latch::device::Device;
-use latch::ops::Tensor;
 use latch::ops::linear::{self, Accumulate, Gradients, Layout, Projection};
+use latch::ops::{Tensor, gelu};
 use latch::verify::gradient::normals;
 use latch::verify::operations;
 
@@ -391,6 +391,24 @@ fn gpu_results_of_bf16_activations_may_be_f32() {
         for (wide, narrow) in wide.iter().zip(&narrow) {
             assert_eq!(&gpu::round(wide, Dtype::Bf16), narrow);
             assert_ne!(wide, narrow);
+        }
+    }
+}
+
+/// Fused or one after the other: the same bits.
+#[test]
+fn gpu_fused_gelu_has_the_bits_of_gelu() {
+    let (rows, p) = (19, Projection { layout: Layout::InOut, inputs: 24, outputs: 3..40 });
+    for device in gpu::devices() {
+        for kind in KINDS {
+            let given = Given::new(kind, rows, &p, 50);
+            let x = gpu::tensor(&device, [rows, 24], &given.x, kind.0);
+            let w = gpu::tensor(&device, [24, 50], &given.w, kind.1);
+            let zeros = || Tensor::zeros(&device, [rows, p.outputs.len()], kind.0).unwrap();
+            let (mut u, mut fused, mut apart) = (zeros(), zeros(), zeros());
+            linear::forward_gelu(x.view(), &p, &w, None, u.view_mut(), fused.view_mut()).unwrap();
+            gelu::forward(u.view(), apart.view_mut()).unwrap();
+            assert_eq!(gpu::values(fused.view()), gpu::values(apart.view()), "{} {kind:?}", device.name());
         }
     }
 }

@@ -1,5 +1,7 @@
 //! Fused linear + log-softmax: values, gradients, and bits that depend on the row alone.
 
+mod kernels;
+
 use half::bf16;
 use latch::base::Dtype;
 use latch::device::Device;

@@ -9,7 +9,7 @@ mod embedding;
 mod gather;
 mod gelu;
 mod gemm;
-mod gpu;
+pub mod gpu;
 mod gradient_norm;
 mod index;
 mod latent;

@@ -1,5 +1,6 @@
 //! Sampler: the law that is drawn from, what filters keep, replay, and bits that depend on the row alone.
 
+mod kernels;
 mod mixture;
 
 use latch::base::Dtype;

@@ -103,12 +103,13 @@ impl<T: Float> isa::Kernel for MixRow<'_, '_, T> {
         let weights = &mut weights[..count];
         for (ids, weights) in ids[..count].chunks(BLOCKS).zip(weights.chunks_mut(BLOCKS)) {
             for ((&id, weight), noise) in ids.iter().zip(weights).zip(stream.noise_of::<T>(ids)) {
-                *weight = (logits[id as usize] * scale + noise) * inverse_tau;
+                *weight = logits[id as usize] * scale + noise;
             }
         }
         let maximum = weights.iter().fold(T::NEG_INFINITY, |maximum, &value| maximum.larger(value));
         for weight in weights.iter_mut() {
-            *weight = (*weight - maximum).exp();
+            // The difference first: what it rounds is smaller.
+            *weight = ((*weight - maximum) * inverse_tau).exp();
         }
         let sum = sum_over(count, |i| weights[i]);
         for weight in weights.iter_mut() {

@@ -5,8 +5,12 @@ use super::super::graph::Capture;
 use super::super::pool::Pool;
 use super::super::signature::{Signature, Signatures};
 use super::super::staging::Staging;
-use super::super::{Argument, Grid, Kernel, Statistics, Stream};
-use std::collections::HashMap;
+use super::super::texts::Texts;
+use super::super::{Arena, Argument, Grid, Kernel, Statistics, Stream};
+use std::collections::{HashMap, VecDeque};
+
+/// The headers of the files.
+static SIGNATURES: Texts<Signatures> = Texts::new();
 
 /// An entry that was launched before.
 #[derive(Debug)]
@@ -28,8 +32,6 @@ pub(super) struct State {
     pub(super) driver: Box<dyn Driver>,
     pub(super) pool: Pool,
     pub(super) staging: Staging,
-    /// Headers by where the text lies.
-    files: HashMap<usize, Signatures>,
     /// Entries by where their static lies.
     entries: HashMap<usize, Entry>,
     pub(super) capture: Option<Capture>,
@@ -39,6 +41,8 @@ pub(super) struct State {
     pub(super) events: HashMap<u64, (Stream, u64)>,
     pub(super) landings: HashMap<u64, Landing>,
     next_landing: u64,
+    /// Downloads whose ticket was dropped, oldest first.
+    unwanted: VecDeque<Landing>,
     /// Memory that lives as long as a graph.
     pub(super) graphs: HashMap<u64, Vec<u64>>,
     pub(super) launches: usize,
@@ -52,13 +56,13 @@ impl State {
             driver,
             pool: Pool::new(sizes),
             staging: Staging::new(sizes.chunk),
-            files: HashMap::new(),
             entries: HashMap::new(),
             capture: None,
             lost: None,
             events: HashMap::new(),
             landings: HashMap::new(),
             next_landing: 0,
+            unwanted: VecDeque::new(),
             graphs: HashMap::new(),
             launches: 0,
             graph_launches: 0,
@@ -66,28 +70,42 @@ impl State {
     }
 
     /// Clears up after tickets that were dropped.
-    pub(super) fn collect(&mut self, events: Vec<u64>, downloads: Vec<u64>, graphs: Vec<u64>) {
+    pub(super) fn collect(&mut self, events: Vec<u64>, downloads: Vec<u64>, graphs: Vec<u64>) -> Outcome<()> {
         for mark in events {
             if self.events.remove(&mark).is_some() {
                 self.driver.forget(mark as usize);
             }
         }
-        for id in downloads {
-            // A download that nobody received may still land; its place is used again only when it has.
-            if let Some(landing) = self.landings.remove(&id)
-                && self.driver.wait_host(landing.mark).is_ok()
-            {
-                self.driver.forget(landing.mark);
-                self.staging.landed(landing.pinned, landing.bytes);
+        self.unwanted.extend(downloads.iter().filter_map(|id| self.landings.remove(id)));
+        // A download that nobody wants may still land; its place is used again only when it has.
+        while let Some(landing) = self.unwanted.front() {
+            if !self.driver.reached(landing.mark)? {
+                break;
             }
+            self.driver.forget(landing.mark);
+            self.staging.landed(landing.pinned, landing.bytes);
+            self.unwanted.pop_front();
         }
         for id in graphs {
             self.driver.discard(id as usize);
             if let Some(freed) = self.graphs.remove(&id) {
-                // What goes wrong here shows at the next call: a device that is lost stays lost.
-                let _ = self.free_all(freed);
+                self.free_all(freed)?;
             }
         }
+        Ok(())
+    }
+
+    /// A block of zeros.
+    pub(super) fn reserve(&mut self, bytes: usize, arena: Arena) -> Outcome<u64> {
+        let address = self.pool.allocate(&mut *self.driver, bytes, arena)?;
+        if bytes > 0
+            && let Err(failure) = self.driver.clear(Stream::Compute, address, bytes)
+        {
+            // The first failure is the one to report; a second one says the same of the same device.
+            let _ = self.pool.free(&mut *self.driver, address);
+            return Err(failure);
+        }
+        Ok(address)
     }
 
     /// Gives back blocks.
@@ -107,11 +125,8 @@ impl State {
     ) -> Outcome<Launch> {
         let key = std::ptr::from_ref(kernel).addr();
         if !self.entries.contains_key(&key) {
-            let text = kernel.ptx.as_ptr().addr();
-            if !self.files.contains_key(&text) {
-                self.files.insert(text, Signatures::read(kernel.stem, kernel.ptx)?);
-            }
-            let signature = self.files[&text].of(kernel)?.clone();
+            let file = SIGNATURES.of(kernel.ptx, || Signatures::read(kernel.stem, kernel.ptx))?;
+            let signature = file.of(kernel)?.clone();
             let function = self.driver.load(kernel)?;
             self.entries.insert(key, Entry { signature, function });
         }

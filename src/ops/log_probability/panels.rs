@@ -3,7 +3,8 @@
 
 use super::{Inputs, Upstream};
 use crate::base::{Dtype, Result};
-use crate::device::{Argument, Device, Grid, Launcher};
+use crate::device::{Device, Grid, Launcher};
+use crate::ops::cast::cast;
 use crate::ops::launch::{ABSENT, arguments, kernels, size};
 use crate::ops::linear::{self, Accumulate, Gradients, Layout, Projection};
 use crate::ops::{Tensor, View, ViewMut};
@@ -14,7 +15,6 @@ kernels!("log_probability":
     FINISH = "log_probability_fwd_finish_f32",
     LOGITS_F32 = "log_probability_bwd_logits_f32",
     LOGITS_BF16 = "log_probability_bwd_logits_bf16",
-    STATES_BF16 = "log_probability_bwd_dh_bf16",
 );
 
 /// Threads of a block of the forward kernels; `__launch_bounds__`. Each warp takes a chunk, or a row.
@@ -204,11 +204,7 @@ impl Workspace {
                 linear::backward(dy, inputs.h.rows(rows.clone())?, &projection, inputs.w, gradients)?;
             }
             if let Some(sum) = &self.d_states {
-                let count = rows.len() * self.head[1];
-                let to = dh.reborrow().rows(rows.clone())?.address()?;
-                let arguments = arguments![sum.view().address()?, Argument::U64(count as u64), to];
-                let grid = grid(count.div_ceil(4 * BLOCK as usize), 1, BLOCK)?;
-                gpu.launch(&STATES_BF16, grid, &arguments)?;
+                cast(sum.matrix(rows.len(), self.head[1])?, dh.reborrow().rows(rows)?)?;
             }
         }
         Ok(())

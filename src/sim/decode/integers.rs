@@ -39,6 +39,10 @@ fn is_integer(ty: Type) -> bool {
 impl Decoder<'_, '_> {
     /// Decodes the statement if it is of this kind.
     pub(super) fn integers(&mut self) -> Result<bool> {
+        // The mode of `prmt` stands behind its type.
+        if self.head == "prmt" && self.modifiers.len() == 2 {
+            self.modifiers.swap(0, 1);
+        }
         let Some(ty) = self.modifiers.last().and_then(|m| Type::named(m)) else { return Ok(false) };
         match self.head {
             "setp" => return self.setp(ty),

@@ -30,9 +30,7 @@ impl<'a> Decoder<'_, 'a> {
         match (self.operand(0)?.clone(), self.operand(1)?.clone()) {
             (Operand::Vector(parts), source) => self.unpack(ty, &parts, &source),
             (_, Operand::Vector(parts)) => self.pack(ty, &parts),
-            (_, Operand::Special(name))
-                if matches!(name, "%clock" | "%clock64" | "%clock_hi" | "%globaltimer") =>
-            {
+            (_, Operand::Special("%clock" | "%clock64" | "%clock_hi" | "%globaltimer")) => {
                 let d = self.target(0, ty)?;
                 self.builder.emit(Op::Clock(bank(ty), d));
                 Ok(())

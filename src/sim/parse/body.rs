@@ -4,6 +4,7 @@ use super::cursor::Cursor;
 use super::lexer::Token;
 use super::operand::{Operand, Register, Statement, Symbol};
 use super::variable::declared;
+use crate::sim::access::LANES;
 use crate::sim::decode::{Builder, decode};
 use crate::sim::fault::{Kind, Result};
 use crate::sim::instruction::Bank;
@@ -20,10 +21,13 @@ struct Scope<'a> {
 }
 
 /// Variables of the module that an entry may name.
+#[derive(Default)]
 pub(in crate::sim) struct Module<'a> {
     pub symbols: HashMap<&'a str, Symbol>,
     /// `.shared` variables outside any entry: alignment and bytes; they take room where an entry names them.
     pub shared: HashMap<&'a str, (u64, u64)>,
+    /// Addresses in initial values: variable, place, whose address, what is added.
+    pub addresses: Vec<(usize, usize, &'a str, u64)>,
 }
 
 /// Reads the body of an entry, its opening brace already taken.
@@ -240,6 +244,14 @@ impl<'a> Body<'a, '_> {
             }
             return Ok(Operand::Vector(elements));
         }
+        if self.cursor.takes('(') {
+            let mut elements = Vec::new();
+            while !self.cursor.takes(')') {
+                elements.push(self.operand()?);
+                self.cursor.takes(',');
+            }
+            return Ok(Operand::List(elements));
+        }
         if self.cursor.takes('[') {
             let base = self.operand()?;
             let mut offset = 0i64;
@@ -269,6 +281,7 @@ impl<'a> Body<'a, '_> {
             Token::Single(bits) => Ok(Operand::Single(bits ^ u32::from(negative) << 31)),
             Token::Double(bits) => Ok(Operand::Double(bits ^ u64::from(negative) << 63)),
             Token::Word("_") if !negative => Ok(Operand::Sink),
+            Token::Word("WARP_SZ") if !negative => Ok(Operand::Integer(LANES as i128)),
             Token::Word(name) if !negative => self.named(name),
             _ => Err(self.cursor.fault("expected an operand")),
         }

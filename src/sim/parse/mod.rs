@@ -31,10 +31,20 @@ pub(super) fn parse(file: &str, text: &str) -> Result<Parsed> {
     let tokens = tokens(file, text)?;
     let mut cursor = Cursor::new(file, &tokens);
     let mut parsed = Parsed::default();
-    let mut module = Module { symbols: HashMap::new(), shared: HashMap::new() };
+    let mut module = Module::default();
     header(&mut cursor, &mut parsed)?;
     while !cursor.done() {
         item(&mut cursor, &mut parsed, &mut module)?;
+    }
+    for (variable, at, name, plus) in std::mem::take(&mut module.addresses) {
+        match module.symbols.get(name) {
+            Some(Symbol::Variable(index)) => parsed.variables[variable].addresses.push((at, *index, plus)),
+            _ => {
+                return Err(
+                    cursor.fault(format!("`{name}`, whose address is an initial value, is no variable"))
+                );
+            }
+        }
     }
     Ok(parsed)
 }
@@ -102,10 +112,13 @@ fn variable<'a>(
         );
     }
     module.symbols.insert(found.name, Symbol::Variable(parsed.variables.len()));
+    let index = parsed.variables.len();
+    module.addresses.extend(found.addresses.into_iter().map(|(at, name, plus)| (index, at, name, plus)));
     parsed.variables.push(Variable {
         name: found.name.to_string(),
         bytes: found.bytes,
         initial: found.initial,
+        addresses: Vec::new(),
     });
     Ok(())
 }

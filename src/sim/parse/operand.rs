@@ -43,6 +43,8 @@ pub(in crate::sim) enum Operand<'a> {
     /// `[register or symbol or number + offset]`.
     Address(Box<Operand<'a>>, i64),
     Vector(Vec<Operand<'a>>),
+    /// `(a, b)`, of a call.
+    List(Vec<Operand<'a>>),
     /// `d|p`.
     Pair(Box<Operand<'a>>, Box<Operand<'a>>),
     /// `_`.

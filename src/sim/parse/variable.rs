@@ -15,6 +15,8 @@ pub(in crate::sim) struct Declared<'a> {
     pub bytes: u64,
     /// The initial value, shorter than `bytes` where the rest is zero.
     pub initial: Vec<u8>,
+    /// Addresses of other variables in the initial value: where, whose, and what is added.
+    pub addresses: Vec<(usize, &'a str, u64)>,
 }
 
 /// Reads what follows `.global`, `.shared`, `.param`, ... up to the name, its sizes and its value.
@@ -65,9 +67,9 @@ pub(in crate::sim) fn declared<'a>(cursor: &mut Cursor<'a>) -> Result<Declared<'
             .filter(|&n| n < 1 << 40)
             .ok_or_else(|| cursor.fault("an array too large"))?;
     }
-    let mut initial = Vec::new();
+    let (mut initial, mut addresses) = (Vec::new(), Vec::new());
     if cursor.takes('=') {
-        values(cursor, ty, &mut initial)?;
+        values(cursor, ty, &mut initial, &mut addresses)?;
         if !sized {
             (count, sized) = (initial.len() as u64 / element.max(1), true);
         }
@@ -76,11 +78,16 @@ pub(in crate::sim) fn declared<'a>(cursor: &mut Cursor<'a>) -> Result<Declared<'
     if initial.len() as u64 > bytes {
         return Err(cursor.fault(format!("an initial value of {} bytes for {bytes} bytes", initial.len())));
     }
-    Ok(Declared { name, ty, alignment, bytes, initial })
+    Ok(Declared { name, ty, alignment, bytes, initial, addresses })
 }
 
 /// A value, or a list in braces of values.
-fn values(cursor: &mut Cursor<'_>, ty: Type, out: &mut Vec<u8>) -> Result<()> {
+fn values<'a>(
+    cursor: &mut Cursor<'a>,
+    ty: Type,
+    out: &mut Vec<u8>,
+    addresses: &mut Vec<(usize, &'a str, u64)>,
+) -> Result<()> {
     let mut depth = 0u32;
     loop {
         if cursor.takes('{') {
@@ -104,9 +111,20 @@ fn values(cursor: &mut Cursor<'_>, ty: Type, out: &mut Vec<u8>) -> Result<()> {
                 cursor.takes(',');
                 continue;
             }
+            // The address of a variable, `x + 4` or `generic(x)`; device addresses are generic ones.
+            (Token::Word(word), _) if ty.bytes() == 8 && !negative => {
+                let generic = word == "generic" && cursor.takes('(');
+                let name = if generic { cursor.word("the name of a variable")? } else { word };
+                if generic {
+                    cursor.expect(')')?;
+                }
+                let plus = if cursor.takes('+') { cursor.integer("an offset")? } else { 0 };
+                addresses.push((out.len(), name, plus));
+                0
+            }
             _ => {
                 return Err(
-                    cursor.fault("an initial value that is no number; addresses as values are not known")
+                    cursor.fault("an initial value that is neither a number nor the name of a variable")
                 );
             }
         };

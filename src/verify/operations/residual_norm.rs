@@ -34,7 +34,7 @@ pub fn cases() -> Vec<Case<'static>> {
 
 fn case(shape: Shape) -> Case<'static> {
     let Shape { rows, cols, layer, masked } = shape;
-    let norm = if layer { "layer" } else { "rms" };
+    let norm = if layer { "layernorm" } else { "rmsnorm" };
     let name = format!("residual_norm {norm} {rows}x{cols}{}", if masked { "" } else { " unmasked" });
     let random = |what: &str, count| normals(&format!("{name} {what}"), count);
     let c = [random("dy", rows * cols), random("dnormed", rows * cols)];

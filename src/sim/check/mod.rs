@@ -1,0 +1,146 @@
+//! The checker: an [`Observer`] that knows which bytes were written, who touched them, and what orders whom.
+//!
+//! ```text
+//! order     clocks of a block's threads: barriers, *.sync, their masks
+//! publish   order through memory: fence, atomic, look at its result
+//! now       a thread at one moment, and what it can clash with
+//! shared    shadow of a block's shared memory          global    shadow of device memory in one launch
+//! written   which bytes of device memory were written  copies    cp.async under way
+//! block     one block's observer                       report    faults in words
+//! ```
+//!
+//! It finds uninitialised reads of global and shared memory, races in both, reads and writes that meet a copy under
+//! way, masks that do not name the lanes that come, barriers that some threads do not reach, and leaks. Bounds,
+//! alignment and memory that was given back are the machine's own checks, and deadlock is its scheduler's.
+//!
+//! It does not look at local memory (one thread's own), and not at registers.
+
+mod block;
+mod copies;
+mod global;
+mod now;
+mod order;
+mod publish;
+mod report;
+mod shared;
+#[cfg(test)]
+mod tests;
+mod written;
+
+use super::access::{BlockObserver, LaunchInfo, LaunchObserver, MemoryEvent, Observer, Range};
+use super::counters::Counters;
+use super::fault::{Fault, Kind, Result};
+use super::memory::describe;
+use super::traffic::{Traffic, TrafficMeter};
+use block::BlockCheck;
+use global::GlobalShadow;
+use publish::Board;
+use report::Launched;
+use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
+use std::sync::{Arc, Mutex, PoisonError};
+use written::{Ledger, Written};
+
+/// Looks at every access of a machine; see the module.
+#[derive(Debug)]
+pub struct Checker {
+    ledger: Ledger,
+    checks: bool,
+    counts: bool,
+}
+
+impl Default for Checker {
+    fn default() -> Self {
+        Checker::new()
+    }
+}
+
+impl Checker {
+    /// Checks everything and counts memory traffic.
+    pub fn new() -> Checker {
+        Checker { ledger: Ledger::default(), checks: true, counts: true }
+    }
+
+    /// Checks everything and counts nothing.
+    pub fn without_counters() -> Checker {
+        Checker { counts: false, ..Checker::new() }
+    }
+
+    /// Counts memory traffic and checks nothing.
+    pub fn only_counters() -> Checker {
+        Checker { checks: false, ..Checker::new() }
+    }
+
+    /// Faults of what is alive now and ought not to be, when everything was given back.
+    pub fn leaks(&self) -> Vec<Fault> {
+        let leak = |range: &Range| {
+            Fault::new(
+                Kind::Leak,
+                format!("the {} was never given back", describe(range)),
+                "free it, or drop the tensor that owns it, before the device is dropped",
+            )
+            .at_address(range.base)
+        };
+        self.ledger.alive().iter().map(leak).collect()
+    }
+}
+
+impl Observer for Checker {
+    fn memory(&self, event: MemoryEvent) -> Result<()> {
+        match self.ledger.note(event) {
+            Some(address) if self.checks => Err(Fault::new(
+                Kind::Uninitialised,
+                "the host reads device memory that nobody wrote",
+                "write the memory first, or copy only what was written",
+            )
+            .at_address(address)),
+            _ => Ok(()),
+        }
+    }
+
+    fn launch(&self, info: &LaunchInfo<'_>) -> Option<Box<dyn LaunchObserver>> {
+        let launched = Launched::new(info);
+        let shadow = GlobalShadow::new(&launched.ranges, launched.blocks(), launched.threads());
+        Some(Box::new(LaunchCheck(Arc::new(Launch {
+            written: if self.checks { self.ledger.of(info.ranges) } else { Vec::new() },
+            shadow,
+            board: Board::default(),
+            shared_grain: AtomicU32::new(16),
+            checks: self.checks,
+            meter: self.counts.then(|| TrafficMeter::new(info.ranges)),
+            traffic: Mutex::default(),
+            launched,
+        }))))
+    }
+}
+
+/// What the blocks of one launch share.
+#[derive(Debug)]
+struct Launch {
+    launched: Launched,
+    written: Vec<Arc<Written>>,
+    shadow: GlobalShadow,
+    board: Board,
+    /// The narrowest cell of shared memory that a block needed so far; later blocks start with it.
+    shared_grain: AtomicU32,
+    checks: bool,
+    meter: Option<TrafficMeter>,
+    traffic: Mutex<Traffic>,
+}
+
+struct LaunchCheck(Arc<Launch>);
+
+impl LaunchObserver for LaunchCheck {
+    fn block(&self, block: [u32; 3]) -> Box<dyn BlockObserver> {
+        let grain = self.0.shared_grain.load(Relaxed);
+        Box::new(BlockCheck::new(self.0.clone(), block, grain))
+    }
+
+    fn finish(self: Box<Self>, counters: &mut Counters) -> Result<()> {
+        if let Some(meter) = &self.0.meter {
+            let mut traffic = self.0.traffic.lock().unwrap_or_else(PoisonError::into_inner).clone();
+            meter.finish(&mut traffic);
+            counters.traffic.add(&traffic);
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,6 @@
+//! The simulator.
+
+mod faults;
+mod instructions;
+mod launches;
+mod text;
