@@ -24,7 +24,7 @@ using Bf16D128 = Shape<bf16, 128, 128, 1, 12, true>;
 using Bf16Any = Shape<bf16, 256, 128, 1, 12, false>;
 using F32D64 = Shape<float, 64, 64, 1, 12, true>;
 using F32D128 = Shape<float, 128, 128, 1, 8, true>;
-using F32Any = Shape<float, 256, 64, 1, 12, false>;
+using F32Any = Shape<float, 256, 64, 1, 8, false>;
 
 FORWARD(attention_decode_fwd_d64_bf16, Bf16D64, false)
 FORWARD(attention_decode_fwd_d128_bf16, Bf16D128, false)
