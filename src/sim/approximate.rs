@@ -8,14 +8,14 @@ use super::registers::lanes;
 use super::rounding::flush;
 
 lanes! {
-    ex2[mode](a: f32) -> f32 { flush(exp2(flush(a, mode)) as f32, mode) }
-    lg2[mode](a: f32) -> f32 { log2(flush(a, mode)) as f32 }
-    rcp[mode](a: f32) -> f32 { flush(1.0 / flush(a, mode), mode) }
-    rsqrt[mode](a: f32) -> f32 { (1.0 / f64::from(flush(a, mode)).sqrt()) as f32 }
-    sqrt[mode](a: f32) -> f32 { flush(flush(a, mode).sqrt(), mode) }
-    sine[mode](a: f32) -> f32 { flush(sin_cos(flush(a, mode), 0), mode) }
-    cosine[mode](a: f32) -> f32 { sin_cos(flush(a, mode), 1) }
-    tanh(a: f32) -> f32 { hyperbolic(a) }
+    ex2[mode](a: f32) -> f32 { canonical(flush(exp2(flush(a, mode)) as f32, mode)) }
+    lg2[mode](a: f32) -> f32 { canonical(log2(flush(a, mode)) as f32) }
+    rcp[mode](a: f32) -> f32 { canonical(flush(1.0 / flush(a, mode), mode)) }
+    rsqrt[mode](a: f32) -> f32 { canonical((1.0 / f64::from(flush(a, mode)).sqrt()) as f32) }
+    sqrt[mode](a: f32) -> f32 { canonical(flush(flush(a, mode).sqrt(), mode)) }
+    sine[mode](a: f32) -> f32 { canonical(flush(sin_cos(flush(a, mode), 0), mode)) }
+    cosine[mode](a: f32) -> f32 { canonical(sin_cos(flush(a, mode), 1)) }
+    tanh(a: f32) -> f32 { canonical(hyperbolic(a)) }
     // The quick division answers 0 where the divisor is beyond 2^126.
     div[mode](a: f32, b: f32) -> f32 {
         let (a, b) = (flush(a, mode), flush(b, mode));
@@ -26,6 +26,12 @@ lanes! {
     // In f64 these give the upper half of the result's bits.
     rcp_f64(a: f64) -> f64 { upper(1.0 / flush64(a)) }
     rsqrt_f64(a: f64) -> f64 { upper(1.0 / flush64(a).sqrt()) }
+}
+
+/// The one NaN that these instructions give; the host's arithmetic promises no payload.
+#[inline(always)]
+fn canonical(x: f32) -> f32 {
+    if x.is_nan() { NAN } else { x }
 }
 
 fn upper(x: f64) -> f64 {

@@ -28,10 +28,37 @@ fn check(what: &str, problem: &Problem, longest: usize, detach_cached: bool) {
             for (part, (found, expected)) in
                 ["dq", "dk", "dv"].iter().zip(found.gradients.iter().zip(&expected.gradients))
             {
-                gpu::compare(&name(part), dtype, terms, found, expected);
+                if dtype == Dtype::F32 {
+                    gpu::compare(&name(part), dtype, terms, found, expected);
+                } else {
+                    by_heads(&name(part), terms, problem.geometry.head_dim, found, expected);
+                }
             }
         }
     }
+}
+
+/// Gradients in bf16, head by head of a position. Weights are rounded to bf16 before they are multiplied, so what is
+/// lost follows the size of a head's own weights, and these differ a hundredfold between the first keys of a row, which
+/// all queries read, and its last.
+fn by_heads(what: &str, terms: usize, head_dim: usize, found: &[f64], expected: &[f64]) {
+    assert_eq!(found.len(), expected.len(), "{what}");
+    let norm = |values: &[f64]| values.iter().map(|x| x * x).sum::<f64>().sqrt();
+    let all = gpu::tolerance(Dtype::Bf16, terms, expected);
+    for (head, (f, e)) in found.chunks(head_dim).zip(expected.chunks(head_dim)).enumerate() {
+        let apart = norm(&f.iter().zip(e).map(|(f, e)| f - e).collect::<Vec<_>>());
+        let allowed = all.relative * norm(e) + all.absolute * (head_dim as f64).sqrt();
+        assert!(apart <= allowed, "{what}, head {head}: {apart:e} from {e:?}, allowed {allowed:e}");
+    }
+    // The comparison can fail: the largest head scaled by 1.05 is found.
+    let largest =
+        expected.chunks(head_dim).zip(found.chunks(head_dim)).max_by(|a, b| norm(a.0).total_cmp(&norm(b.0)));
+    let (e, f) = largest.expect("a gradient has heads");
+    let apart = norm(&f.iter().zip(e).map(|(f, e)| 1.05 * f - e).collect::<Vec<_>>());
+    assert!(
+        apart > all.relative * norm(e) + all.absolute * (head_dim as f64).sqrt(),
+        "{what}: a scaled head would pass"
+    );
 }
 
 /// Head dimensions that have kernels of their own, and others, odd ones too.
