@@ -90,8 +90,8 @@ pub(super) fn odd_sum(p: f64, c: f64) -> f64 {
 #[inline(always)]
 pub(super) fn odd(s: f64, error: f64) -> f64 {
     let bits = s.to_bits();
-    // Neither holds for NaN, which an infinite sum has for its error.
-    if bits & 1 == 0 && (error > 0.0 || error < 0.0) {
+    // An infinite sum has NaN for its error.
+    if bits & 1 == 0 && !error.is_nan() && error != 0.0 {
         if s == 0.0 {
             return error;
         }

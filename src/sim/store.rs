@@ -114,7 +114,7 @@ impl Warp {
                 let at = addresses[lane] - base + skip;
                 let pair = lane + 1 < LANES
                     && mask & 2 << lane != 0
-                    && at % 4 == 0
+                    && at.is_multiple_of(4)
                     && addresses[lane + 1] == addresses[lane] + 2;
                 if pair {
                     region.store(at, 4, u64::from(row[lane] & 0xffff | row[lane + 1] << 16));
