@@ -3,9 +3,8 @@
 //! ```text
 //! |found - expected| <= unit |expected| + (unit + 4 u sqrt(terms)) rms
 //! u    = 2^-24                       rounding of f32, in which everything is summed
-//! unit = 32 u       f32              a product in three TF32 parts (4 u, in each of two factors), one exponential of an
-//!                                    argument up to 16, a division
-//!        32 u + 2^-7    bf16         and two roundings to bf16: of the result, and of one operand on the way
+//! unit = 16 u       f32              sixteen roundings: products, one exponential of an argument up to 10, a division
+//!        16 u + 2^-7    bf16         and two roundings to bf16: of the result, and of one operand on the way
 //! rms  = root mean square of the expected entries that are not 0: zeros take part in no rounding, and many of them
 //!        must not make the rest stricter
 //! ```
@@ -31,7 +30,7 @@ pub struct Tolerance {
 impl Tolerance {
     /// For results whose operands or outputs are stored in `dtype`, each a sum of `terms` products.
     pub fn new(dtype: Dtype, terms: usize, expected: &[f64]) -> Tolerance {
-        let unit = 32.0 * U + if dtype == Dtype::Bf16 { 1.0 / 128.0 } else { 0.0 };
+        let unit = 16.0 * U + if dtype == Dtype::Bf16 { 1.0 / 128.0 } else { 0.0 };
         let rms = root_mean_square(expected);
         Tolerance { relative: unit, absolute: (unit + 4.0 * U * (terms.max(1) as f64).sqrt()) * rms }
     }
