@@ -59,6 +59,7 @@ impl Plan {
         Drawing {
             masking: self.masking.clone(),
             latent_noise: self.noise,
+            soft: None,
             thoughts: Thoughts::Own,
             law: Law::PLAIN,
             seed: 5,

@@ -60,6 +60,7 @@ impl Make {
             drawing: Drawing {
                 masking,
                 latent_noise: 0.0,
+                soft: None,
                 thoughts: Thoughts::Own,
                 law,
                 seed: 11,

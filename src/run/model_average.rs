@@ -43,6 +43,7 @@ impl Examiner<'_> {
         let drawing = Drawing {
             masking: ask.masking.clone(),
             latent_noise: 0.0,
+            soft: None,
             thoughts: ask.thoughts,
             law: Law::PLAIN,
             seed: self.seed,

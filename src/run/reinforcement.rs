@@ -90,6 +90,7 @@ impl<'a> Arm<'a> {
         let drawing = Drawing {
             masking: plan.masking.clone(),
             latent_noise: plan.latent_noise,
+            soft: plan.soft,
             thoughts: Thoughts::Own,
             law: settings::law(keys),
             seed: recipe.seed,

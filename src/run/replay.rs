@@ -70,6 +70,7 @@ pub fn replay(samples: &Path, number: usize, device: &Device) -> Result<Replayed
     let drawing = Drawing {
         masking: plan.masking,
         latent_noise: plan.latent_noise,
+        soft: plan.soft,
         thoughts: Thoughts::Own,
         law: settings::law(&recipe.grpo),
         seed: recipe.seed,
