@@ -154,6 +154,7 @@ impl GrpoStep {
             reference_masked: false,
             refills: 0,
             replay: Replay::Same,
+            soft: None,
         };
         let optimizer =
             Optimizer::new(&model, optimizer::Settings { clip: None, ..optimizer::Settings::default() })?;

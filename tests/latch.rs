@@ -16,6 +16,7 @@ mod real_model;
 mod rollouts;
 mod run;
 mod sequences;
+mod soft;
 mod shipped_ptx;
 mod sim;
 mod story;

@@ -79,11 +79,17 @@ impl SoftEstimator {
     }
 
     /// What a step's score is; none where steps have no loss of their own.
-    fn score(self, tau: f64) -> Option<Score> {
+    fn score(self, thoughts: &SoftThoughts) -> Option<Score> {
+        let tau = thoughts.law.tau;
+        // SofT-GRPO bounds its noise again when it scores.
+        let clamp = match thoughts.law.perturbation {
+            Perturbation::Gumbel { clamp } => clamp,
+            _ => None,
+        };
         match self {
             SoftEstimator::SoftCe { full } => Some(Score::SoftCe { full }),
             SoftEstimator::Concrete { mean } => Some(Score::Concrete { tau, mean }),
-            SoftEstimator::GumbelG { floor, mean } => Some(Score::GumbelG { floor, mean }),
+            SoftEstimator::GumbelG { floor, mean } => Some(Score::GumbelG { clamp, floor, mean }),
             _ => None,
         }
     }
@@ -217,7 +223,7 @@ impl SoftLearner {
         rows: usize,
         steps: usize,
     ) -> Result<Option<SoftLearner>> {
-        let Some(kind) = objective.estimator.score(thoughts.law.tau) else { return Ok(None) };
+        let Some(kind) = objective.estimator.score(thoughts) else { return Ok(None) };
         // As released, the cross-entropy is against the model's own softmax, untempered.
         let inverse_temperature = match kind {
             Score::SoftCe { full: true } => 1.0,

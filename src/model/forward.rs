@@ -358,7 +358,7 @@ fn runs(ids: &[i32], at: usize) -> Vec<Range<usize>> {
 /// Checks the noise of a segment of latents and brings its keys to the device; returns its deviation.
 fn place_noise(sequences: &mut Sequences, segment: &Segment, noise: &LatentNoise) -> Result<f64> {
     let latents =
-        segment.inputs.iter().filter(|input| matches!(input, Input::Latent | Input::Drawn)).count();
+        segment.inputs.iter().filter(|input| matches!(input, Input::Latent | Input::Drawn | Input::Soft(_))).count();
     if latents != segment.len() || noise.keys.len() != segment.len() || !noise.deviation.is_finite() {
         return Err(Error::input(
             "latent noise",
@@ -368,7 +368,7 @@ fn place_noise(sequences: &mut Sequences, segment: &Segment, noise: &LatentNoise
                 noise.keys.len(),
                 segment.len()
             ),
-            "give a segment of latents (or drawn mixtures) alone one key a position and a finite deviation",
+            "give a segment of latents (or mixtures) alone one key a position and a finite deviation",
         ));
     }
     let keys: Vec<u32> = noise.keys.iter().flat_map(|(key, step)| [key.0[0], key.0[1], *step]).collect();

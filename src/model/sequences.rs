@@ -200,7 +200,15 @@ impl Sequences {
     /// # Errors
     /// A device that failed.
     pub fn actions(&self) -> Result<Vec<Action>> {
-        self.soft.actions()
+        self.soft.actions(self.soft.filled())
+    }
+
+    /// The latest `count` of them.
+    ///
+    /// # Errors
+    /// Fewer were drawn.
+    pub fn latest_actions(&self, count: usize) -> Result<Vec<Action>> {
+        self.soft.actions(count)
     }
 
     /// The proxy ids of the latest `count` mixtures that were drawn (one download).

@@ -277,22 +277,32 @@ impl SoftTape {
         let count = ids.len() / terms.max(1);
         let (chunk, rows) = self.place(device, count, terms)?;
         let into = &mut self.chunks[chunk];
-        into.support.upload(rows.start, ids, &vec![terms as u32; count])?;
+        into.support.upload(rows.clone(), ids, &vec![terms as u32; count])?;
         upload(&mut into.fed, rows.start * terms, weights)?;
         Ok(SoftAt { chunk, rows, positions, drawn: None })
     }
 
-    /// The proxy ids of the latest `count` mixtures (one download).
-    pub fn proxies(&self, count: usize) -> Result<Vec<u32>> {
-        let first = self.filled.checked_sub(count).ok_or_else(|| {
-            Error::shape("proxies", count, format!("at most {} mixtures drawn so far", self.filled))
-        })?;
-        self.chunks[0].proxies.rows(first..self.filled)?.download()
+    fn latest(&self, count: usize) -> Result<Range<usize>> {
+        match self.filled.checked_sub(count) {
+            Some(first) => Ok(first..self.filled),
+            None => Err(Error::shape("mixtures", count, format!("at most {} drawn so far", self.filled))),
+        }
     }
 
-    /// The actions drawn since the last [`SoftTape::clear`], in the order of drawing (four downloads).
-    pub fn actions(&self) -> Result<Vec<Action>> {
-        let (chunk, rows, terms) = (&self.chunks[0], 0..self.filled, self.room.terms);
+    /// The proxy ids of the latest `count` mixtures (one download).
+    pub fn proxies(&self, count: usize) -> Result<Vec<u32>> {
+        self.chunks[0].proxies.rows(self.latest(count)?)?.download()
+    }
+
+    /// How many mixtures stand here.
+    pub fn filled(&self) -> usize {
+        self.filled
+    }
+
+    /// The latest `count` actions, in the order of drawing (a few downloads).
+    pub fn actions(&self, count: usize) -> Result<Vec<Action>> {
+        let (chunk, terms) = (&self.chunks[0], self.room.terms);
+        let rows = self.latest(count)?;
         let (ids, counts) = chunk.support.download(rows.clone())?;
         let weights = values(chunk.soft.as_ref().unwrap_or(&chunk.fed).rows(rows.clone())?)?;
         let perturbed = values(chunk.perturbed.rows(rows.clone())?)?;
@@ -306,7 +316,7 @@ impl SoftTape {
                 proxy: proxies[n],
             }
         };
-        Ok((0..self.filled).map(action).collect())
+        Ok((0..count).map(action).collect())
     }
 }
 
@@ -355,7 +365,7 @@ impl Model {
             }
             Some(stored) => {
                 let (ids, counts) = packed(stored, count, room.terms)?;
-                chunk.support.upload(first, &ids, &counts)?;
+                chunk.support.upload(at.clone(), &ids, &counts)?;
             }
         }
         let out = soft_action::Outputs {

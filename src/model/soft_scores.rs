@@ -125,7 +125,7 @@ impl SoftScores {
         }
         self.count = count;
         self.index.upload_at(0, positions)?;
-        self.support.upload(0, &ids, &counts)?;
+        self.support.upload(0..count, &ids, &counts)?;
         upload(&mut self.perturbed, 0, &padded(|action| &action.perturbed))?;
         upload(&mut self.weights, 0, &padded(|action| &action.weights))?;
         let index = self.index.rows(0..count)?;

@@ -66,6 +66,7 @@ impl Examiner<'_> {
                             attempt: 0,
                         },
                     },
+                    actions: Vec::new(),
                     tokens: candidate.ids.clone(),
                     log_probabilities: Vec::new(),
                     stopped: true,

@@ -1,12 +1,12 @@
 //! The thinking part of a batch: prompts, start markers, latent steps, end markers; drawn, or again from actions.
 
 use super::super::sharing::{Rows, Share};
-use super::{Member, Rollouts, SoftReplay, SoftThoughts, Trajectory};
+use super::{Member, Rollouts, SoftReplay, SoftThoughts, Thoughts, Trajectory};
 use crate::base::{Error, Result};
 use crate::model::{Action, Draw, Input, LatentNoise, Model, Segment, Sequences};
 use crate::ops::mask::MaskSet;
 use crate::ops::sampler::FAULTY;
-use crate::rollout::masks::{MaskPlan, Part};
+use crate::rollout::masks::{MaskPlan, Part, Rollout};
 
 impl Rollouts {
     /// Runs prompts, start markers and latent steps; returns each row's latest position on the tape.
@@ -24,6 +24,9 @@ impl Rollouts {
             let active: Vec<usize> =
                 (0..rows.thinkers().len()).filter(|&index| !self.ended.get(index).unwrap_or(&false)).collect();
             match soft {
+                Some(soft) if self.drawing.thoughts == Thoughts::Shuffled => {
+                    self.shuffled_step(model, members, rows, plan, (step, soft), &mut latest)?;
+                }
                 Some(soft) => {
                     self.draw_step(model, members, rows, plan, (step, &active, soft), &mut latest)?;
                 }
@@ -134,6 +137,41 @@ impl Rollouts {
             }
         }
         Ok(())
+    }
+
+    /// Every prompt's own row draws a mixture, and the members read that of the next prompt.
+    fn shuffled_step(
+        &mut self,
+        model: &Model,
+        members: &[Member],
+        rows: &Rows,
+        plan: &MaskPlan,
+        (step, soft): (usize, SoftThoughts),
+        latest: &mut [u32],
+    ) -> Result<()> {
+        let owners = rows.owners.len();
+        let mut segment = Segment::new();
+        for &owner in &rows.owners {
+            segment.push(owner, Input::Drawn);
+        }
+        // A prompt that has no member at hand thinks under a rollout number that no member has.
+        let key = |prompt: usize| {
+            let own = members.iter().find(|member| member.prompt == prompt);
+            let coordinates = own.map_or(
+                Rollout { prompt: prompt as u32, rollout: u32::MAX, ..Rollout::default() },
+                |member| member.coordinates,
+            );
+            (coordinates.gumbel(self.drawing.seed), step as u32)
+        };
+        segment.draw = Some(Draw { law: soft.law, keys: (0..owners).map(key).collect(), stored: None });
+        run(model, &mut self.sequences, &segment, None, latest)?;
+        let actions = self.sequences.latest_actions(owners)?;
+        let terms = soft.law.terms(model.config().vocab);
+        let all: Vec<usize> = (0..members.len()).collect();
+        let segment = self.soft_segment(rows, plan, step, &all, latest, |index| {
+            Input::Soft(mixture(&actions[(members[index].prompt + 1) % owners], terms))
+        });
+        run(model, &mut self.sequences, &segment, self.masks.as_ref(), latest)
     }
 
     /// Runs prompts, start markers and the soft steps of `trajectories` again.

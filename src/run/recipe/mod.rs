@@ -8,8 +8,8 @@ mod schema;
 
 pub use schema::{
     Arm, Baseline, CoconutKeys, CotKeys, DataKeys, EvaluationKeys, EvaluationMode, Extractor, Family, Format,
-    GrpoKeys, KlEstimator, KlReference, MaskKeys, ModelKeys, Preset, Recipe, ResetOptimizer, RunKeys, Source,
-    Variant,
+    GrpoKeys, KlEstimator, KlReference, LepoKeys, MaskKeys, ModelKeys, Preset, Recipe, ResetOptimizer,
+    RunKeys, SoftEstimator, SoftNoise, SoftProxy, Source, Variant,
 };
 
 use crate::base::{Error, Result};

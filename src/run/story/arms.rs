@@ -11,7 +11,7 @@ use crate::rollout::group::Thoughts;
 use crate::run::evaluation::{Ask, Share};
 use crate::run::metrics::Record;
 use crate::run::recipe::EvaluationMode;
-use crate::run::reinforcement::{Arm, ArmPlan};
+use crate::run::reinforcement::{Arm, ArmPlan, SoftPlan};
 use crate::run::settings;
 use std::ops::ControlFlow;
 use std::time::Instant;
@@ -59,7 +59,7 @@ impl Story<'_> {
                 seconds,
             };
             let stop = watch(&event).is_break();
-            let score = self.maybe_evaluate(&plan.name, watch)?;
+            let score = self.maybe_evaluate(plan, watch)?;
             let every = recipe.run.checkpoint_every;
             if stop || (every > 0 && self.progress.step.is_multiple_of(every as u64)) {
                 self.checkpoint(Some(arm.policy().optimizer()), score, watch)?;
@@ -69,7 +69,7 @@ impl Story<'_> {
             }
         }
         drop(arm);
-        self.end_arm(&plan.name, watch)?;
+        self.end_arm(&plan.name, plan.soft, watch)?;
         Ok(ControlFlow::Continue(()))
     }
 
@@ -81,7 +81,7 @@ impl Story<'_> {
             // Without a supervised phase the base is the model as it came; a folder of that name is an older run's.
             if self.progress.entries.is_empty() {
                 self.student.model.save(&self.base_folder(), &self.student.companions)?;
-                self.close("coconut", watch)?;
+                self.close("coconut", None, watch)?;
             } else {
                 let precision = Precision::of(self.recipe.model.dtype);
                 self.student.model = Model::load(&self.base_folder(), self.device, precision)?;
@@ -94,12 +94,13 @@ impl Story<'_> {
     pub(super) fn end_arm(
         &mut self,
         name: &str,
+        soft: Option<SoftPlan>,
         watch: &mut dyn FnMut(&Event) -> ControlFlow<()>,
     ) -> Result<()> {
         self.optimizer = None;
         let folder = self.folder.models().join(name);
         self.student.model.save(&folder, &self.student.companions)?;
-        self.close(name, watch)?;
+        self.close(name, soft, watch)?;
         self.part_done();
         // Checkpoints are chosen by validation problems, never by those that are reported.
         let score =
@@ -175,9 +176,10 @@ impl Story<'_> {
     /// Greedy accuracy on some validation problems, every so many updates.
     fn maybe_evaluate(
         &mut self,
-        name: &str,
+        plan: &ArmPlan,
         watch: &mut dyn FnMut(&Event) -> ControlFlow<()>,
     ) -> Result<Option<f64>> {
+        let name = plan.name.as_str();
         let keys = &self.recipe.evaluation;
         let update = self.progress.update;
         if keys.every == 0 || !update.is_multiple_of(keys.every) {
@@ -186,7 +188,10 @@ impl Story<'_> {
         let began = Instant::now();
         let all = &self.problems.valid.items;
         let items = if keys.problems == 0 { all } else { &all[..keys.problems.min(all.len())] };
-        let ask = Ask::deterministic(self.curriculum.max_latent_stage + 1);
+        let ask = Ask {
+            soft: plan.soft.map(SoftPlan::quiet),
+            ..Ask::deterministic(self.curriculum.max_latent_stage + 1)
+        };
         let scores = self.examiner().ask(&self.student.model, items, &ask)?.scores(1)?;
         self.spend("evaluation", began);
         let what = format!("after {update} updates of {name}, validation");
@@ -201,11 +206,15 @@ impl Story<'_> {
     pub(super) fn close(
         &mut self,
         name: &str,
+        soft: Option<SoftPlan>,
         watch: &mut dyn FnMut(&Event) -> ControlFlow<()>,
     ) -> Result<()> {
         let began = Instant::now();
         let keys = &self.recipe.evaluation;
-        let base = Ask::deterministic(self.curriculum.max_latent_stage + 1);
+        let base = Ask {
+            soft: soft.map(SoftPlan::quiet),
+            ..Ask::deterministic(self.curriculum.max_latent_stage + 1)
+        };
         let (model, test) = (&self.student.model, &self.problems.test.items);
         let examiner = self.examiner();
         let greedy = examiner.ask(model, test, &base)?;
@@ -231,8 +240,8 @@ impl Story<'_> {
             let ask = match mode {
                 EvaluationMode::Det => continue,
                 EvaluationMode::Mc => Ask { masking, samples, ..base.clone() },
-                EvaluationMode::Temp => Ask { temperature, samples, ..base.clone() },
-                EvaluationMode::McTemp => Ask { masking, temperature, samples, ..base.clone() },
+                EvaluationMode::Temp => Ask { temperature, samples, soft, ..base.clone() },
+                EvaluationMode::McTemp => Ask { masking, temperature, samples, soft, ..base.clone() },
             };
             let scores = examiner.ask(model, test, &ask)?.scores(keys.k)?;
             entry.modes.insert(mode.to_string(), scores);

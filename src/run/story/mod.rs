@@ -156,6 +156,7 @@ pub fn parts(recipe: &Recipe) -> Vec<Part> {
             ArmKey::Temp => parts.push(Part::Arm(Box::new(ArmPlan::of(recipe, "temp", Masking::NONE)))),
             ArmKey::DropoutLatent => parts.push(masked("dropout_latent", Scope::Latent)),
             ArmKey::DropoutAll => parts.push(masked("dropout_all", Scope::All)),
+            ArmKey::Lepo => parts.push(Part::Arm(Box::new(ArmPlan::lepo(recipe, "lepo")))),
             ArmKey::Sft => parts.extend(last.clone().map(|phase| {
                 // New epochs, not those of the phase once more.
                 let first_epoch = phase.first_epoch + phase.epochs;
@@ -267,7 +268,7 @@ impl<'a> Story<'a> {
             }
         }
         if self.parts.is_empty() || self.progress.entries.is_empty() {
-            self.close("model", watch)?;
+            self.close("model", None, watch)?;
         }
         self.folder.write_summary(&summary(self.recipe, &self.progress))?;
         Ok(Ending::Complete)
