@@ -60,12 +60,7 @@ fn scale<T: latch::device::Element + Copy + std::ops::Mul<Output = T>>(
 pub fn thoughts(perturbation: Perturbation, hard: bool) -> SoftThoughts {
     SoftThoughts {
         law: SoftLaw {
-            law: Law::Categorical {
-                temperature: 0.9,
-                top_k: Some(TOP_K),
-                top_p: Some(0.95),
-                min_p: None,
-            },
+            law: Law::Categorical { temperature: 0.9, top_k: Some(TOP_K), top_p: Some(0.95), min_p: None },
             tau: 0.5,
             perturbation,
             proxy: Proxy::Argmax,
@@ -133,12 +128,7 @@ fn bits(values: &[f64]) -> Vec<u64> {
 }
 
 /// The log-probabilities of all answers as the rollouts stand on the tape.
-fn scored(
-    model: &Model,
-    rollouts: &Rollouts,
-    trajectories: &[Trajectory],
-    scores: &mut Scores,
-) -> Vec<f64> {
+fn scored(model: &Model, rollouts: &Rollouts, trajectories: &[Trajectory], scores: &mut Scores) -> Vec<f64> {
     let at: Vec<u32> = rollouts.predictors().iter().flatten().copied().collect();
     let targets: Vec<u32> = trajectories.iter().flat_map(|t| t.tokens.iter().copied()).collect();
     scores.forward(model, rollouts.sequences(), &at, &targets, 1.0).unwrap();
@@ -153,14 +143,21 @@ fn draws_are_audited_and_replayed_to_the_bit() {
         for perturbation in KINDS {
             for (masking, noise) in [(Masking::NONE, 0.0), (masked(0.2), 0.0), (Masking::NONE, 0.05)] {
                 for hard in [false, true] {
-                    let drawing =
-                        Drawing { masking: masking.clone(), latent_noise: noise, ..drawing(thoughts(perturbation, hard)) };
+                    let drawing = Drawing {
+                        masking: masking.clone(),
+                        latent_noise: noise,
+                        ..drawing(thoughts(perturbation, hard))
+                    };
                     let (_, trajectories) = sampled(&model, &form(6), &drawing, Record::Nothing);
                     let mut audit = Audit::reserve(&model, form(6), drawing.clone(), 7).unwrap();
                     let mut scores = Scores::reserve(&model, 60).unwrap();
                     for trajectory in &trajectories {
                         let prompt = &prompts()[trajectory.member.prompt];
-                        assert_eq!(audit.gap(&model, prompt, trajectory).unwrap(), 0.0, "{family} {drawing:?}");
+                        assert_eq!(
+                            audit.gap(&model, prompt, trajectory).unwrap(),
+                            0.0,
+                            "{family} {drawing:?}"
+                        );
                         stopped += usize::from(trajectory.tokens.is_empty());
                         answered += usize::from(!trajectory.tokens.is_empty());
                         several += usize::from(trajectory.actions.iter().any(|action| action.ids.len() > 1));
@@ -175,8 +172,11 @@ fn draws_are_audited_and_replayed_to_the_bit() {
                         }
                         drawing.soft = drawing.soft.map(|soft| SoftThoughts { replay, ..soft });
                         let mut rollouts =
-                            Rollouts::reserve(&model, form(6), drawing.clone(), LIMITS, Record::Everything).unwrap();
-                        rollouts.replay(&model, &prompts(), &trajectories.iter().collect::<Vec<_>>()).unwrap();
+                            Rollouts::reserve(&model, form(6), drawing.clone(), LIMITS, Record::Everything)
+                                .unwrap();
+                        rollouts
+                            .replay(&model, &prompts(), &trajectories.iter().collect::<Vec<_>>())
+                            .unwrap();
                         let again = scored(&model, &rollouts, &trajectories, &mut scores);
                         assert_eq!(bits(&again), bits(&said), "{family} {replay:?} {drawing:?}");
                     }
@@ -250,8 +250,7 @@ impl Objective {
     /// The value at a model and, when asked, its gradient.
     fn at(&self, model: &Model, gradients: Option<&mut Gradients>) -> f64 {
         let record = Record::Everything;
-        let mut rollouts =
-            Rollouts::reserve(model, form(4), self.drawing.clone(), LIMITS, record).unwrap();
+        let mut rollouts = Rollouts::reserve(model, form(4), self.drawing.clone(), LIMITS, record).unwrap();
         rollouts.replay(model, &prompts(), &self.trajectories.iter().collect::<Vec<_>>()).unwrap();
         self.of(model, &mut rollouts, gradients)
     }
@@ -303,9 +302,7 @@ fn moved(model: &mut Model, step: f64) -> Vec<f64> {
 /// What each estimator differentiates: how soft inputs are replayed, where gradients flow, and the score.
 fn cases() -> Vec<(&'static str, Perturbation, SoftReplay, SoftGradient, Option<Score>)> {
     let gumbel = Perturbation::Gumbel { clamp: None };
-    let pathwise = |name, perturbation| {
-        (name, perturbation, SoftReplay::Noise, SoftGradient::Pathwise, None)
-    };
+    let pathwise = |name, perturbation| (name, perturbation, SoftReplay::Noise, SoftGradient::Pathwise, None);
     let scored = |name, score| (name, gumbel, SoftReplay::Actions, SoftGradient::Table, Some(score));
     vec![
         pathwise("pathwise, gumbel", gumbel),
@@ -346,7 +343,10 @@ fn gradients_through_soft_steps_are_the_differences() {
                 let direction = at(0.0).1;
                 let slope: f64 = flat(&gradients).iter().zip(&direction).map(|(g, d)| g * d).sum();
                 let error = (slope - difference).abs() / slope.abs().max(difference.abs());
-                assert!(error < 1e-6, "{family}, {name}: gradient {slope}, difference {difference}, error {error:e}");
+                assert!(
+                    error < 1e-6,
+                    "{family}, {name}: gradient {slope}, difference {difference}, error {error:e}"
+                );
             }
         }
     }

@@ -281,7 +281,13 @@ impl Policy {
             let judged = judge(question, &trajectory)?;
             let penalty = self.objective.overlong.map_or(0.0, |overlong| overlong.penalty(length, limit));
             report.tokens += length;
-            report.rollouts.push(Judged { trajectory, judged, reward: judged + penalty, advantage: 0.0, action_scores: Vec::new() });
+            report.rollouts.push(Judged {
+                trajectory,
+                judged,
+                reward: judged + penalty,
+                advantage: 0.0,
+                action_scores: Vec::new(),
+            });
         }
         report.times.reward += began.elapsed();
         Ok(first..report.questions.len())

@@ -136,10 +136,8 @@ impl SoftObjective {
         }
         let perturbation = thoughts.law.perturbation;
         match (estimator, perturbation) {
-            (
-                SoftEstimator::Concrete { .. } | SoftEstimator::GumbelG { .. },
-                Perturbation::Gumbel { .. },
-            ) => {}
+            (SoftEstimator::Concrete { .. } | SoftEstimator::GumbelG { .. }, Perturbation::Gumbel { .. }) => {
+            }
             (SoftEstimator::Concrete { .. } | SoftEstimator::GumbelG { .. }, other) => {
                 return refuse(
                     format!("{other:?}"),
@@ -147,10 +145,7 @@ impl SoftObjective {
                     "set lepo.noise = \"gumbel\", or take another lepo.estimator",
                 );
             }
-            (
-                SoftEstimator::Pathwise | SoftEstimator::StraightThrough,
-                Perturbation::Dirichlet { .. },
-            ) => {
+            (SoftEstimator::Pathwise | SoftEstimator::StraightThrough, Perturbation::Dirichlet { .. }) => {
                 return refuse(
                     "Dirichlet noise".into(),
                     "noise that is added to logits",

@@ -6,7 +6,9 @@
 
 use super::optimizer::Optimizer;
 use crate::base::{Error, Result};
-use crate::model::{Gradients, Model, Record, Room, RowPlan, Scores, Segment, Sequences, SoftRoom, Truncation};
+use crate::model::{
+    Gradients, Model, Record, Room, RowPlan, Scores, Segment, Sequences, SoftRoom, Truncation,
+};
 
 /// One training example.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]

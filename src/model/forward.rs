@@ -279,8 +279,11 @@ impl Model {
                 random::add_normal(stream.rows_mut(at.clone())?, keys, deviation)?;
             }
         }
-        let inputs =
-            embedding::Inputs { ids, positions, soft: entry.soft.as_ref().map(|at| soft.view(at)).transpose()? };
+        let inputs = embedding::Inputs {
+            ids,
+            positions,
+            soft: entry.soft.as_ref().map(|at| soft.view(at)).transpose()?,
+        };
         let positions = self.architecture.position_embedding.map(|index| &self.parameters[index]);
         let table = &self.parameters[self.architecture.token_embedding];
         embedding::forward(&inputs, table, positions, stream.rows_mut(at.clone())?)?;
@@ -357,8 +360,11 @@ fn runs(ids: &[i32], at: usize) -> Vec<Range<usize>> {
 
 /// Checks the noise of a segment of latents and brings its keys to the device; returns its deviation.
 fn place_noise(sequences: &mut Sequences, segment: &Segment, noise: &LatentNoise) -> Result<f64> {
-    let latents =
-        segment.inputs.iter().filter(|input| matches!(input, Input::Latent | Input::Drawn | Input::Soft(_))).count();
+    let latents = segment
+        .inputs
+        .iter()
+        .filter(|input| matches!(input, Input::Latent | Input::Drawn | Input::Soft(_)))
+        .count();
     if latents != segment.len() || noise.keys.len() != segment.len() || !noise.deviation.is_finite() {
         return Err(Error::input(
             "latent noise",

@@ -423,7 +423,8 @@ impl Model {
     ) -> Result<()> {
         let projection = Projection::whole(Layout::OutIn, self.config.width, self.config.vocab);
         let dw = gradients.at(self.architecture.head);
-        let gradients = linear::Gradients { dx: Some((d_hidden, Accumulate::Assign)), dw: Some(dw), dbias: None };
+        let gradients =
+            linear::Gradients { dx: Some((d_hidden, Accumulate::Assign)), dw: Some(dw), dbias: None };
         linear::backward(d_logits, hidden, &projection, self.head(), gradients)
     }
 }

@@ -10,9 +10,9 @@ use crate::learn::objective::Objective;
 use crate::learn::optimizer::Optimizer;
 use crate::learn::policy::{Policy, Replay, Settings};
 use crate::learn::policy_report::{Question, Report};
+use crate::learn::soft_policy::SoftObjective;
 use crate::model::{Model, Truncation};
 use crate::ops::soft_action::Perturbation;
-use crate::learn::soft_policy::SoftObjective;
 use crate::rollout::group::{Drawing, Form, SoftThoughts, Thoughts};
 use crate::rollout::masks::Masking;
 use crate::text::Tokenizer;
@@ -23,6 +23,8 @@ use crate::text::answer::{self, Extractor};
 pub struct ArmPlan {
     /// What it is called in tables.
     pub name: String,
+    /// It starts from the model that reasons in words, whatever the recipe's curriculum makes of it.
+    pub words: bool,
     /// Dropout of its rollouts.
     pub masking: Masking,
     /// Gaussian noise on its latents; 0 = none.
@@ -46,6 +48,7 @@ impl ArmPlan {
     pub fn of(recipe: &Recipe, name: &str, masking: Masking) -> ArmPlan {
         ArmPlan {
             name: name.into(),
+            words: false,
             masking,
             latent_noise: 0.0,
             soft: None,

@@ -5,11 +5,11 @@ use super::recipe::{
     MaskKeys, Preset as PresetKey, Recipe, SoftEstimator as SoftEstimatorKey, SoftNoise, SoftProxy,
     Variant as VariantKey,
 };
+use super::reinforcement::SoftPlan;
 use crate::learn::advantages::Baseline;
 use crate::learn::coconut::{Curriculum, Variant};
 use crate::learn::objective::{Objective, Preset};
 use crate::learn::optimizer;
-use super::reinforcement::SoftPlan;
 use crate::learn::soft_policy::{SoftEstimator, SoftObjective};
 use crate::model::{SoftGradient, SoftLaw, Truncation};
 use crate::ops::policy_loss::{Estimator, Hyper, Kl, Ratio, Surrogate};

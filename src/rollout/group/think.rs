@@ -21,8 +21,9 @@ impl Rollouts {
         let mut latest = self.begin(model, prompts, members, rows, plan)?;
         let soft = self.drawing.soft;
         for step in 1..=self.form.latents {
-            let active: Vec<usize> =
-                (0..rows.thinkers().len()).filter(|&index| !self.ended.get(index).unwrap_or(&false)).collect();
+            let active: Vec<usize> = (0..rows.thinkers().len())
+                .filter(|&index| !self.ended.get(index).unwrap_or(&false))
+                .collect();
             match soft {
                 Some(soft) if self.drawing.thoughts == Thoughts::Shuffled => {
                     self.shuffled_step(model, members, rows, plan, (step, soft), &mut latest)?;
@@ -206,9 +207,7 @@ impl Rollouts {
                 SoftReplay::Actions => self.soft_segment(rows, plan, step, &active, &latest, |index| {
                     Input::Soft(mixture(action(index), terms))
                 }),
-                SoftReplay::Noise => {
-                    self.soft_segment(rows, plan, step, &active, &latest, |_| Input::Drawn)
-                }
+                SoftReplay::Noise => self.soft_segment(rows, plan, step, &active, &latest, |_| Input::Drawn),
             };
             if soft.replay == SoftReplay::Noise {
                 let stored = active.iter().map(|&index| action(index).ids.clone()).collect();
@@ -323,7 +322,8 @@ impl Rollouts {
                 return Err(Error::NotFinite {
                     what: format!("soft step {} of rollout {index}", trajectories[index].actions.len() + 1),
                     found: "logits without a softmax".into(),
-                    advice: "the weights or the hidden states are broken; check them, and the learning rate".into(),
+                    advice: "the weights or the hidden states are broken; check them, and the learning rate"
+                        .into(),
                 });
             }
             let trajectory = &mut trajectories[index];

@@ -4,6 +4,7 @@ use super::progress::{Entry, Tally, marks};
 use super::{Event, Sample, Story, form};
 use crate::base::Result;
 use crate::learn::policy_report::Report;
+use crate::learn::soft_policy::SoftStatistics;
 use crate::model::{Model, Precision};
 use crate::ops::policy_loss::Statistic;
 use crate::rollout::audit::worse;
@@ -81,7 +82,7 @@ impl Story<'_> {
             // Without a supervised phase the base is the model as it came; a folder of that name is an older run's.
             if self.progress.entries.is_empty() {
                 self.student.model.save(&self.base_folder(), &self.student.companions)?;
-                self.close("coconut", None, watch)?;
+                self.close(self.base_name(), None, watch)?;
             } else {
                 let precision = Precision::of(self.recipe.model.dtype);
                 self.student.model = Model::load(&self.base_folder(), self.device, precision)?;
@@ -147,7 +148,7 @@ impl Story<'_> {
             let sample = Sample {
                 question: problem.question.clone(),
                 gold: problem.answer.clone(),
-                answer: self.student.tokenizer.decode(&trajectory.tokens, true)?,
+                answer: self.student.tokenizer.decode(&trajectory.said(), true)?,
                 reward: judged.reward,
                 advantage: judged.advantage,
             };
@@ -159,6 +160,7 @@ impl Story<'_> {
                 .with("question", sample.question.as_str())
                 .with("gold", sample.gold.as_str())
                 .with("answer", sample.answer.as_str())
+                .with("proxies", trajectory.actions.iter().map(|action| action.proxy).collect::<Vec<_>>())
                 .with("ids", trajectory.tokens.clone())
                 .numbers("logprobs", &trajectory.log_probabilities)
                 .with("stopped", trajectory.stopped)
@@ -261,7 +263,16 @@ fn metrics(record: Record, report: &Report, seconds: f64) -> Record {
     let all = (groups.live + groups.dead_low + groups.dead_high).max(1) as f64;
     let first = &report.passes[0];
     let last = &report.passes[report.passes.len() - 1];
+    let soft = SoftStatistics::of(report);
+    let of_soft = |value: fn(&SoftStatistics) -> f64| soft.as_ref().map(value);
     record
+        .maybe("soft/kept", of_soft(|soft| soft.kept))
+        .maybe("soft/singleton_rate", of_soft(|soft| soft.singletons))
+        .maybe("soft/entropy", of_soft(|soft| soft.entropy))
+        .maybe("soft/proxy_disagreement", of_soft(|soft| soft.disagreement))
+        .maybe("soft/stopped_by_proxy", of_soft(|soft| soft.stopped_by_proxy))
+        .maybe("soft/loss", first.soft.as_ref().map(|soft| soft.loss))
+        .maybe("soft/ratio_spread", last.soft.as_ref().map(|soft| soft.ratio_spread))
         .number("reward", report.reward())
         .number("reward_std", report.reward_deviation())
         .number("frac_reward_zero_std", (groups.dead_low + groups.dead_high) as f64 / all)

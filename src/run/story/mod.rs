@@ -24,7 +24,7 @@ use super::settings;
 use super::student::Student;
 use crate::base::{Error, Result};
 use crate::device::Device;
-use crate::learn::coconut::Curriculum;
+use crate::learn::coconut::{Curriculum, Variant as CurriculumVariant};
 use crate::learn::optimizer::Optimizer;
 use crate::learn::policy_report::Report;
 use crate::learn::supervised::StepReport;
@@ -291,6 +291,16 @@ impl<'a> Story<'a> {
         self.progress.part += 1;
         (self.progress.update, self.progress.drawn, self.progress.tally) = (0, 0, Tally::default());
         self.progress.loss = 0.0;
+    }
+
+    /// What the model before reinforcement learning is called.
+    fn base_name(&self) -> &'static str {
+        match self.curriculum.variant {
+            CurriculumVariant::Coconut => "coconut",
+            CurriculumVariant::Cot => "words",
+            CurriculumVariant::NoCot => "answers only",
+            _ => "base",
+        }
     }
 
     /// Where the model before reinforcement learning is kept.

@@ -42,7 +42,7 @@ impl Story<'_> {
         let first_arm = !matches!(self.parts.get(self.progress.part), Some(super::Part::Phase(_)));
         if first_arm {
             self.student.model.save(&self.base_folder(), &self.student.companions)?;
-            self.close("coconut", None, watch)?;
+            self.close(self.base_name(), None, watch)?;
         }
         let optimizer = self.optimizer.take();
         self.checkpoint(optimizer.as_ref(), Some(accuracy.value), watch)?;
