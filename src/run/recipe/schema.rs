@@ -159,7 +159,8 @@ section! {
     /// Reinforcement learning after the curriculum; each arm starts from the same model.
     GrpoKeys {
         /// What is compared: temp = answers sampled, no masks; dropout_latent and dropout_all = masks in scope latent or
-        /// all; sft = supervised training continued for as many updates. Empty = stop after the curriculum.
+        /// all; lepo = soft latents as [lepo] says; sft = supervised training continued for as many updates. Empty = stop after
+        /// the curriculum.
         arms: Vec<Arm>, ANY;
         /// Updates of each arm.
         updates: usize, between(0.0, MANY);
@@ -192,10 +193,16 @@ section! {
         max_new_tokens: usize, between(1.0, 65536.0);
         /// Passes over each batch of rollouts (mu); the first reuses what sampling computed.
         inner_epochs: usize, between(1.0, 64.0);
-        /// Learning rate at the start.
+        /// Learning rate after the warm-up.
         learning_rate: f64, between(0.0, 1.0);
-        /// What is left of the learning rate at the end of an arm, falling linearly; 1 = constant.
+        /// Updates over which the learning rate rises to its value.
+        warmup_steps: usize, between(0.0, MANY);
+        /// What is left of the learning rate at the end of an arm; 1 = constant.
         decay: f64, between(0.0, 1.0);
+        /// How it falls.
+        schedule: Schedule, ANY;
+        /// Decay of AdamW's mean of squared gradients.
+        beta2: f64, below(0.0, 1.0);
         /// Decoupled weight decay.
         weight_decay: f64, between(0.0, 1.0);
         /// Largest gradient norm; 0 = no clipping.
@@ -410,6 +417,16 @@ choices! {
         Lepo = "lepo",
         /// Supervised training continued.
         Sft = "sft",
+    }
+}
+
+choices! {
+    /// How a learning rate falls.
+    Schedule {
+        /// In a line.
+        Linear = "linear",
+        /// Along half a cosine.
+        Cosine = "cosine",
     }
 }
 
