@@ -139,18 +139,10 @@ impl Model {
             positions: index.positions.rows(at.clone())?,
             soft: soft.map(|soft| sequences.softs[soft].view()),
         };
-        let table = &self.parameters[self.architecture.token_embedding];
         let stream = back.stream.rows(run)?;
-        match self.architecture.position_embedding {
-            Some(positions) => {
-                let [dtable, dpositions] = gradients.pair(self.architecture.token_embedding, positions);
-                let (dpositions, order) = (Some(dpositions), &mut back.order);
-                embedding::backward(stream, &inputs, table, dtable, dpositions, None, order)?;
-            }
-            None => {
-                let dtable = gradients.at(self.architecture.token_embedding);
-                embedding::backward(stream, &inputs, table, dtable, None, None, &mut back.order)?;
-            }
+        let [dtable, dpositions] = gradients.embeddings(self.architecture.position_embedding);
+        if dtable.is_some() {
+            embedding::backward(stream, &inputs, self.table(), dtable, dpositions, None, &mut back.order)?;
         }
         if sources[at.clone()].iter().any(|&source| source >= 0) {
             let sources = back.sources.rows(at.clone())?;

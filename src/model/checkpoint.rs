@@ -48,7 +48,7 @@ impl Model {
         let tensors: Vec<TensorHeader> = self
             .parameter_list()
             .iter()
-            .zip(&self.parameters)
+            .zip(self.parameters())
             .map(|(parameter, tensor)| TensorHeader {
                 name: parameter.name.clone(),
                 shape: parameter.shape.dims().to_vec(),

@@ -282,8 +282,7 @@ impl Model {
         let inputs =
             embedding::Inputs { ids, positions, soft: entry.soft.map(|soft| sequences.softs[soft].view()) };
         let positions = self.architecture.position_embedding.map(|index| &self.parameters[index]);
-        let table = &self.parameters[self.architecture.token_embedding];
-        embedding::forward(&inputs, table, positions, stream.rows_mut(at.clone())?)?;
+        embedding::forward(&inputs, self.table(), positions, stream.rows_mut(at.clone())?)?;
         match embedding_mask {
             Some(mask) => mask::apply(stream.rows_mut(at)?, mask),
             None => Ok(()),
@@ -332,6 +331,7 @@ impl Model {
             layer,
             plan: &self.architecture.layers[layer],
             parameters: &self.parameters,
+            adapters: self.adapters.as_ref(),
             geometry: &self.geometry,
             rope,
             cache_layout,

@@ -1,0 +1,154 @@
+//! Models with an adapter: what is trained, what is frozen and shared, and how the two become one again.
+
+use super::Model;
+use super::adapter::{AdapterConfig, AdapterParameter, Adapters, Part, parameters};
+use super::architecture::{Architecture, LinearPlan};
+use super::parameters::Gradients;
+use crate::base::rng::{Purpose, StreamKey};
+use crate::base::{Dtype, Error, Result};
+use crate::device::Arena;
+use crate::ops::{Tensor, elementwise};
+use std::sync::Arc;
+
+impl Model {
+    /// Gives the model an adapter that changes nothing yet: A uniform in +-1/sqrt(in), as PEFT draws it, B zero, whole
+    /// matrices those of the base. From here on the weights are frozen. Tensor i draws from (seed; 0, i, 1, Init).
+    ///
+    /// # Errors
+    /// Those of [`parameters`], or a model that has an adapter.
+    pub fn adapt(&mut self, config: AdapterConfig, seed: u64) -> Result<()> {
+        self.adapt_with(config, |index, parameter, tensor| {
+            if parameter.part == Part::A {
+                let bound = 1.0 / (parameter.shape.as_matrix().1 as f64).sqrt();
+                let mut draws = StreamKey::new(seed, 0, index as u32, 1, Purpose::Init).draws(0, 0);
+                let mut draw = || ((2.0 * draws.uniform() - 1.0) * bound) as f32;
+                let values: Vec<f32> = (0..parameter.shape.elements()).map(|_| draw()).collect();
+                upload(tensor, &values)?;
+            }
+            Ok(())
+        })
+    }
+
+    /// Gives the model an adapter whose tensors `fill(i, parameter, tensor)` writes: into zeros, or into a copy of the
+    /// base's matrix.
+    ///
+    /// # Errors
+    /// Those of [`parameters`] and of `fill`, or a model that has an adapter. The model is then as it was.
+    pub fn adapt_with(
+        &mut self,
+        config: AdapterConfig,
+        mut fill: impl FnMut(usize, &AdapterParameter, &mut Tensor) -> Result<()>,
+    ) -> Result<()> {
+        if self.adapters.is_some() {
+            return Err(Error::input(
+                "adapter",
+                "the model has one already",
+                "merge it first, or start from its base",
+            ));
+        }
+        let list = parameters(self, &config)?;
+        let _arena = Arena::Weights.enter();
+        let mut tensors = Vec::with_capacity(list.len());
+        for (index, parameter) in list.iter().enumerate() {
+            let base = &self.parameters[parameter.of];
+            let whole = parameter.part == Part::Whole;
+            let dtype = if whole { base.dtype() } else { self.dtype };
+            let mut tensor = Tensor::zeros(&self.device, parameter.shape, dtype)?;
+            if whole {
+                elementwise::copy(base.view(), tensor.view_mut())?;
+            }
+            fill(index, parameter, &mut tensor)?;
+            tensors.push(tensor);
+        }
+        let at = |plan: &LinearPlan| list.iter().position(|p| p.of == plan.weight && p.part == Part::A);
+        self.architecture.adapt(config.rank, at);
+        self.adapters = Some(Adapters::new(config, list, tensors));
+        Ok(())
+    }
+
+    /// The adapter, where there is one.
+    pub fn adapter(&self) -> Option<&AdapterConfig> {
+        self.adapters.as_ref().map(Adapters::config)
+    }
+
+    /// The tensors of the adapter; none without one.
+    pub fn adapter_list(&self) -> &[AdapterParameter] {
+        self.adapters.as_ref().map_or(&[], Adapters::list)
+    }
+
+    /// What training changes: the tensors of the adapter, or all parameters.
+    pub fn trained(&self) -> &[Tensor] {
+        self.adapters.as_ref().map_or(self.parameters(), Adapters::tensors)
+    }
+
+    /// The same, for the optimiser. Weights that another model shares are frozen: there are none of them here.
+    pub fn trained_mut(&mut self) -> &mut [Tensor] {
+        if self.adapters.is_none() {
+            return self.parameters_mut();
+        }
+        self.adapters.as_mut().map_or(&mut [], Adapters::tensors_mut)
+    }
+
+    /// The names of [`Model::trained`].
+    pub fn trained_names(&self) -> Vec<&str> {
+        match &self.adapters {
+            Some(adapters) => adapters.list().iter().map(|parameter| parameter.name.as_str()).collect(),
+            None => self.architecture.list.iter().map(|parameter| parameter.name.as_str()).collect(),
+        }
+    }
+
+    /// The model without its adapter; the weights are shared, not copied.
+    pub fn base(&self) -> Model {
+        let mut architecture = self.architecture.clone();
+        architecture.adapt(0, |_| None);
+        Model {
+            config: self.config.clone(),
+            architecture,
+            geometry: self.geometry,
+            parameters: Arc::clone(&self.parameters),
+            adapters: None,
+            device: self.device.clone(),
+            dtype: self.dtype,
+        }
+    }
+
+    /// The token embedding that inputs are looked up in.
+    pub(super) fn table(&self) -> &Tensor {
+        let own = || &self.parameters[self.architecture.token_embedding];
+        self.whole(Adapters::table).unwrap_or_else(own)
+    }
+
+    /// The trained matrix that `find` names.
+    pub(super) fn whole(&self, find: impl Fn(&Adapters) -> Option<usize>) -> Option<&Tensor> {
+        let adapters = self.adapters.as_ref()?;
+        find(adapters).map(|index| &adapters.tensors()[index])
+    }
+
+    /// The output head `[vocab, width]`: the token embedding when tied.
+    pub fn head(&self) -> &Tensor {
+        self.whole(Adapters::head).unwrap_or(&self.parameters[self.architecture.head])
+    }
+
+    /// Zero gradients of everything that is trained.
+    pub fn gradients(&self) -> Result<Gradients> {
+        let gradients = Gradients::like(&self.device, self.trained(), self.dtype)?;
+        let Architecture { token_embedding, head, .. } = self.architecture;
+        Ok(match &self.adapters {
+            None => gradients.with_embeddings(Some(token_embedding), Some(head)),
+            Some(adapters) => {
+                gradients.of_adapters_alone().with_embeddings(adapters.table(), adapters.head())
+            }
+        })
+    }
+}
+
+/// Replaces the elements of a float tensor.
+pub(super) fn upload(tensor: &mut Tensor, values: &[f32]) -> Result<()> {
+    match tensor.dtype() {
+        Dtype::F64 => tensor.upload(&values.iter().map(|&value| f64::from(value)).collect::<Vec<_>>()),
+        Dtype::Bf16 => {
+            tensor.upload(&values.iter().map(|&value| half::bf16::from_f32(value)).collect::<Vec<_>>())
+        }
+        _ => tensor.upload(values),
+    }
+}
