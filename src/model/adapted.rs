@@ -1,12 +1,14 @@
 //! Models with an adapter: what is trained, what is frozen and shared, and how the two become one again.
 
 use super::Model;
-use super::adapter::{AdapterConfig, AdapterParameter, Adapters, Part, parameters};
+use super::adapter::{AdapterConfig, AdapterParameter, Adapters, Embeddings, Part, parameters};
 use super::architecture::{Architecture, LinearPlan};
+use super::families::Layout;
 use super::parameters::Gradients;
 use crate::base::rng::{Purpose, StreamKey};
 use crate::base::{Dtype, Error, Result};
 use crate::device::Arena;
+use crate::ops::linear::{self, Projection};
 use crate::ops::{Tensor, elementwise};
 use std::sync::Arc;
 
@@ -21,8 +23,9 @@ impl Model {
             if parameter.part == Part::A {
                 let bound = 1.0 / (parameter.shape.as_matrix().1 as f64).sqrt();
                 let mut draws = StreamKey::new(seed, 0, index as u32, 1, Purpose::Init).draws(0, 0);
-                let mut draw = || ((2.0 * draws.uniform() - 1.0) * bound) as f32;
-                let values: Vec<f32> = (0..parameter.shape.elements()).map(|_| draw()).collect();
+                // The same numbers in f32 and f64.
+                let mut draw = || f64::from(((2.0 * draws.uniform() - 1.0) * bound) as f32);
+                let values: Vec<f64> = (0..parameter.shape.elements()).map(|_| draw()).collect();
                 upload(tensor, &values)?;
             }
             Ok(())
@@ -142,13 +145,79 @@ impl Model {
     }
 }
 
-/// Replaces the elements of a float tensor.
-pub(super) fn upload(tensor: &mut Tensor, values: &[f32]) -> Result<()> {
-    match tensor.dtype() {
-        Dtype::F64 => tensor.upload(&values.iter().map(|&value| f64::from(value)).collect::<Vec<_>>()),
-        Dtype::Bf16 => {
-            tensor.upload(&values.iter().map(|&value| half::bf16::from_f32(value)).collect::<Vec<_>>())
+/// Merging: W + s B A in the place of W.
+impl Model {
+    /// The model in which the adapter has become part of the weights.
+    ///
+    /// # Errors
+    /// A tied model whose embedding and head have come apart, or a device without the memory.
+    pub fn merge(&self) -> Result<Model> {
+        self.check_mergeable()?;
+        Model::build(self.config.clone(), &self.device, self.precision(), |index, _, tensor| {
+            match self.merged(index)? {
+                Some(merged) => elementwise::copy(merged.view(), tensor.view_mut()),
+                None => elementwise::copy(self.parameters[index].view(), tensor.view_mut()),
+            }
+        })
+    }
+
+    /// Fails where one matrix would have to be two.
+    pub(super) fn check_mergeable(&self) -> Result<()> {
+        let tied = self.architecture.head == self.architecture.token_embedding;
+        match self.adapter().map(|adapter| adapter.embeddings) {
+            Some(Embeddings::Table | Embeddings::Head | Embeddings::Both) if tied => Err(Error::input(
+                "adapter to merge",
+                "it trains embedding and head apart, which are one matrix in the base",
+                "save the adapter by itself, or train the matrix for both",
+            )),
+            _ => Ok(()),
         }
-        _ => tensor.upload(values),
+    }
+
+    /// Parameter `index` of the merged model; none where the adapter leaves it as it is. The product is computed on the
+    /// device, the sum in f64, and rounded once.
+    pub(super) fn merged(&self, index: usize) -> Result<Option<Tensor>> {
+        let Some(adapters) = &self.adapters else { return Ok(None) };
+        let tensors = adapters.tensors();
+        let of = |part: Part| adapters.list().iter().position(|p| p.of == index && p.part == part);
+        let base = &self.parameters[index];
+        let mut merged = Tensor::zeros(&self.device, base.shape(), base.dtype())?;
+        if let Some(whole) = of(Part::Whole) {
+            elementwise::copy(tensors[whole].view(), merged.view_mut())?;
+            return Ok(Some(merged));
+        }
+        let Some(at) = of(Part::A) else { return Ok(None) };
+        let (a, b) = (&tensors[at], &tensors[at + 1]);
+        let ((rank, inputs), (outputs, _)) = (a.shape().as_matrix(), b.shape().as_matrix());
+        let mut product = Tensor::zeros(&self.device, [outputs, inputs], self.dtype)?;
+        let rows_of_b = Projection::whole(linear::Layout::InOut, rank, inputs);
+        linear::forward(b.view(), &rows_of_b, a, None, product.view_mut())?;
+        let (product, mut values) = (numbers(&product)?, numbers(base)?);
+        let across = self.architecture.list[index].layout == Layout::InOut;
+        let scale = adapters.config().scale();
+        for (at, value) in values.iter_mut().enumerate() {
+            let place = if across { at % outputs * inputs + at / outputs } else { at };
+            *value += scale * product[place];
+        }
+        upload(&mut merged, &values)?;
+        Ok(Some(merged))
+    }
+}
+
+/// The elements of a float tensor.
+fn numbers(tensor: &Tensor) -> Result<Vec<f64>> {
+    Ok(match tensor.dtype() {
+        Dtype::F64 => tensor.download()?,
+        Dtype::Bf16 => tensor.download::<half::bf16>()?.into_iter().map(f64::from).collect(),
+        _ => tensor.download::<f32>()?.into_iter().map(f64::from).collect(),
+    })
+}
+
+/// Replaces the elements of a float tensor.
+fn upload(tensor: &mut Tensor, values: &[f64]) -> Result<()> {
+    match tensor.dtype() {
+        Dtype::F64 => tensor.upload(values),
+        Dtype::Bf16 => tensor.upload(&values.iter().map(|&v| half::bf16::from_f64(v)).collect::<Vec<_>>()),
+        _ => tensor.upload(&values.iter().map(|&v| v as f32).collect::<Vec<_>>()),
     }
 }

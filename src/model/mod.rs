@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! config, families      what a checkpoint says, and the list of its parameters
-//! weights, gguf, save   files in and out
+//! weights, gguf, save   files in and out; peft: adapters
 //! architecture          where each operation finds its weights
 //! adapter               low-rank adapters beside frozen weights
 //! rows, segment         sequences, shared prefixes, and what stands at a position
@@ -28,6 +28,7 @@ pub mod gguf_model;
 pub mod mapped;
 mod norm;
 mod parameters;
+pub mod peft;
 mod rows;
 pub mod safetensors_file;
 pub mod save;
