@@ -74,6 +74,13 @@ impl Model {
         self.adapters.as_ref().map(Adapters::config)
     }
 
+    /// Says where the base of the adapter is found, for whoever opens it.
+    pub fn name_base(&mut self, base: &str) {
+        if let Some(adapters) = &mut self.adapters {
+            adapters.name_base(base);
+        }
+    }
+
     /// The tensors of the adapter; none without one.
     pub fn adapter_list(&self) -> &[AdapterParameter] {
         self.adapters.as_ref().map_or(&[], Adapters::list)

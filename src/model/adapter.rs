@@ -53,6 +53,8 @@ pub struct AdapterConfig {
     pub targets: Vec<String>,
     /// What is trained besides.
     pub embeddings: Embeddings,
+    /// Folder or name of the base model, for whoever opens the adapter; may be empty.
+    pub base: String,
 }
 
 impl AdapterConfig {
@@ -216,6 +218,10 @@ impl Adapters {
 
     pub fn config(&self) -> &AdapterConfig {
         &self.config
+    }
+
+    pub fn name_base(&mut self, base: &str) {
+        self.config.base = base.into();
     }
 
     pub fn tensors(&self) -> &[Tensor] {

@@ -42,12 +42,11 @@ const UNSUPPORTED: [&str; 15] = [
 ];
 
 impl Model {
-    /// Writes the adapter as a folder that PEFT opens; `base` is the folder or the name of the model that it belongs to.
-    /// A folder that exists is replaced file by file, by rename.
+    /// Writes the adapter as a folder that PEFT opens. A folder that exists is replaced file by file, by rename.
     ///
     /// # Errors
     /// The model has no adapter, the place cannot be written to, or the disk is full.
-    pub fn save_adapter(&self, folder: &Path, base: &str, companions: &Companions) -> Result<()> {
+    pub fn save_adapter(&self, folder: &Path, companions: &Companions) -> Result<()> {
         let Some(config) = self.adapter() else {
             return Err(Error::input("adapter to save", "the model has none", "save the model itself"));
         };
@@ -68,7 +67,7 @@ impl Model {
             metadata: &[("format", "pt"), (FINGERPRINT, &fingerprint)],
             tensors: &headers,
             companions,
-            config: (CONFIG_FILE, &self.config_json(config, base)),
+            config: (CONFIG_FILE, &self.config_json(config)),
         };
         save::save_folder(folder, contents, &mut |index, writer| {
             let index = if index < list.len() { Some(index) } else { again };
@@ -77,7 +76,7 @@ impl Model {
     }
 
     /// adapter_config.json, with the keys that PEFT writes.
-    fn config_json(&self, config: &AdapterConfig, base: &str) -> Value {
+    fn config_json(&self, config: &AdapterConfig) -> Value {
         let table = self.table_name();
         let whole: Option<Vec<&str>> = match config.embeddings {
             Embeddings::Frozen => None,
@@ -99,7 +98,7 @@ impl Model {
         json!({
             "alpha_pattern": {},
             "auto_mapping": null,
-            "base_model_name_or_path": base,
+            "base_model_name_or_path": config.base,
             "bias": "none",
             "ensure_weight_tying": config.embeddings == Embeddings::Tied,
             "exclude_modules": null,
@@ -147,7 +146,7 @@ impl Model {
         let names = file.names();
         let config =
             AdapterConfig { embeddings: self.embeddings_of(keys, &file)?, ..config_of(&path, keys)? };
-        let base = keys.get("base_model_name_or_path").and_then(Value::as_str).unwrap_or_default();
+        let base = config.base.clone();
         let other_base = |problem: String| {
             let of = if base.is_empty() { String::new() } else { format!("; it was made for {base}") };
             Error::file(file.path(), format!("{problem}{of}"), "this adapter belongs to another base model")
@@ -279,7 +278,8 @@ fn config_of(path: &Path, keys: &Map<String, Value>) -> Result<AdapterConfig> {
         other => return wrong(format!("target_modules is {other}"), "expected a list of names"),
     };
     let rslora = get("use_rslora") == &Value::Bool(true);
-    Ok(AdapterConfig { rank: rank as usize, alpha, rslora, targets, embeddings: Embeddings::Frozen })
+    let base = get("base_model_name_or_path").as_str().unwrap_or_default().to_string();
+    Ok(AdapterConfig { rank: rank as usize, alpha, rslora, targets, embeddings: Embeddings::Frozen, base })
 }
 
 /// The name of a module in an adapter's file.

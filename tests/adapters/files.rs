@@ -33,7 +33,8 @@ fn an_adapter_comes_back_to_the_bit() {
             let folder = tempfile::tempdir().unwrap();
             // Twice: into a new folder, and over an old one.
             for _ in 0..2 {
-                model.save_adapter(&folder.path().join("a"), "the/base", &Companions::default()).unwrap();
+                model.name_base("the/base");
+                model.save_adapter(&folder.path().join("a"), &Companions::default()).unwrap();
             }
             let mut again = load(&base, dtype);
             again.load_adapter(&folder.path().join("a")).unwrap();
@@ -51,7 +52,8 @@ fn the_description_has_pefts_keys_and_values() {
         let mut model = load(&base, Dtype::F32);
         model.load_adapter(&adapter).unwrap();
         let folder = tempfile::tempdir().unwrap();
-        model.save_adapter(&folder.path().join("a"), "the/base", &Companions::default()).unwrap();
+        model.name_base("the/base");
+        model.save_adapter(&folder.path().join("a"), &Companions::default()).unwrap();
         let read = |folder: &Path| -> Value {
             serde_json::from_str(&std::fs::read_to_string(folder.join("adapter_config.json")).unwrap())
                 .unwrap()
@@ -165,9 +167,10 @@ fn other_bases_are_refused_by_name() {
     says(&refusal(llama, qwen2_base, same), &["the model needs", "llama_llama3", "another base model"]);
     says(&refusal(qwen2, llama_base, same), &["another base model"]);
     // The same sizes, other weights.
-    let made = lively(base("llama", Dtype::F32), config(2));
+    let mut made = lively(base("llama", Dtype::F32), config(2));
+    made.name_base("models/mine");
     let folder = tempfile::tempdir().unwrap();
-    made.save_adapter(folder.path(), "models/mine", &Companions::default()).unwrap();
+    made.save_adapter(folder.path(), &Companions::default()).unwrap();
     let mut other =
         Model::random(made.config().clone(), 6, &Device::cpu(), Precision::of(Dtype::F32)).unwrap();
     let message = other.load_adapter(folder.path()).unwrap_err().to_string();

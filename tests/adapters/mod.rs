@@ -20,6 +20,7 @@ pub fn config(rank: usize) -> AdapterConfig {
         rslora: false,
         targets: vec![ALL_LINEAR.into()],
         embeddings: Embeddings::Frozen,
+        base: String::new(),
     }
 }
 
