@@ -18,6 +18,8 @@ section! {
     } holds {
         /// The model.
         model: ModelKeys,
+        /// Low-rank adapters.
+        adapter: AdapterKeys,
         /// The problems.
         data: DataKeys,
         /// Chain-of-thought training.
@@ -58,6 +60,24 @@ section! {
         max_positions: usize, between(8.0, 1e6);
         /// How matrices are stored; arithmetic is f32 either way.
         dtype: Dtype, ANY;
+    }
+}
+
+section! {
+    /// Low-rank adapters (LoRA): with them supervised and reinforcement training change the adapters alone.
+    AdapterKeys {
+        /// Rank of the adapters; 0 = none: every weight is trained.
+        rank: usize, between(0.0, 4096.0);
+        /// What their product is scaled by, over the rank.
+        alpha: f64, above(0.0, 1e6);
+        /// Which matrices get one, by the names in their files (q_proj, down_proj, c_attn, ...); all-linear = every one.
+        targets: Vec<String>, ANY;
+        /// Scale over the root of the rank, so that higher ranks learn as fast (rsLoRA).
+        rslora: bool, ANY;
+        /// Also train the token embedding and the output head, whole: tokens that were added have no other way to learn.
+        train_embeddings: bool, ANY;
+        /// merged = models are saved as if there had been no adapter; separate = adapters alone, as PEFT reads them.
+        save: AdapterSave, ANY;
     }
 }
 
@@ -331,6 +351,16 @@ choices! {
 }
 
 choices! {
+    /// How models with adapters are saved.
+    AdapterSave {
+        /// Folded into the weights.
+        Merged = "merged",
+        /// In a folder of their own.
+        Separate = "separate",
+    }
+}
+
+choices! {
     /// Where problems come from.
     Source {
         /// Generated multi-step word problems.
@@ -562,10 +592,11 @@ named!(SiteKind {
 
 impl Recipe {
     /// The sections by name; the keys outside any section come first, under an empty name.
-    pub(super) fn sections(&self) -> [(&'static str, &dyn Keys); 10] {
+    pub(super) fn sections(&self) -> [(&'static str, &dyn Keys); 11] {
         [
             ("", self),
             ("model", &self.model),
+            ("adapter", &self.adapter),
             ("data", &self.data),
             ("cot", &self.cot),
             ("coconut", &self.coconut),
@@ -582,6 +613,7 @@ impl Recipe {
         Some(match name {
             "" => self,
             "model" => &mut self.model,
+            "adapter" => &mut self.adapter,
             "data" => &mut self.data,
             "cot" => &mut self.cot,
             "coconut" => &mut self.coconut,
