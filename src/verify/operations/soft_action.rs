@@ -183,10 +183,7 @@ fn score_case(kind_name: &str, kind: Score, inverse_temperature: f64, shape: Sha
     let (weights, of_gradient) = (c.clone(), of_run.clone());
     let variable = format!("logits of {}", kind_name.split(' ').next().unwrap_or_default());
     Case {
-        variables: vec![Variable {
-            name: variable,
-            values: draw("logits", shape.rows * shape.vocabulary),
-        }],
+        variables: vec![Variable { name: variable, values: draw("logits", shape.rows * shape.vocabulary) }],
         loss: Box::new(move |point| Ok(dot(&of_run.run(&point[0], Dtype::F64, None)?, &weights))),
         gradient: Box::new(move |point, dtype| Ok(vec![of_gradient.run(&point[0], dtype, Some(&c))?])),
         name,
