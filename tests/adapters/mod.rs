@@ -3,6 +3,7 @@
 mod bits;
 mod files;
 mod golden;
+mod story;
 mod training;
 
 use latch::base::Dtype;
