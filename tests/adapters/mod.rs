@@ -3,6 +3,7 @@
 mod bits;
 mod files;
 mod golden;
+mod operations;
 mod story;
 mod training;
 
