@@ -8,7 +8,7 @@
 With --probe the `logits` that `probe --model BASE --adapter ADAPTER --input in --output out` wrote are compared with
 PEFT's, in float32; with --merged the logits of a folder that latch merged. Exits 1 where a tensor is missing or
 unexpected, logits are not finite, the adapter does nothing, or a comparison fails.
-Needs what tools/requirements-golden.txt lists, and peft.
+Needs what tools/requirements-golden.txt and tools/requirements-adapters.txt list.
 """
 
 import argparse
