@@ -19,6 +19,7 @@ mod run;
 mod sequences;
 mod shipped_ptx;
 mod sim;
+mod soft;
 mod story;
 mod text;
 mod theory;

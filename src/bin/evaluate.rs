@@ -188,6 +188,7 @@ fn ask(arguments: &Arguments, latents: usize) -> Result<Ask> {
     let masked = arguments.mode.starts_with("mc");
     let sampled = arguments.mode.ends_with("temp");
     Ok(Ask {
+        soft: None,
         stage: latents + 1,
         masking: match masked {
             true => Masking { p: arguments.p, sites, scope: arguments.scope, mode: arguments.mask_mode },

@@ -8,6 +8,7 @@
 //! rows, segment         sequences, shared prefixes, and what stands at a position
 //! block                 one layer, forward and backward
 //! tape, sequences       what is kept; forward: running segments; backward: walking them in reverse
+//! soft                  mixtures of token embeddings drawn on the device; soft_scores: their log-densities
 //! scores                log-probabilities of given tokens, where every loss enters
 //! ```
 
@@ -35,6 +36,8 @@ pub mod save;
 mod scores;
 mod segment;
 mod sequences;
+pub mod soft;
+mod soft_scores;
 pub mod stored;
 mod tape;
 pub mod weights;
@@ -47,6 +50,8 @@ pub use rows::RowPlan;
 pub use scores::Scores;
 pub use segment::{Input, LatentNoise, Segment};
 pub use sequences::{Room, Sequences, SequencesPlan};
+pub use soft::{Action, Draw, SoftGradient, SoftLaw, SoftRoom};
+pub use soft_scores::SoftScores;
 pub use tape::Record;
 
 use crate::base::rng::{Purpose, StreamKey};

@@ -237,6 +237,7 @@ fn examination(recipe: &Recipe, model: &Model, form: Form, items: &[Item], sampl
         let drawing = Drawing {
             masking: scope.map_or(Masking::NONE, |scope| settings::masking(&recipe.mask, scope)),
             latent_noise: 0.0,
+            soft: None,
             thoughts,
             law: Law::Greedy,
             seed: recipe.seed,

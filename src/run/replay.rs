@@ -66,10 +66,11 @@ pub fn replay(samples: &Path, number: usize, device: &Device) -> Result<Replayed
     let problem = Problem { question: question.clone(), steps: Vec::new(), answer: text("gold")? };
     let prompt = problem.encode(&student.tokenizer, student.markers.stop)?.question;
     let curriculum = settings::curriculum(&recipe);
-    let form = reinforcement::form(&recipe, &curriculum, &student.markers);
+    let form = plan.form(reinforcement::form(&recipe, &curriculum, &student.markers));
     let drawing = Drawing {
         masking: plan.masking,
         latent_noise: plan.latent_noise,
+        soft: plan.soft.map(|soft| soft.thoughts),
         thoughts: Thoughts::Own,
         law: settings::law(&recipe.grpo),
         seed: recipe.seed,

@@ -8,8 +8,8 @@ mod schema;
 
 pub use schema::{
     AdapterKeys, AdapterSave, Arm, Baseline, CoconutKeys, CotKeys, DataKeys, EvaluationKeys, EvaluationMode,
-    Extractor, Family, Format, GrpoKeys, KlEstimator, KlReference, MaskKeys, ModelKeys, Preset, Recipe,
-    ResetOptimizer, RunKeys, Source, Variant,
+    Extractor, Family, Format, GrpoKeys, KlEstimator, KlReference, LepoKeys, MaskKeys, ModelKeys, Preset,
+    Recipe, ResetOptimizer, RunKeys, Schedule, SoftEstimator, SoftNoise, SoftProxy, Source, Variant,
 };
 
 use crate::base::{Error, Result};
@@ -21,11 +21,15 @@ use std::path::Path;
 use toml::de::{DeTable, DeValue};
 
 /// The recipes inside the program, by name. The first one runs when none is named.
-pub const BUILT_IN: [(&str, &str); 5] = [
+pub const BUILT_IN: [(&str, &str); 9] = [
     ("default", include_str!("../../../recipes/default.toml")),
     ("gsm8k-gpt2", include_str!("../../../recipes/gsm8k-gpt2.toml")),
     ("gsm8k-smollm2", include_str!("../../../recipes/gsm8k-smollm2.toml")),
     ("gsm8k-qwen-lora", include_str!("../../../recipes/gsm8k-qwen-lora.toml")),
+    ("lepo-small", include_str!("../../../recipes/lepo-small.toml")),
+    ("lepo-qwen2.5-3b", include_str!("../../../recipes/lepo-qwen2.5-3b.toml")),
+    ("lepo-llama3.2-3b", include_str!("../../../recipes/lepo-llama3.2-3b.toml")),
+    ("soft-grpo", include_str!("../../../recipes/soft-grpo.toml")),
     ("prosqa", include_str!("../../../recipes/prosqa.toml")),
 ];
 

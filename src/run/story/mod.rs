@@ -25,7 +25,7 @@ use super::settings;
 use super::student::Student;
 use crate::base::{Error, Result};
 use crate::device::Device;
-use crate::learn::coconut::Curriculum;
+use crate::learn::coconut::{Curriculum, Variant as CurriculumVariant};
 use crate::learn::optimizer::Optimizer;
 use crate::learn::policy_report::Report;
 use crate::learn::supervised::StepReport;
@@ -156,6 +156,7 @@ pub fn parts(recipe: &Recipe) -> Vec<Part> {
             ArmKey::Temp => parts.push(Part::Arm(Box::new(ArmPlan::of(recipe, "temp", Masking::NONE)))),
             ArmKey::DropoutLatent => parts.push(masked("dropout_latent", Scope::Latent)),
             ArmKey::DropoutAll => parts.push(masked("dropout_all", Scope::All)),
+            ArmKey::Lepo => parts.push(Part::Arm(Box::new(ArmPlan::lepo(recipe, "lepo")))),
             ArmKey::Sft => parts.extend(last.clone().map(|phase| {
                 // New epochs, not those of the phase once more.
                 let first_epoch = phase.first_epoch + phase.epochs;
@@ -267,7 +268,7 @@ impl<'a> Story<'a> {
             }
         }
         if self.parts.is_empty() || self.progress.entries.is_empty() {
-            self.close("model", watch)?;
+            self.close("model", None, watch)?;
         }
         self.folder.write_summary(&summary(self.recipe, &self.progress))?;
         Ok(Ending::Complete)
@@ -290,6 +291,16 @@ impl<'a> Story<'a> {
         self.progress.part += 1;
         (self.progress.update, self.progress.drawn, self.progress.tally) = (0, 0, Tally::default());
         self.progress.loss = 0.0;
+    }
+
+    /// What the model before reinforcement learning is called.
+    fn base_name(&self) -> &'static str {
+        match self.curriculum.variant {
+            CurriculumVariant::Coconut => "coconut",
+            CurriculumVariant::Cot => "words",
+            CurriculumVariant::NoCot => "answers only",
+            _ => "base",
+        }
     }
 
     /// Keeps the model before reinforcement learning, from which every arm starts.

@@ -42,7 +42,7 @@ impl Story<'_> {
         let first_arm = !matches!(self.parts.get(self.progress.part), Some(super::Part::Phase(_)));
         if first_arm {
             self.save_start()?;
-            self.close("coconut", watch)?;
+            self.close(self.base_name(), None, watch)?;
         }
         let optimizer = self.optimizer.take();
         self.checkpoint(optimizer.as_ref(), Some(accuracy.value), watch)?;
@@ -62,7 +62,7 @@ impl Story<'_> {
             return Ok(flow);
         }
         self.progress.tally.updates = self.recipe.grpo.updates;
-        self.end_arm(&phase.name, watch)?;
+        self.end_arm(&phase.name, None, watch)?;
         Ok(flow)
     }
 
