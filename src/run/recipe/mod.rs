@@ -25,6 +25,7 @@ pub const BUILT_IN: [(&str, &str); 9] = [
     ("default", include_str!("../../../recipes/default.toml")),
     ("gsm8k-gpt2", include_str!("../../../recipes/gsm8k-gpt2.toml")),
     ("gsm8k-smollm2", include_str!("../../../recipes/gsm8k-smollm2.toml")),
+    ("gsm8k-qwen-lora", include_str!("../../../recipes/gsm8k-qwen-lora.toml")),
     ("lepo-small", include_str!("../../../recipes/lepo-small.toml")),
     ("lepo-qwen2.5-3b", include_str!("../../../recipes/lepo-qwen2.5-3b.toml")),
     ("lepo-llama3.2-3b", include_str!("../../../recipes/lepo-llama3.2-3b.toml")),
