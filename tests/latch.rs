@@ -1,5 +1,6 @@
 //! The one integration test binary.
 
+mod adapters;
 mod allocation;
 mod binaries;
 mod device;
@@ -18,6 +19,7 @@ mod run;
 mod sequences;
 mod shipped_ptx;
 mod sim;
+mod soft;
 mod story;
 mod text;
 mod theory;

@@ -29,6 +29,7 @@ pub mod random;
 pub mod rmsnorm;
 pub mod rope;
 pub mod sampler;
+pub mod soft_action;
 pub mod swiglu;
 
 pub use float::Float;

@@ -6,7 +6,9 @@
 
 use super::optimizer::Optimizer;
 use crate::base::{Error, Result};
-use crate::model::{Gradients, Model, Record, Room, RowPlan, Scores, Segment, Sequences, Truncation};
+use crate::model::{
+    Gradients, Model, Record, Room, RowPlan, Scores, Segment, Sequences, SoftRoom, Truncation,
+};
 
 /// One training example.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -79,6 +81,7 @@ impl Limits {
             slots: self.positions + self.rows * Room::slots_of(1, false),
             longest: self.longest,
             tape_positions: self.positions,
+            soft: SoftRoom::default(),
         }
     }
 }

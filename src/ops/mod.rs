@@ -29,6 +29,7 @@ pub mod rope;
 mod row_blocks;
 pub mod sampler;
 pub mod scatter;
+pub mod soft_action;
 pub mod swiglu;
 mod tensor;
 mod tensor_list;

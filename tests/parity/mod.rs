@@ -24,6 +24,7 @@ mod residual_norm;
 mod rmsnorm;
 mod rope;
 mod sampler;
+mod soft_action;
 mod swiglu;
 
 use latch::cpu::parallel;

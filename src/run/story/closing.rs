@@ -3,7 +3,7 @@
 use super::progress::{Entry, Progress};
 use crate::learn::intervals;
 use crate::run::evaluation::Share;
-use crate::run::recipe::Recipe;
+use crate::run::recipe::{Recipe, Variant};
 use crate::run::terminal::{duration, table};
 use serde_json::{Value, json};
 
@@ -88,7 +88,9 @@ pub fn closing_table(recipe: &Recipe, progress: &Progress) -> String {
         .collect();
     let header: Vec<&str> = header.iter().map(String::as_str).collect();
     let mut text = table(&header, &rows);
-    text.push_str(&verdict(base));
+    if recipe.coconut.variant == Variant::Coconut {
+        text.push_str(&verdict(base));
+    }
     text
 }
 

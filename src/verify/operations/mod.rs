@@ -15,6 +15,7 @@ pub mod residual_norm;
 pub mod rmsnorm;
 pub mod rope;
 pub mod sampler;
+pub mod soft_action;
 pub mod swiglu;
 
 use super::gradient::Case;
@@ -59,6 +60,7 @@ pub fn all() -> Vec<Case<'static>> {
     cases.extend(residual_norm::cases());
     cases.extend(log_probability::cases());
     cases.extend(sampler::cases());
+    cases.extend(soft_action::cases());
     cases.extend(policy_loss::cases());
     cases
 }
