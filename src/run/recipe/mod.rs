@@ -21,7 +21,7 @@ use std::path::Path;
 use toml::de::{DeTable, DeValue};
 
 /// The recipes inside the program, by name. The first one runs when none is named.
-pub const BUILT_IN: [(&str, &str); 9] = [
+pub const BUILT_IN: [(&str, &str); 10] = [
     ("default", include_str!("../../../recipes/default.toml")),
     ("gsm8k-gpt2", include_str!("../../../recipes/gsm8k-gpt2.toml")),
     ("gsm8k-smollm2", include_str!("../../../recipes/gsm8k-smollm2.toml")),
