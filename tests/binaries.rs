@@ -360,9 +360,9 @@ fn train_runs_soft_latents_on_the_cpu_and_on_the_simulated_gpu() {
         let metrics = std::fs::read_to_string(out.join("metrics.jsonl")).unwrap();
         assert!(metrics.lines().any(|line| line.contains("soft/entropy")), "{metrics}");
         let samples = std::fs::read_to_string(out.join("samples.jsonl")).unwrap();
-        let line: serde_json::Value = serde_json::from_str(samples.lines().next().unwrap()).unwrap();
+        let line: serde_json::Value = serde_json::from_str(samples.lines().nth(1).unwrap()).unwrap();
         assert_eq!(line["proxies"].as_array().unwrap().len(), 3);
-        let place = format!("{}:1", out.join("samples.jsonl").display());
+        let place = format!("{}:2", out.join("samples.jsonl").display());
         let again = run(env!("CARGO_BIN_EXE_generate"), &["--replay", &place, "--device", device]);
         assert!(again.status.success(), "{}", String::from_utf8_lossy(&again.stderr));
     }
