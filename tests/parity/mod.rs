@@ -6,6 +6,7 @@ mod attention;
 mod cast;
 mod elementwise;
 mod embedding;
+mod gated_mixture;
 mod gather;
 mod gelu;
 mod gemm;
