@@ -95,6 +95,8 @@ impl Policy {
             Some(frozen) => {
                 let masked = settings.reference_masked;
                 let drawing = if masked { drawing.clone() } else { without(Masking::NONE) };
+                // HRPO: the reference reads plain tokens.
+                let drawing = Drawing { gate: None, ..drawing };
                 Some(Reference {
                     rollouts: Rollouts::reserve(&frozen, form.clone(), drawing, limits, Record::LayerInputs)?,
                     scores: Scores::reserve(&frozen, answers)?,

@@ -5,7 +5,9 @@ use super::group::{Drawing, Form, Trajectory};
 use super::masks::{MaskPlan, Part, Rollout};
 use super::sharing::soft_room;
 use crate::base::{Dtype, Result};
-use crate::model::{Draw, Input, LatentNoise, Model, Record, Room, RowPlan, Scores, Segment, Sequences};
+use crate::model::{
+    Draw, Input, LatentNoise, Mixtures, Model, Record, Room, RowPlan, Scores, Segment, Sequences,
+};
 use crate::ops::mask::MaskSet;
 use std::ops::Range;
 
@@ -200,11 +202,18 @@ impl Audit {
         let (mut done, mut size) = (0, 1);
         while done < rest.len() {
             let mut segment = Segment::new();
-            for &token in &rest[done..(done + size).min(rest.len())] {
+            let mut mixtures = Vec::new();
+            for (n, &token) in rest.iter().enumerate().skip(done).take(size) {
                 let instance = plan.instance(audited, Part::Answer, position);
-                segment.push_under(AUDITED, Input::Token(token), instance);
+                // Tokens of the answer that were read with their mixtures.
+                let mixture = n.checked_sub(self.form.end.len()).filter(|_| self.drawing.gate.is_some());
+                let mixture = mixture.and_then(|n| trajectory.mixtures.get(n));
+                let input = if mixture.is_some() { Input::Gated(token) } else { Input::Token(token) };
+                segment.push_under(AUDITED, input, instance);
+                mixtures.extend(mixture.cloned());
                 position += 1;
             }
+            segment.mixtures = Mixtures::Stored(mixtures);
             at.extend(model.forward(&mut self.sequences, &segment, masks)?.map(|n| n as u32));
             (done, size) = (done + size, size + 1);
         }

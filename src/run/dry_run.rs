@@ -85,7 +85,8 @@ pub fn forecast(recipe: &Recipe, student: &Student, problems: &Problems) -> Resu
                 let curriculum = settings::curriculum(recipe);
                 let form = reinforcement::form(recipe, &curriculum, &student.markers);
                 // The same reservations, on a model of its own device, whose pages are never touched.
-                let (before, stand_in) = stand_in(model)?;
+                let (before, mut stand_in) = stand_in(model)?;
+                plan.prepare(&mut stand_in, recipe)?;
                 let reference = plan.objective.loss.kl.map(|_| stand_in.duplicate()).transpose()?;
                 let arm =
                     Arm::new(&stand_in, recipe, plan, form.clone(), items, &student.tokenizer, reference)?;
@@ -174,6 +175,7 @@ fn examination(recipe: &Recipe, model: &Model, form: Form, items: &[Item], sampl
         [(Thoughts::Own, None), (Thoughts::Shuffled, None), (Thoughts::Own, Some(recipe.mask.scope))]
     {
         let drawing = Drawing {
+            gate: None,
             masking: scope.map_or(Masking::NONE, |scope| settings::masking(&recipe.mask, scope)),
             latent_noise: 0.0,
             soft: None,
@@ -192,7 +194,7 @@ fn examination(recipe: &Recipe, model: &Model, form: Form, items: &[Item], sampl
 /// A model of the same sizes on a host device of its own, and the bytes it holds there.
 fn stand_in(model: &Model) -> Result<(usize, Model)> {
     let device = Device::cpu();
-    let model = Model::build(model.config().clone(), &device, model.precision(), |_, _, _| Ok(()))?;
+    let model = model.blank(&device)?;
     Ok((device.traffic().count().bytes_held, model))
 }
 

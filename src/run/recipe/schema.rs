@@ -28,6 +28,8 @@ section! {
         grpo: GrpoKeys,
         /// Soft latents.
         lepo: LepoKeys,
+        /// Tokens read with the mixtures they were sampled from.
+        hrpo: HrpoKeys,
         /// Dropout masks.
         mask: MaskKeys,
         /// Evaluation.
@@ -264,6 +266,28 @@ section! {
 }
 
 section! {
+    /// Answer tokens that are read together with the mixtures they were sampled from, through a learned gate (arms "hrpo"; HRPO).
+    HrpoKeys {
+        /// First tokens of an answer that are read so, at most; 0 = none.
+        thinking: usize, between(0.0, 1e6);
+        /// Text that ends it earlier; empty = nothing does.
+        mark: String, ANY;
+        /// Divides the logits before their softmax is the mixture.
+        temperature: f64, between(1e-6, 1e6);
+        /// Most tokens a mixture keeps; at least the vocabulary's size = all.
+        top_k: usize, between(1.0, 1e6);
+        /// Keep the fewest tokens whose mass reaches this; 1 = all.
+        top_p: f64, above(0.0, 1.0);
+        /// Least share a^(1/r) of the token in an untrained gate; the largest is 0.999.
+        least_share: f64, between(0.001, 0.998);
+        /// Learning rate of the gates' products, where grpo.learning_rate is the model's; both fall together.
+        gate_learning_rate: f64, between(0.0, 1.0);
+        /// Learning rate of Lambda, likewise.
+        lambda_learning_rate: f64, between(0.0, 1.0);
+    }
+}
+
+section! {
     /// Dropout masks of rollouts.
     MaskKeys {
         /// Probability that a unit is dropped; 0 = no masks.
@@ -408,6 +432,8 @@ choices! {
         DropoutAll = "dropout_all",
         /// Soft latents, as [lepo] says.
         Lepo = "lepo",
+        /// Tokens read with their mixtures, as [hrpo] says.
+        Hrpo = "hrpo",
         /// Supervised training continued.
         Sft = "sft",
     }
