@@ -3,11 +3,17 @@
 use latch::base::Dtype;
 use latch::base::rng::{Purpose, StreamKey};
 use latch::device::Device;
+use latch::learn::objective::Preset;
+use latch::learn::optimizer::{self, Optimizer};
+use latch::learn::policy::{Policy, Replay, Settings, Source};
+use latch::learn::policy_report::{Question, Report};
+use latch::learn::soft_policy::{SoftEstimator, SoftObjective, SoftStatistics};
 use latch::model::config::Config;
 use latch::model::{
     Action, Gradients, Model, Precision, Record, Scores, SoftGradient, SoftLaw, SoftScores, Truncation,
 };
 use latch::ops::mask::SiteKind;
+use latch::ops::policy_loss::{Hyper, Ratio, Surrogate};
 use latch::ops::sampler::Law;
 use latch::ops::soft_action::{Perturbation, Proxy, Score};
 use latch::rollout::audit::Audit;
@@ -167,10 +173,6 @@ fn draws_are_audited_and_replayed_to_the_bit() {
                         trajectories.iter().flat_map(|t| t.log_probabilities.iter().copied()).collect();
                     for replay in [SoftReplay::Actions, SoftReplay::Noise] {
                         let mut drawing = drawing.clone();
-                        // A hard input is not among the stored weights, which are y.
-                        if hard && replay == SoftReplay::Actions {
-                            continue;
-                        }
                         drawing.soft = drawing.soft.map(|soft| SoftThoughts { replay, ..soft });
                         let mut rollouts =
                             Rollouts::reserve(&model, form(6), drawing.clone(), LIMITS, Record::Everything)
@@ -391,5 +393,142 @@ fn constant_inputs_leave_the_embedding_table_alone() {
         } else {
             assert!(apart <= 1e-12 * largest, "parameter {index}: {apart:e} of {largest:e}");
         }
+    }
+}
+
+fn estimators() -> Vec<SoftEstimator> {
+    vec![
+        SoftEstimator::None,
+        SoftEstimator::SoftCe { full: true },
+        SoftEstimator::SoftCe { full: false },
+        SoftEstimator::Concrete { mean: false },
+        SoftEstimator::GumbelG { floor: Some(-3.0), mean: true },
+        SoftEstimator::Pathwise,
+        SoftEstimator::StraightThrough,
+    ]
+}
+
+fn settings(estimator: SoftEstimator, ratio: bool) -> Settings {
+    let surrogate = match ratio {
+        true => Surrogate::Clipped { low: 0.2, high: 0.2, delta: None, dual: None },
+        false => Surrogate::Plain,
+    };
+    Settings {
+        group: 4,
+        prompts: 3,
+        prompt_tokens: 7,
+        passes: 1,
+        truncation: Truncation::default(),
+        tape_bytes: usize::MAX,
+        audit_all: true,
+        reference_masked: true,
+        refills: 0,
+        replay: Replay::Same,
+        soft: Some(SoftObjective {
+            estimator,
+            loss: Hyper { ratio: Ratio::Token, surrogate, clamp: Some(20.0), kl: None },
+        }),
+    }
+}
+
+/// One update at a learning rate: the report and the gradient of the last pass.
+fn updated(
+    model: &mut Model,
+    settings: Settings,
+    thoughts: SoftThoughts,
+    preset: Preset,
+    rate: f64,
+) -> (Report, Vec<f64>) {
+    let optimizer = optimizer::Settings { weight_decay: 0.0, clip: None, ..optimizer::Settings::default() };
+    let optimizer = Optimizer::new(model, optimizer).unwrap();
+    let drawn = (form(4), drawing(thoughts));
+    let mut policy = Policy::new(model, drawn, preset.objective(), settings, optimizer, None).unwrap();
+    let questions: Vec<Question> =
+        prompts().into_iter().zip(40..).map(|(tokens, number)| Question { tokens, number }).collect();
+    let mut left = questions.into_iter();
+    let report = policy
+        .update(
+            model,
+            2,
+            rate,
+            |n| left.by_ref().take(n).collect(),
+            |_, t| Ok(f64::from(t.said().iter().sum::<u32>() % 3) / 2.0),
+        )
+        .unwrap();
+    let gradient = match model.dtype() {
+        Dtype::F64 => flat(policy.gradients()),
+        _ => Vec::new(),
+    };
+    (report, gradient)
+}
+
+#[test]
+fn updates_from_the_tape_are_updates_from_a_replay() {
+    for estimator in estimators() {
+        for (ratio, preset) in [(false, Preset::TrlBnpo), (true, Preset::DropoutGrpo)] {
+            let hard = estimator == SoftEstimator::StraightThrough;
+            let mut thoughts = thoughts(Perturbation::Gumbel { clamp: None }, hard);
+            thoughts.proxies_stop = ratio;
+            let what = format!("{estimator} {preset}");
+            let fresh = || model("llama", Dtype::F64, &Device::cpu());
+            let own = settings(estimator, ratio);
+            let (tape, from_tape) = updated(&mut fresh(), own.clone(), thoughts, preset, 0.0);
+            assert_eq!(tape.source, Some(Source::Tape), "{what}");
+            assert_eq!(tape.replay_gap, 0.0, "{what}");
+            assert_eq!(tape.audited, 12);
+            // At learning rate 0 the second pass replays under the same weights.
+            let twice = Settings { passes: 2, ..own };
+            let (twice, replayed) = updated(&mut fresh(), twice, thoughts, preset, 0.0);
+            assert_eq!(twice.passes.len(), 2);
+            for passed in &twice.passes {
+                assert_eq!((passed.log_ratio, passed.ratio_spread), (0.0, 0.0), "{what}");
+                assert_eq!(passed.loss.to_bits(), tape.passes[0].loss.to_bits(), "{what}");
+                let soft = (passed.soft.as_ref(), tape.passes[0].soft.as_ref());
+                assert_eq!(soft.0.map(|soft| soft.tokens), soft.1.map(|soft| soft.tokens));
+                if let (Some(soft), true) = (soft.0, ratio) {
+                    assert_eq!(soft.log_ratio, 0.0, "{what}");
+                }
+            }
+            let norm = |v: &[f64]| v.iter().map(|x| x * x).sum::<f64>().sqrt();
+            let apart: Vec<f64> = replayed.iter().zip(&from_tape).map(|(a, b)| a - b).collect();
+            assert!(
+                norm(&apart) <= 1e-12 * norm(&from_tape),
+                "{what}: {:e}",
+                norm(&apart) / norm(&from_tape)
+            );
+            let scored = tape.passes[0].soft.is_some();
+            let scores = matches!(
+                estimator,
+                SoftEstimator::SoftCe { .. } | SoftEstimator::Concrete { .. } | SoftEstimator::GumbelG { .. }
+            );
+            assert_eq!(scored, scores, "{what}");
+            let statistics = SoftStatistics::of(&tape).unwrap();
+            assert!(statistics.kept > 1.0 && statistics.entropy > 0.0, "{statistics:?}");
+        }
+    }
+}
+
+#[test]
+fn estimators_refuse_thoughts_that_they_cannot_train() {
+    let model = model("gpt2", Dtype::F32, &Device::cpu());
+    let refusal = |estimator, perturbation, hard| -> String {
+        let optimizer = Optimizer::new(&model, optimizer::Settings::default()).unwrap();
+        let drawn = (form(4), drawing(thoughts(perturbation, hard)));
+        let objective = Preset::DropoutGrpo.objective();
+        let settings = settings(estimator, false);
+        Policy::new(&model, drawn, objective, settings, optimizer, None).err().unwrap().to_string()
+    };
+    let gumbel = Perturbation::Gumbel { clamp: None };
+    let concrete = SoftEstimator::Concrete { mean: false };
+    for (message, words) in [
+        (refusal(concrete, Perturbation::None, false), ["lepo.estimator `concrete`", "lepo.noise"]),
+        (
+            refusal(SoftEstimator::Pathwise, Perturbation::Dirichlet { concentration: 1.0 }, false),
+            ["lepo.estimator `pathwise`", "Dirichlet"],
+        ),
+        (refusal(SoftEstimator::StraightThrough, gumbel, false), ["straight_through", "one-hot"]),
+        (refusal(SoftEstimator::Pathwise, gumbel, true), ["lepo.estimator `pathwise`", "one-hot"]),
+    ] {
+        words.iter().for_each(|word| assert!(message.contains(word), "`{word}` is missing in: {message}"));
     }
 }

@@ -39,7 +39,7 @@ struct Group {
     batch: Batch,
 }
 
-/// Optimiser state of one model.
+/// Optimiser state of what one model trains: its adapter, or all its parameters.
 #[derive(Debug)]
 pub struct Optimizer {
     settings: Settings,
@@ -51,10 +51,10 @@ pub struct Optimizer {
 }
 
 impl Optimizer {
-    /// Zero moments for the parameters of `model`.
+    /// Zero moments for what `model` trains.
     pub fn new(model: &Model, settings: Settings) -> Result<Optimizer> {
-        let elements: Vec<usize> = model.parameters().iter().map(|p| p.shape().elements()).collect();
-        let moments: Result<Vec<_>> = model.parameters().iter().map(Moments::new).collect();
+        let elements: Vec<usize> = model.trained().iter().map(|p| p.shape().elements()).collect();
+        let moments: Result<Vec<_>> = model.trained().iter().map(Moments::new).collect();
         Ok(Optimizer {
             settings,
             moments: moments?,
@@ -120,7 +120,7 @@ impl Optimizer {
     }
 
     /// Everything that goes on from step to step besides the count of updates, by name: `m.NAME`, `v.NAME` and, where a
-    /// parameter is bf16, `master.NAME`, for each parameter NAME of `model`.
+    /// parameter is bf16, `master.NAME`, for each NAME that `model` trains.
     ///
     /// # Errors
     /// `model` is not the one the optimiser was made for.
@@ -181,7 +181,7 @@ impl Optimizer {
             let lr = *factor * learning_rate;
             let hyper = Hyper { lr, beta1, beta2, eps, weight_decay, step: self.step };
             let (list, moments) = (&list[parameters.clone()], &mut self.moments[parameters.clone()]);
-            let own = &mut model.parameters_mut()[parameters.clone()];
+            let own = &mut model.trained_mut()[parameters.clone()];
             adamw::step_all(own, list, moments, &hyper, scale, batch)?;
         }
         Ok(norm)
@@ -190,10 +190,10 @@ impl Optimizer {
 
 /// Names of the parameters that moments belong to.
 fn names(model: &Model, expected: usize) -> Result<Vec<&str>> {
-    let list = model.parameter_list();
-    if list.len() != expected {
-        let found = format!("a model with {} parameters", list.len());
-        return Err(Error::shape("optimiser state", found, format!("the one with {expected}")));
+    let names = model.trained_names();
+    if names.len() != expected {
+        let found = format!("a model that trains {} tensors", names.len());
+        return Err(Error::shape("optimiser state", found, format!("the one that trains {expected}")));
     }
-    Ok(list.iter().map(|parameter| parameter.name.as_str()).collect())
+    Ok(names)
 }

@@ -19,7 +19,7 @@ use crate::base::rng::{Purpose, StreamKey};
 use crate::base::{Error, Result};
 use crate::model::{Gradients, Model, Record, Scores};
 use crate::rollout::audit::{self, Audit};
-use crate::rollout::group::{Drawing, Form, Member, Rollouts, Trajectory};
+use crate::rollout::group::{Drawing, Form, Member, Rollouts, SoftReplay, Trajectory};
 use crate::rollout::masks::{Masking, Rollout};
 use std::ops::{ControlFlow, Range};
 use std::time::Instant;
@@ -94,9 +94,13 @@ impl Policy {
             None => None,
             Some(frozen) => {
                 let masked = settings.reference_masked;
-                let drawing = if masked { drawing.clone() } else { without(Masking::NONE) };
+                let mut drawing = if masked { drawing.clone() } else { without(Masking::NONE) };
+                // The reference reads what the policy read.
+                if let Some(soft) = &mut drawing.soft {
+                    soft.replay = SoftReplay::Actions;
+                }
                 // HRPO: the reference reads plain tokens.
-                let drawing = Drawing { gate: None, ..drawing };
+                drawing.gate = None;
                 Some(Reference {
                     rollouts: Rollouts::reserve(&frozen, form.clone(), drawing, limits, Record::LayerInputs)?,
                     scores: Scores::reserve(&frozen, answers)?,

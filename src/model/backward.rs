@@ -154,7 +154,6 @@ impl Model {
             positions: index.positions.rows(at.clone())?,
             soft: soft.as_ref().map(|at| sequences.soft.view(at)).transpose()?,
         };
-        let table = &self.parameters[self.architecture.token_embedding];
         let stream = back.stream.rows(run.clone())?;
         if let (Some(room), false) = (&mut sequences.gated, gated.is_empty()) {
             room.backward(self, stream, at.start, gated, gradients)?;
@@ -162,16 +161,10 @@ impl Model {
         let owed = &sources[first.clone()];
         let drawn = soft.as_ref().filter(|soft| soft.is_drawn() && owed.iter().any(|&source| source >= 0));
         let d_weights = drawn.map(|soft| sequences.draws.d_weights(soft)).transpose()?;
-        match self.architecture.position_embedding {
-            Some(positions) => {
-                let [dtable, dpositions] = gradients.pair(self.architecture.token_embedding, positions);
-                let (dpositions, order) = (Some(dpositions), &mut back.order);
-                embedding::backward(stream, &inputs, table, dtable, dpositions, d_weights, order)?;
-            }
-            None => {
-                let dtable = gradients.at(self.architecture.token_embedding);
-                embedding::backward(stream, &inputs, table, dtable, None, d_weights, &mut back.order)?;
-            }
+        let [dtable, dpositions] = gradients.embeddings(self.architecture.position_embedding);
+        if dtable.is_some() || d_weights.is_some() {
+            let order = &mut back.order;
+            embedding::backward(stream, &inputs, self.table(), dtable, dpositions, d_weights, order)?;
         }
         if let Some(soft) = drawn {
             return self.backward_drawn(sequences, soft, owed, gradients);

@@ -317,8 +317,7 @@ impl Model {
             soft: entry.soft.as_ref().map(|at| soft.view(at)).transpose()?,
         };
         let positions = self.architecture.position_embedding.map(|index| &self.parameters[index]);
-        let table = &self.parameters[self.architecture.token_embedding];
-        embedding::forward(&inputs, table, positions, stream.rows_mut(at.clone())?)?;
+        embedding::forward(&inputs, self.table(), positions, stream.rows_mut(at.clone())?)?;
         if let (Some(deviation), false) = (noise, entry.latent) {
             let keys = sequences.noise_keys.rows(0..at.len())?;
             random::add_normal(stream.rows_mut(at.clone())?, keys, deviation)?;
@@ -371,6 +370,7 @@ impl Model {
             layer,
             plan: &self.architecture.layers[layer],
             parameters: &self.parameters,
+            adapters: self.adapters.as_ref(),
             geometry: &self.geometry,
             rope,
             cache_layout,

@@ -302,7 +302,7 @@ impl Gated {
     ) -> Result<()> {
         let Some(plan) = &model.gates else { return Err(gates::missing()) };
         let here = 0..at.len();
-        let table = &model.parameters[model.architecture.token_embedding];
+        let table = model.table();
         let positions = self.nowhere.rows(here.clone())?;
         let tokens = embedding::Inputs { ids: self.tokens.rows(at.clone())?, positions, soft: None };
         embedding::forward(&tokens, table, None, self.kept.token.rows_mut(at.clone())?)?;
@@ -337,6 +337,7 @@ impl Gated {
     ) -> Result<()> {
         let Some(plan) = &model.gates else { return Err(gates::missing()) };
         let Some(back) = &mut self.backward else { return Err(not_recording()) };
+        let Some(dlambda) = gradients.at(plan.lambda) else { return Err(gates::frozen()) };
         let here = || 0..at.len();
         let rows: Vec<u32> = self.at[at.clone()].iter().map(|position| (position - first) as u32).collect();
         back.index.upload_at(0, &rows)?;
@@ -347,25 +348,26 @@ impl Gated {
             dreset: back.dreset.rows_mut(here())?,
             dinput: back.dinput.rows_mut(here())?,
             terms: back.terms.rows_mut(here())?,
-            dlambda: gradients.at(plan.lambda),
+            dlambda,
         };
         gated_mixture::backward(back.dx.rows(here())?, &self.kept.operands(lambda, &at)?, out)?;
         for (linear, dy) in [(&plan.reset, &back.dreset), (&plan.input, &back.dinput)] {
-            let [dw, dbias] = gradients.pair(linear.weight, linear.weight + 1);
+            let Some([dw, dbias]) = gradients.pair(linear.weight, linear.weight + 1) else {
+                return Err(gates::frozen());
+            };
             let dx = Some((back.dtoken.rows_mut(here())?, Accumulate::Add));
             let out = linear::Gradients { dx, dw: Some(dw), dbias: Some(dbias) };
             let (dy, x) = (dy.rows(here())?, self.kept.token.rows(at.clone())?);
             linear::backward(dy, x, &linear.projection, &model.parameters[linear.weight], out)?;
         }
-        let index = model.architecture.token_embedding;
+        let [Some(dtable), _] = gradients.embeddings(None) else { return Ok(()) };
         let inputs = embedding::Inputs {
             ids: self.tokens.rows(at.clone())?,
             positions: self.nowhere.rows(here())?,
             soft: None,
         };
         let dtoken = back.dtoken.rows(here())?;
-        let (table, dtable) = (&model.parameters[index], gradients.at(index));
-        embedding::backward(dtoken, &inputs, table, dtable, None, None, &mut back.order)
+        embedding::backward(dtoken, &inputs, model.table(), Some(dtable), None, None, &mut back.order)
     }
 }
 

@@ -20,6 +20,7 @@ use crate::device::Arena;
 use crate::ops::linear::{self, Projection};
 use crate::ops::{Tensor, elementwise, random};
 use std::ops::Range;
+use std::sync::Arc;
 
 /// What a parameter of the gates is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -70,6 +71,7 @@ impl Plan {
         let linear = |weight| LinearPlan {
             weight,
             bias: Some(weight + 1),
+            adapter: None,
             projection: Projection::whole(linear::Layout::OutIn, width, width),
         };
         Plan { first, reset: linear(first), input: linear(first + 2), lambda: first + 4 }
@@ -125,13 +127,19 @@ impl Model {
         }
         let (width, first, precision) = (self.config.width, self.parameters.len(), self.precision());
         let _arena = Arena::Weights.enter();
+        let (mut list, mut tensors) = (Vec::new(), Vec::new());
         for (index, parameter) in parameters(width).into_iter().enumerate() {
             let dtype = Precision::of_parameter(precision, &parameter);
             let mut tensor = Tensor::zeros(&self.device, parameter.shape, dtype)?;
             fill(index, &parameter, &mut tensor)?;
-            self.architecture.list.push(parameter);
-            self.parameters.push(tensor);
+            list.push(parameter);
+            tensors.push(tensor);
         }
+        let Some(parameters) = Arc::get_mut(&mut self.parameters).filter(|_| self.adapters.is_none()) else {
+            return Err(frozen());
+        };
+        self.architecture.list.extend(list);
+        parameters.extend(tensors);
         self.gates = Some(Plan::new(width, first));
         Ok(())
     }
@@ -189,6 +197,15 @@ impl Model {
             elementwise::copy(self.parameters[plan.first + index].view(), tensor.view_mut())
         })
     }
+}
+
+/// What to say where gates would be trained beside frozen weights.
+pub(super) fn frozen() -> Error {
+    Error::input(
+        "gates",
+        "the model's weights are frozen beside an adapter, and gates are among them",
+        "train the arm `hrpo` with adapter.rank = 0",
+    )
 }
 
 /// What to say where gates are needed and not there.

@@ -425,9 +425,8 @@ impl Model {
         gradients: &mut Gradients,
     ) -> Result<()> {
         let projection = Projection::whole(Layout::OutIn, self.config.width, self.config.vocab);
-        let dw = gradients.at(self.architecture.head);
-        let gradients =
-            linear::Gradients { dx: Some((d_hidden, Accumulate::Assign)), dw: Some(dw), dbias: None };
+        let dw = gradients.head();
+        let gradients = linear::Gradients { dx: Some((d_hidden, Accumulate::Assign)), dw, dbias: None };
         linear::backward(d_logits, hidden, &projection, self.head(), gradients)
     }
 }

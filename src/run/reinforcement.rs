@@ -1,13 +1,13 @@
 //! One arm of reinforcement learning: prompts in an order that all arms share, rewards, updates.
 
 use super::problems::Item;
-use super::recipe::Recipe;
+use super::recipe::{Recipe, Schedule};
 use super::schooling::order;
 use super::settings;
 use crate::base::Result;
 use crate::learn::coconut::{Curriculum, Markers};
 use crate::learn::objective::Objective;
-use crate::learn::optimizer::Optimizer;
+use crate::learn::optimizer::{self, Optimizer};
 use crate::learn::policy::{Policy, Replay, Settings};
 use crate::learn::policy_report::{Question, Report};
 use crate::learn::soft_policy::SoftObjective;
@@ -178,7 +178,9 @@ impl<'a> Arm<'a> {
             replay: plan.replay,
             soft: plan.soft.map(|soft| soft.objective),
         };
-        let mut optimizer = Optimizer::new(model, settings::optimizer(keys.weight_decay, keys.clip))?;
+        let optimizer_settings =
+            optimizer::Settings { beta2: keys.beta2, ..settings::optimizer(keys.weight_decay, keys.clip) };
+        let mut optimizer = Optimizer::new(model, optimizer_settings)?;
         if let (true, Some((products, lambda))) = (plan.gated, model.gate_parameters()) {
             let factor = |rate: f64| rate / keys.learning_rate;
             optimizer.set_rates(&[
@@ -211,8 +213,16 @@ impl<'a> Arm<'a> {
     /// Learning rate of update number `update`, from 0.
     pub fn learning_rate(&self, update: usize) -> f64 {
         let keys = &self.recipe.grpo;
-        let done = update as f64 / keys.updates.max(1) as f64;
-        keys.learning_rate * (1.0 - (1.0 - keys.decay) * done.min(1.0))
+        let rise = ((update + 1) as f64 / keys.warmup_steps.max(1) as f64).min(1.0);
+        let warm = keys.warmup_steps.min(update);
+        let done = ((update - warm) as f64
+            / (keys.updates - keys.warmup_steps.min(keys.updates)).max(1) as f64)
+            .min(1.0);
+        let fallen = match keys.schedule {
+            Schedule::Linear => done,
+            Schedule::Cosine => 0.5 * (1.0 - (std::f64::consts::PI * done).cos()),
+        };
+        keys.learning_rate * rise * (1.0 - (1.0 - keys.decay) * fallen)
     }
 
     /// Update number `update`, from 0.

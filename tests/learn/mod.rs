@@ -3,4 +3,5 @@
 mod advantages;
 mod estimators;
 mod intervals;
+mod lepo;
 mod objective;

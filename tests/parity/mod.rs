@@ -25,6 +25,7 @@ mod residual_norm;
 mod rmsnorm;
 mod rope;
 mod sampler;
+mod soft_action;
 mod swiglu;
 
 use latch::cpu::parallel;

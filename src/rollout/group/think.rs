@@ -3,7 +3,7 @@
 use super::super::sharing::{Rows, Share};
 use super::{Member, Rollouts, SoftReplay, SoftThoughts, Thoughts, Trajectory};
 use crate::base::{Error, Result};
-use crate::model::{Action, Draw, Input, LatentNoise, Model, Segment, Sequences};
+use crate::model::{Action, Draw, Input, LatentNoise, Model, Segment, Sequences, SoftLaw};
 use crate::ops::mask::MaskSet;
 use crate::ops::sampler::FAULTY;
 use crate::rollout::masks::{MaskPlan, Part, Rollout};
@@ -167,10 +167,10 @@ impl Rollouts {
         segment.draw = Some(Draw { law: soft.law, keys: (0..owners).map(key).collect(), stored: None });
         run(model, &mut self.sequences, &segment, None, latest)?;
         let actions = self.sequences.latest_actions(owners)?;
-        let terms = soft.law.terms(model.config().vocab);
+        let vocabulary = model.config().vocab;
         let all: Vec<usize> = (0..members.len()).collect();
         let segment = self.soft_segment(rows, plan, step, &all, latest, |index| {
-            Input::Soft(mixture(&actions[(members[index].prompt + 1) % owners], terms))
+            Input::Soft(mixture(&actions[(members[index].prompt + 1) % owners], &soft.law, vocabulary))
         });
         run(model, &mut self.sequences, &segment, self.masks.as_ref(), latest)
     }
@@ -193,9 +193,9 @@ impl Rollouts {
         let thinks = |step: usize| -> Vec<usize> {
             (0..trajectories.len()).filter(|&index| trajectories[index].actions.len() >= step).collect()
         };
-        let terms = soft.law.terms(model.config().vocab);
+        let feed = |action: &Action| mixture(action, &soft.law, model.config().vocab);
         if soft.replay == SoftReplay::Actions && self.drawing.latent_noise == 0.0 {
-            return self.think_at_once(model, trajectories, terms, rows, plan, latest);
+            return self.think_at_once(model, trajectories, soft, rows, plan, latest);
         }
         for step in 1..=self.form.latents {
             let active = thinks(step);
@@ -205,7 +205,7 @@ impl Rollouts {
             let action = |index: usize| &trajectories[index].actions[step - 1];
             let mut segment = match soft.replay {
                 SoftReplay::Actions => self.soft_segment(rows, plan, step, &active, &latest, |index| {
-                    Input::Soft(mixture(action(index), terms))
+                    Input::Soft(feed(action(index)))
                 }),
                 SoftReplay::Noise => self.soft_segment(rows, plan, step, &active, &latest, |_| Input::Drawn),
             };
@@ -224,7 +224,7 @@ impl Rollouts {
         &mut self,
         model: &Model,
         trajectories: &[&Trajectory],
-        terms: usize,
+        soft: SoftThoughts,
         rows: &Rows,
         plan: &MaskPlan,
         mut latest: Vec<u32>,
@@ -235,7 +235,11 @@ impl Rollouts {
             let first = self.sequences.length(row);
             for (n, action) in trajectory.actions.iter().enumerate() {
                 let instance = plan.instance(index, Part::Latent(n + 1), first + n);
-                segment.push_under(row, Input::Soft(mixture(action, terms)), instance);
+                segment.push_under(
+                    row,
+                    Input::Soft(mixture(action, &soft.law, model.config().vocab)),
+                    instance,
+                );
             }
         }
         let at = model.forward(&mut self.sequences, &segment, self.masks.as_ref())?;
@@ -334,11 +338,15 @@ impl Rollouts {
     }
 }
 
-/// An action as an input of `terms` terms.
-fn mixture(action: &Action, terms: usize) -> Vec<(u32, f64)> {
-    let mut mixture: Vec<(u32, f64)> =
-        action.ids.iter().copied().zip(action.weights.iter().copied()).collect();
-    mixture.resize(terms.max(mixture.len()), (0, 0.0));
+/// An action as an input: its weights, or the largest of them alone where inputs are hard.
+fn mixture(action: &Action, law: &SoftLaw, vocabulary: usize) -> Vec<(u32, f64)> {
+    let largest = action.largest();
+    let fed = |(&id, &weight): (&u32, &f64)| match law.hard {
+        true => (id, f64::from(u8::from(Some(id) == largest))),
+        false => (id, weight),
+    };
+    let mut mixture: Vec<(u32, f64)> = action.ids.iter().zip(&action.weights).map(fed).collect();
+    mixture.resize(law.terms(vocabulary).max(mixture.len()), (0, 0.0));
     mixture
 }
 

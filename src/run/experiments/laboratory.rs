@@ -6,7 +6,8 @@ use crate::base::{Error, Result};
 use crate::device::Device;
 use crate::learn::coconut::Curriculum;
 use crate::learn::optimizer::Optimizer;
-use crate::model::{Model, Precision};
+use crate::model::Model;
+use crate::run::adapters;
 use crate::run::evaluation::{Ask, Examiner};
 use crate::run::problems::{self, Item, Problems};
 use crate::run::recipe::{Recipe, Variant};
@@ -183,8 +184,8 @@ impl Laboratory {
         let mut student = Student::of(recipe, &self.device)?;
         let limit = longest(recipe, &student.model);
         let problems = problems::load(recipe, &student.tokenizer, student.markers.stop, &curriculum, limit)?;
-        if folder.join("model.safetensors").is_file() {
-            student.model = Model::load(&folder, &self.device, Precision::of(recipe.model.dtype))?;
+        if folder.is_dir() {
+            student.model = adapters::load_exact(recipe, &student.model, &folder)?;
         } else {
             if watch(&Notice::Begins { seed: recipe.seed, what: "base" }).is_break() {
                 return Ok(None);
@@ -192,7 +193,7 @@ impl Laboratory {
             if teach(recipe, &mut student, &problems, watch)?.is_break() {
                 return Ok(None);
             }
-            student.model.save(&folder, &student.companions)?;
+            adapters::save_exact(&student.model, &folder, &student.companions)?;
         }
         Ok(Some(Bench { recipe: recipe.clone(), curriculum, student, problems }))
     }

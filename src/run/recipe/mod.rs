@@ -7,12 +7,13 @@ mod keys;
 mod schema;
 
 pub use schema::{
-    Arm, Baseline, CoconutKeys, CotKeys, DataKeys, EvaluationKeys, EvaluationMode, Extractor, Family, Format,
-    GrpoKeys, HrpoKeys, KlEstimator, KlReference, LepoKeys, MaskKeys, ModelKeys, Preset, Recipe,
-    ResetOptimizer, RunKeys, SoftEstimator, SoftNoise, SoftProxy, Source, Variant,
+    AdapterKeys, AdapterSave, Arm, Baseline, CoconutKeys, CotKeys, DataKeys, EvaluationKeys, EvaluationMode,
+    Extractor, Family, Format, GrpoKeys, HrpoKeys, KlEstimator, KlReference, LepoKeys, MaskKeys, ModelKeys,
+    Preset, Recipe, ResetOptimizer, RunKeys, Schedule, SoftEstimator, SoftNoise, SoftProxy, Source, Variant,
 };
 
 use crate::base::{Error, Result};
+use crate::model::adapter;
 use crate::rollout::masks::Mode;
 use std::fmt::Write;
 use std::ops::Range;
@@ -20,11 +21,15 @@ use std::path::Path;
 use toml::de::{DeTable, DeValue};
 
 /// The recipes inside the program, by name. The first one runs when none is named.
-pub const BUILT_IN: [(&str, &str); 5] = [
+pub const BUILT_IN: [(&str, &str); 9] = [
     ("default", include_str!("../../../recipes/default.toml")),
     ("gsm8k-gpt2", include_str!("../../../recipes/gsm8k-gpt2.toml")),
     ("gsm8k-smollm2", include_str!("../../../recipes/gsm8k-smollm2.toml")),
     ("hrpo-small", include_str!("../../../recipes/hrpo-small.toml")),
+    ("lepo-small", include_str!("../../../recipes/lepo-small.toml")),
+    ("lepo-qwen2.5-3b", include_str!("../../../recipes/lepo-qwen2.5-3b.toml")),
+    ("lepo-llama3.2-3b", include_str!("../../../recipes/lepo-llama3.2-3b.toml")),
+    ("soft-grpo", include_str!("../../../recipes/soft-grpo.toml")),
     ("prosqa", include_str!("../../../recipes/prosqa.toml")),
 ];
 
@@ -225,17 +230,23 @@ impl Recipe {
     /// # Errors
     /// The first contradiction, with its keys.
     pub fn check(&self, place: &str) -> Result<()> {
-        let Recipe { model, data, grpo, hrpo, mask, evaluation, .. } = self;
+        let Recipe { model, adapter, data, grpo, hrpo, mask, evaluation, .. } = self;
         let fresh = model.path.is_empty();
         let needs_masks = grpo.arms.iter().any(|arm| matches!(arm, Arm::DropoutLatent | Arm::DropoutAll));
         let no_masks = mask.mode == Mode::None || mask.sites.is_empty() || mask.p == 0.0;
         let alone = grpo.group == 1 && grpo.baseline != Baseline::None && !grpo.arms.is_empty();
         let head_dim = model.width / model.heads;
         let gated = grpo.arms.contains(&Arm::Hrpo);
+        let adapters = adapter.rank > 0;
+        let every = adapter::ALL_LINEAR;
         let wrong = [
             (
                 gated && hrpo.thinking == 0,
                 "grpo.arms has hrpo, but hrpo.thinking = 0 reads no token with its mixture".to_string(),
+            ),
+            (
+                gated && adapters,
+                "grpo.arms has hrpo, whose gates an adapter (adapter.rank) would freeze".to_string(),
             ),
             (
                 gated && grpo.learning_rate == 0.0,
@@ -290,6 +301,18 @@ impl Recipe {
             (
                 needs_masks && no_masks,
                 "grpo.arms has dropout, but mask.p = 0, mask.mode = \"none\" or mask.sites = [] leaves no masks".into(),
+            ),
+            (
+                adapters && adapter.targets.is_empty() && !adapter.train_embeddings,
+                format!("adapter.rank = {} trains nothing: adapter.targets is empty", adapter.rank),
+            ),
+            (
+                adapters && adapter.targets.len() > 1 && adapter.targets.iter().any(|target| target == every),
+                format!("adapter.targets has {every} beside other names; it stands alone"),
+            ),
+            (
+                !adapters && (adapter.train_embeddings || adapter.rslora),
+                "adapter.rank = 0, but adapter.train_embeddings or adapter.rslora is true; give a rank, e.g. 16".into(),
             ),
             (
                 evaluation.k > evaluation.masks,

@@ -18,6 +18,8 @@ section! {
     } holds {
         /// The model.
         model: ModelKeys,
+        /// Low-rank adapters.
+        adapter: AdapterKeys,
         /// The problems.
         data: DataKeys,
         /// Chain-of-thought training.
@@ -60,6 +62,24 @@ section! {
         max_positions: usize, between(8.0, 1e6);
         /// How matrices are stored; arithmetic is f32 either way.
         dtype: Dtype, ANY;
+    }
+}
+
+section! {
+    /// Low-rank adapters (LoRA): with them supervised and reinforcement training change the adapters alone.
+    AdapterKeys {
+        /// Rank of the adapters; 0 = none: every weight is trained.
+        rank: usize, between(0.0, 4096.0);
+        /// What their product is scaled by, over the rank.
+        alpha: f64, above(0.0, 1e6);
+        /// Which matrices get one, by the names in their files (q_proj, down_proj, c_attn, ...); all-linear = every one.
+        targets: Vec<String>, ANY;
+        /// Scale over the root of the rank, so that higher ranks learn as fast (rsLoRA).
+        rslora: bool, ANY;
+        /// Also train the token embedding and the output head, whole: tokens that were added have no other way to learn.
+        train_embeddings: bool, ANY;
+        /// merged = models are saved as if there had been no adapter; separate = adapters alone, as PEFT reads them.
+        save: AdapterSave, ANY;
     }
 }
 
@@ -161,7 +181,8 @@ section! {
     /// Reinforcement learning after the curriculum; each arm starts from the same model.
     GrpoKeys {
         /// What is compared: temp = answers sampled, no masks; dropout_latent and dropout_all = masks in scope latent or
-        /// all; sft = supervised training continued for as many updates. Empty = stop after the curriculum.
+        /// all; lepo = soft latents as [lepo] says; sft = supervised training continued for as many updates. Empty = stop after
+        /// the curriculum.
         arms: Vec<Arm>, ANY;
         /// Updates of each arm.
         updates: usize, between(0.0, MANY);
@@ -194,10 +215,16 @@ section! {
         max_new_tokens: usize, between(1.0, 65536.0);
         /// Passes over each batch of rollouts (mu); the first reuses what sampling computed.
         inner_epochs: usize, between(1.0, 64.0);
-        /// Learning rate at the start.
+        /// Learning rate after the warm-up.
         learning_rate: f64, between(0.0, 1.0);
-        /// What is left of the learning rate at the end of an arm, falling linearly; 1 = constant.
+        /// Updates over which the learning rate rises to its value.
+        warmup_steps: usize, between(0.0, MANY);
+        /// What is left of the learning rate at the end of an arm; 1 = constant.
         decay: f64, between(0.0, 1.0);
+        /// How it falls.
+        schedule: Schedule, ANY;
+        /// Decay of AdamW's mean of squared gradients.
+        beta2: f64, below(0.0, 1.0);
         /// Decoupled weight decay.
         weight_decay: f64, between(0.0, 1.0);
         /// Largest gradient norm; 0 = no clipping.
@@ -348,6 +375,16 @@ choices! {
 }
 
 choices! {
+    /// How models with adapters are saved.
+    AdapterSave {
+        /// Folded into the weights.
+        Merged = "merged",
+        /// In a folder of their own.
+        Separate = "separate",
+    }
+}
+
+choices! {
     /// Where problems come from.
     Source {
         /// Generated multi-step word problems.
@@ -436,6 +473,16 @@ choices! {
         Hrpo = "hrpo",
         /// Supervised training continued.
         Sft = "sft",
+    }
+}
+
+choices! {
+    /// How a learning rate falls.
+    Schedule {
+        /// In a line.
+        Linear = "linear",
+        /// Along half a cosine.
+        Cosine = "cosine",
     }
 }
 
@@ -571,10 +618,11 @@ named!(SiteKind {
 
 impl Recipe {
     /// The sections by name; the keys outside any section come first, under an empty name.
-    pub(super) fn sections(&self) -> [(&'static str, &dyn Keys); 10] {
+    pub(super) fn sections(&self) -> [(&'static str, &dyn Keys); 11] {
         [
             ("", self),
             ("model", &self.model),
+            ("adapter", &self.adapter),
             ("data", &self.data),
             ("cot", &self.cot),
             ("coconut", &self.coconut),
@@ -591,6 +639,7 @@ impl Recipe {
         Some(match name {
             "" => self,
             "model" => &mut self.model,
+            "adapter" => &mut self.adapter,
             "data" => &mut self.data,
             "cot" => &mut self.cot,
             "coconut" => &mut self.coconut,

@@ -5,10 +5,10 @@ use super::{Event, Sample, Story, form};
 use crate::base::Result;
 use crate::learn::policy_report::Report;
 use crate::learn::soft_policy::SoftStatistics;
-use crate::model::{Model, Precision};
 use crate::ops::policy_loss::Statistic;
 use crate::rollout::audit::worse;
 use crate::rollout::group::Thoughts;
+use crate::run::adapters;
 use crate::run::evaluation::{Ask, Share};
 use crate::run::metrics::Record;
 use crate::run::recipe::EvaluationMode;
@@ -32,9 +32,7 @@ impl Story<'_> {
         let _ = watch(&Event::Part { name: &plan.name, updates, done, rewarded: true });
         let reference = match plan.objective.loss.kl {
             None => None,
-            Some(_) => {
-                Some(Model::load(&self.base_folder(), self.device, Precision::of(recipe.model.dtype))?)
-            }
+            Some(_) => Some(self.load_start()?),
         };
         let form = form(recipe, &self.curriculum, &self.student);
         let (items, tokenizer) = (self.problems.prompts().items.clone(), self.student.tokenizer.clone());
@@ -83,11 +81,10 @@ impl Story<'_> {
             self.restored = None;
             // Without a supervised phase the base is the model as it came; a folder of that name is an older run's.
             if self.progress.entries.is_empty() {
-                self.student.model.save(&self.base_folder(), &self.student.companions)?;
+                self.save_start()?;
                 self.close(self.base_name(), None, watch)?;
             } else {
-                let precision = Precision::of(self.recipe.model.dtype);
-                self.student.model = Model::load(&self.base_folder(), self.device, precision)?;
+                self.student.model = self.load_start()?;
             }
         }
         Ok(())
@@ -102,7 +99,7 @@ impl Story<'_> {
     ) -> Result<()> {
         self.optimizer = None;
         let folder = self.folder.models().join(name);
-        self.student.model.save(&folder, &self.student.companions)?;
+        adapters::save(self.recipe, &self.student, &folder)?;
         self.close(name, soft, watch)?;
         self.part_done();
         // Checkpoints are chosen by validation problems, never by those that are reported.

@@ -12,6 +12,7 @@ mod stages;
 pub use closing::{closing_table, stage_table, summary, time_table};
 pub use progress::{Entry, Progress, StageResult, Tally};
 
+use super::adapters;
 use super::checkpoints::{Checkpoints, Keep, TrainState};
 use super::evaluation::{Examiner, Scores};
 use super::folder::RunFolder;
@@ -28,7 +29,7 @@ use crate::learn::coconut::{Curriculum, Variant as CurriculumVariant};
 use crate::learn::optimizer::Optimizer;
 use crate::learn::policy_report::Report;
 use crate::learn::supervised::StepReport;
-use crate::model::{Model, Precision};
+use crate::model::Model;
 use crate::rollout::group::Form;
 use crate::rollout::masks::{Masking, Scope};
 use std::ops::ControlFlow;
@@ -128,7 +129,6 @@ pub enum Part {
 pub struct Story<'a> {
     recipe: &'a Recipe,
     folder: &'a RunFolder,
-    device: &'a Device,
     checkpoints: Checkpoints,
     metrics: Lines,
     samples: Lines,
@@ -194,6 +194,7 @@ impl<'a> Story<'a> {
         let problems =
             problems::load(recipe, &student.tokenizer, student.markers.stop, &curriculum, longest)?;
         student.describe_latents(form(recipe, &curriculum, &student).latents);
+        adapters::keep_base(recipe, &mut student, &folder.models())?;
         let keep = Keep { last: recipe.run.keep_last, best: recipe.run.keep_best };
         let checkpoints = folder.checkpoints(keep)?;
         let mut progress = Progress::default();
@@ -211,7 +212,7 @@ impl<'a> Story<'a> {
                         "start a new run",
                     )
                 })?;
-                student.model = checkpoint.model(device, Precision::of(recipe.model.dtype))?;
+                student.model = checkpoint.model_like(recipe, &student.model)?;
                 let note =
                     format!("going on after step {} of {}", progress.step, checkpoint.path().display());
                 let _ = watch(&Event::Note(&note));
@@ -224,7 +225,6 @@ impl<'a> Story<'a> {
             parts,
             recipe,
             folder,
-            device,
             checkpoints,
             metrics,
             samples,
@@ -305,9 +305,14 @@ impl<'a> Story<'a> {
         }
     }
 
-    /// Where the model before reinforcement learning is kept.
-    fn base_folder(&self) -> PathBuf {
-        self.folder.models().join("coconut")
+    /// Keeps the model before reinforcement learning, from which every arm starts.
+    fn save_start(&self) -> Result<()> {
+        adapters::save_start(self.recipe, &self.student, &self.folder.models())
+    }
+
+    /// That model again.
+    fn load_start(&self) -> Result<Model> {
+        adapters::load_start(self.recipe, &self.student.model, &self.folder.models())
     }
 
     /// Writes a checkpoint.

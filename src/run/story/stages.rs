@@ -41,7 +41,7 @@ impl Story<'_> {
         self.part_done();
         let first_arm = !matches!(self.parts.get(self.progress.part), Some(super::Part::Phase(_)));
         if first_arm {
-            self.student.model.save(&self.base_folder(), &self.student.companions)?;
+            self.save_start()?;
             self.close(self.base_name(), None, watch)?;
         }
         let optimizer = self.optimizer.take();
