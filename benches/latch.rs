@@ -19,6 +19,7 @@ mod ops {
     pub mod mask;
     pub mod rmsnorm;
     pub mod rope;
+    pub mod soft_action;
     pub mod swiglu;
 }
 
@@ -30,8 +31,8 @@ use std::time::Duration;
 /// The cases of one operation.
 type Cases = fn() -> Vec<Case>;
 
-/// The operations that memory bounds.
-const BOUND_BY_MEMORY: [(&str, Cases); 9] = [
+/// The operations that memory bounds, and those that are counted by elements.
+const BOUND_BY_MEMORY: [(&str, Cases); 10] = [
     ("embedding", ops::embedding::cases),
     ("rmsnorm", ops::rmsnorm::cases),
     ("layernorm", ops::layernorm::cases),
@@ -41,6 +42,7 @@ const BOUND_BY_MEMORY: [(&str, Cases); 9] = [
     ("mask", ops::mask::cases),
     ("adamw", ops::adamw::cases),
     ("latent", ops::latent::cases),
+    ("soft_action", ops::soft_action::cases),
 ];
 
 fn main() {

@@ -59,7 +59,8 @@ const TINY: &[&str] = &[
     "run.checkpoint_every=1",
     "run.keep_last=100",
 ];
-const STEPS: u64 = 19;
+/// Updates of all parts.
+pub const STEPS: u64 = 19;
 
 /// A model that answers in the right form, and is right now and then: groups are live.
 fn base() -> &'static Path {
@@ -82,19 +83,19 @@ fn base() -> &'static Path {
 }
 
 /// The tiny recipe with a fresh model.
-fn fresh(changes: &[&str]) -> Recipe {
+pub fn fresh(changes: &[&str]) -> Recipe {
     let all: Vec<String> = TINY.iter().chain(changes).map(|text| text.to_string()).collect();
     Recipe::resolve(None, &all).unwrap()
 }
 
 /// The tiny recipe with the model of [`base`].
-fn recipe(changes: &[&str]) -> Recipe {
+pub fn recipe(changes: &[&str]) -> Recipe {
     let path = format!("model.path={}", base().display());
     fresh(&[&[path.as_str()], changes].concat())
 }
 
 /// Runs, or goes on with, the story in `path`.
-fn run(
+pub fn run(
     recipe: &Recipe,
     path: &Path,
     existing: Existing,
@@ -108,14 +109,15 @@ fn run(
     Ok((ending, story.progress().clone()))
 }
 
-fn straight(recipe: &Recipe, path: &Path) -> Progress {
+/// The same from its beginning to its end.
+pub fn straight(recipe: &Recipe, path: &Path) -> Progress {
     let (ending, progress) = run(recipe, path, Existing::Refuse, &mut |_| ControlFlow::Continue(())).unwrap();
     assert_eq!(ending, Ending::Complete);
     progress
 }
 
 /// Breaks after the update that makes `step` in all; counts from those done in `done`.
-fn stops_after(step: u64, mut done: u64) -> impl FnMut(&Event) -> ControlFlow<()> {
+pub fn stops_after(step: u64, mut done: u64) -> impl FnMut(&Event) -> ControlFlow<()> {
     move |event| {
         done += u64::from(matches!(event, Event::Supervised { .. } | Event::Rewarded { .. }));
         match event {
@@ -127,11 +129,13 @@ fn stops_after(step: u64, mut done: u64) -> impl FnMut(&Event) -> ControlFlow<()
 
 /// Everything in a run's folder that must not depend on how often it was stopped: models, lines and the summary, less
 /// times.
-fn results(path: &Path) -> BTreeMap<String, String> {
+pub fn results(path: &Path) -> BTreeMap<String, String> {
     let mut all = BTreeMap::new();
     for model in fs::read_dir(path.join("models")).unwrap() {
         let folder = model.unwrap().path();
-        let weights = fs::read(folder.join("model.safetensors")).unwrap();
+        let adapter = folder.join("adapter_model.safetensors");
+        let weights = if adapter.exists() { adapter } else { folder.join("model.safetensors") };
+        let weights = fs::read(weights).unwrap();
         all.insert(folder.file_name().unwrap().to_str().unwrap().into(), format!("{weights:x?}"));
     }
     let timeless = |text: &str| -> Value {
@@ -149,8 +153,9 @@ fn results(path: &Path) -> BTreeMap<String, String> {
     all
 }
 
+/// Compares two [`results`].
 #[track_caller]
-fn same(found: &BTreeMap<String, String>, expected: &BTreeMap<String, String>, what: &str) {
+pub fn same(found: &BTreeMap<String, String>, expected: &BTreeMap<String, String>, what: &str) {
     assert_eq!(found.keys().collect::<Vec<_>>(), expected.keys().collect::<Vec<_>>(), "{what}");
     for (name, text) in found {
         for (n, (a, b)) in text.lines().zip(expected[name].lines()).enumerate() {

@@ -170,7 +170,7 @@ fn a_backward_pass_that_forgets_a_route_is_found() {
     ];
     for truncation in routes {
         let reports = reports(Options { truncation, prompt: 9, ..quick("model") });
-        assert_eq!(reports.len(), 2 * FAMILIES.len());
+        assert_eq!(reports.len(), 3 * FAMILIES.len());
         for report in reports {
             assert!(!report.passed(), "{truncation:?}: {}", report.name);
         }

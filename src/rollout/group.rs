@@ -22,7 +22,7 @@ mod gate;
 mod think;
 
 pub use super::plan::{
-    Drawing, Form, Gating, Limits, Member, SoftReplay, SoftThoughts, Thoughts, Timing, Trajectory,
+    ColdStop, Drawing, Form, Gating, Limits, Member, SoftReplay, SoftThoughts, Thoughts, Timing, Trajectory,
 };
 pub use super::sharing::{Share, room, share};
 
@@ -45,6 +45,9 @@ pub struct Rollouts {
     gated: Vec<usize>,
     /// Members that a proxy stopped.
     ended: Vec<bool>,
+    /// Members that have done with thinking, and their cold steps so far.
+    done: Vec<bool>,
+    cold: Vec<usize>,
     timing: Timing,
 }
 
@@ -80,6 +83,8 @@ impl Rollouts {
             drawn: Vec::new(),
             gated: Vec::new(),
             ended: Vec::new(),
+            done: Vec::new(),
+            cold: Vec::new(),
             timing: Timing::default(),
         })
     }

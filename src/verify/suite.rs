@@ -5,7 +5,7 @@
 
 use super::fault::Fault;
 use super::gradient::{CaseSubject, Effort, LARGEST_PROBES, Outcome, RANDOM_PROBES, Subject, check_subject};
-use super::models::{FAMILIES, ModelSubject, small_config, small_model};
+use super::models::{FAMILIES, ModelSubject, small_config, small_model, with_adapter};
 use super::operations;
 use super::script::Group;
 use crate::base::{Dtype, Error, Result};
@@ -101,7 +101,7 @@ impl Report {
 /// A check before it is made.
 enum Check {
     Operation(usize, String),
-    Layer(&'static str),
+    Layer(&'static str, bool),
     Group(String, GroupOf),
 }
 
@@ -111,20 +111,22 @@ struct GroupOf {
     /// A small model of this family; otherwise the model of [`Options::model`].
     family: Option<&'static str>,
     share: bool,
+    adapted: bool,
 }
 
 impl Check {
     fn name(&self) -> String {
         match self {
             Check::Operation(_, name) | Check::Group(name, _) => name.clone(),
-            Check::Layer(family) => format!("layer {family}"),
+            Check::Layer(family, false) => format!("layer {family}"),
+            Check::Layer(family, true) => format!("layer {family}, adapted"),
         }
     }
 
     fn kind(&self) -> Kind {
         match self {
             Check::Operation(..) => Kind::Operation,
-            Check::Layer(_) => Kind::Layer,
+            Check::Layer(..) => Kind::Layer,
             Check::Group(..) => Kind::Model,
         }
     }
@@ -138,7 +140,10 @@ impl Check {
         let check = |subject: &mut dyn Subject| check_subject(subject, effort, options.fault.as_ref());
         match self {
             Check::Operation(index, _) => check(&mut CaseSubject::new(&operations::all()[*index])),
-            Check::Layer(family) => check(&mut ModelSubject::layer(family, options.seed, &options.device)?),
+            Check::Layer(family, adapted) => {
+                let make = if *adapted { ModelSubject::adapted_layer } else { ModelSubject::layer };
+                check(&mut make(family, options.seed, &options.device)?)
+            }
             Check::Group(name, of) => {
                 let group = group(options, of.share);
                 let model = match (of.family, &options.model) {
@@ -149,6 +154,7 @@ impl Check {
                     (None, Some(path)) => Model::load(path, &Device::cpu(), Precision::of(Dtype::F64))?,
                     (None, None) => unreachable!("listed for an existing model alone"),
                 };
+                let model = if of.adapted { with_adapter(model, options.seed)? } else { model };
                 let mut subject = ModelSubject::group(name.clone(), model, group, &options.device)?;
                 subject.truncate(options.truncation);
                 check(&mut subject)
@@ -171,7 +177,9 @@ fn group(options: &Options, share: bool) -> Group {
 fn checks(options: &Options) -> Vec<Check> {
     let groups = |family: Option<&'static str>, name: &str| {
         let both = [(true, "latent scope, shared prompt"), (false, "all scope, own prompts")];
-        both.map(|(share, how)| Check::Group(format!("model {name}, {how}"), GroupOf { family, share }))
+        both.map(|(share, how)| {
+            Check::Group(format!("model {name}, {how}"), GroupOf { family, share, adapted: false })
+        })
     };
     let mut all: Vec<Check> = Vec::new();
     match &options.model {
@@ -184,8 +192,13 @@ fn checks(options: &Options) -> Vec<Check> {
             all.extend(
                 cases.iter().enumerate().map(|(index, case)| Check::Operation(index, case.name.clone())),
             );
-            all.extend(FAMILIES.map(Check::Layer));
+            all.extend(FAMILIES.map(|family| Check::Layer(family, false)));
+            all.extend(FAMILIES.map(|family| Check::Layer(family, true)));
             all.extend(FAMILIES.into_iter().flat_map(|family| groups(Some(family), family)));
+            all.extend(FAMILIES.map(|family| {
+                let of = GroupOf { family: Some(family), share: true, adapted: true };
+                Check::Group(format!("model {family}, adapted, latent scope, shared prompt"), of)
+            }));
         }
     }
     let wanted =
