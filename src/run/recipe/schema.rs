@@ -618,7 +618,7 @@ named!(SiteKind {
 
 impl Recipe {
     /// The sections by name; the keys outside any section come first, under an empty name.
-    pub(super) fn sections(&self) -> [(&'static str, &dyn Keys); 11] {
+    pub(super) fn sections(&self) -> [(&'static str, &dyn Keys); 12] {
         [
             ("", self),
             ("model", &self.model),
@@ -628,6 +628,7 @@ impl Recipe {
             ("coconut", &self.coconut),
             ("grpo", &self.grpo),
             ("lepo", &self.lepo),
+            ("hrpo", &self.hrpo),
             ("mask", &self.mask),
             ("evaluation", &self.evaluation),
             ("run", &self.run),
@@ -645,6 +646,7 @@ impl Recipe {
             "coconut" => &mut self.coconut,
             "grpo" => &mut self.grpo,
             "lepo" => &mut self.lepo,
+            "hrpo" => &mut self.hrpo,
             "mask" => &mut self.mask,
             "evaluation" => &mut self.evaluation,
             "run" => &mut self.run,
