@@ -146,7 +146,7 @@ fn every_family_has_a_layer_and_two_models() {
 fn layers_and_models_agree_with_differences() {
     for report in reports(quick("layer ")).into_iter().chain(reports(quick("model"))) {
         assert!(report.passed(), "{}: {:?}", report.name, report.outcomes);
-        assert!(report.kind != Kind::Operation && report.outcomes.len() > 10);
+        assert!(report.kind != Kind::Operation && report.outcomes.len() >= 10);
     }
 }
 

@@ -18,7 +18,7 @@ use crate::model::Model;
 use crate::model::Record::{self, Nothing};
 use crate::ops::Tensor;
 use crate::ops::sampler::Law;
-use crate::rollout::group::{Drawing, Form, Limits, Rollouts, Thoughts};
+use crate::rollout::group::{Drawing, Form, Gating, Limits, Rollouts, Thoughts};
 use crate::rollout::masks::Masking;
 use std::fmt::Write;
 
@@ -235,8 +235,14 @@ fn examination(recipe: &Recipe, model: &Model, form: Form, items: &[Item], sampl
     for (thoughts, scope) in
         [(Thoughts::Own, None), (Thoughts::Shuffled, None), (Thoughts::Own, Some(recipe.mask.scope))]
     {
+        // The mark, which is left out, does not change what is reserved.
+        let gate = Gating {
+            law: settings::gating_law(&recipe.hrpo),
+            thinking: recipe.hrpo.thinking,
+            mark: Vec::new(),
+        };
         let drawing = Drawing {
-            gate: None,
+            gate: Some(gate).filter(|gate| model.has_gates() && gate.thinking > 0),
             masking: scope.map_or(Masking::NONE, |scope| settings::masking(&recipe.mask, scope)),
             latent_noise: 0.0,
             soft: None,

@@ -174,19 +174,23 @@ pub fn soft(keys: &LepoKeys) -> SoftPlan {
     }
 }
 
+/// What a mixture of a gated token holds.
+pub fn gating_law(keys: &HrpoKeys) -> Law {
+    Law::Categorical {
+        temperature: keys.temperature,
+        top_k: Some(keys.top_k),
+        top_p: (keys.top_p < 1.0).then_some(keys.top_p),
+        min_p: None,
+    }
+}
+
 /// Gated answers; `None` where `hrpo.thinking` is 0.
 ///
 /// # Errors
 /// A mark that the tokenizer cannot write.
 pub fn gating(keys: &HrpoKeys, tokenizer: &Tokenizer) -> Result<Option<Gating>> {
-    let law = Law::Categorical {
-        temperature: keys.temperature,
-        top_k: Some(keys.top_k),
-        top_p: (keys.top_p < 1.0).then_some(keys.top_p),
-        min_p: None,
-    };
     let mark = if keys.mark.is_empty() { Vec::new() } else { tokenizer.encode(&keys.mark, false)? };
-    Ok((keys.thinking > 0).then_some(Gating { law, thinking: keys.thinking, mark }))
+    Ok((keys.thinking > 0).then_some(Gating { law: gating_law(keys), thinking: keys.thinking, mark }))
 }
 
 /// AdamW with the given decay and clipping; 0 = no clipping.

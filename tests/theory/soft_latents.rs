@@ -74,7 +74,7 @@ fn exact_scores_of_soft_steps_have_mean_zero_and_the_surrogate_has_not() {
     let theta = parameters();
     for estimator in [EXACT, AUXILIARY, RELEASED] {
         let grid = TWO_STEPS.grid(&theta, estimator.score == Some(GUMBEL_G));
-        let mut mean = vec![0.0; PARAMETERS];
+        let mut mean = [0.0; PARAMETERS];
         for first in &grid[0] {
             let mut rows = Rows { trajectories: Vec::new(), of: Vec::new() };
             for second in &grid[1] {

@@ -61,6 +61,16 @@ const HEADS: [Geometry; 6] = [
     Geometry { heads: 2, kv_heads: 1, head_dim: 256, scale: 0.0625 },
 ];
 
+/// What a broken kernel is tried on: a prompt that ends inside its second block of keys, then a step.
+pub fn small(device: &Device, dtype: Dtype) -> Vec<Vec<f64>> {
+    let geometry = &Geometry { heads: 2, kv_heads: 1, head_dim: 64, scale: 0.125 };
+    let (span, slots) = CacheSpan::after(0, 0, 0, 91);
+    let segments = [(0..90).map(|p| (0, p)).collect(), vec![(0, 90)]];
+    let problem = Problem { geometry, spans: &[span], slots, segments: &segments, shared: 0 };
+    let Results { out, gradients: [dq, dk, dv] } = on_gpu(&problem, device, dtype, false);
+    vec![out, dq, dk, dv]
+}
+
 #[test]
 fn kernels_match_the_reference() {
     let (spans, slots, segments) = shared_case();

@@ -230,13 +230,14 @@ impl Toy {
         ends.sort_by(f64::total_cmp);
         let mut all = Vec::new();
         for pair in ends.windows(2) {
-            let cells = ((pair[1] - pair[0]) / 0.25).ceil().max(1.0) as usize;
-            let width = (pair[1] - pair[0]) / cells as f64;
+            // A fixed number, so that the sum moves smoothly with the parameters.
+            let cells = 64;
+            let width = (pair[1] - pair[0]) / f64::from(cells);
             for cell in 0..cells {
                 for (at, share) in
                     [(-0.6_f64.sqrt(), 5.0 / 18.0), (0.0, 8.0 / 18.0), (0.6_f64.sqrt(), 5.0 / 18.0)]
                 {
-                    let ratio = pair[0] + width * (cell as f64 + 0.5 + 0.5 * at);
+                    let ratio = pair[0] + width * (f64::from(cell) + 0.5 + 0.5 * at);
                     let density = 1.0 / ((1.0 + ratio.exp()) * (1.0 + (-ratio).exp()));
                     all.push(Node { noise: vec![-ratio, 0.0], weight: density * width * share });
                 }
