@@ -57,6 +57,7 @@ impl Plan {
 
     fn drawing(&self) -> Drawing {
         Drawing {
+            gate: None,
             masking: self.masking.clone(),
             latent_noise: self.noise,
             soft: None,

@@ -169,6 +169,7 @@ impl Decode {
             max_new_tokens: ANSWER + 1,
         };
         let drawing = Drawing {
+            gate: None,
             masking: Masking::NONE,
             latent_noise: 0.0,
             soft: None,

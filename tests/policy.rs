@@ -58,6 +58,7 @@ impl Make {
         Make {
             form: form(),
             drawing: Drawing {
+                gate: None,
                 masking,
                 latent_noise: 0.0,
                 soft: None,

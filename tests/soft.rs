@@ -85,6 +85,7 @@ pub fn form(latents: usize) -> Form {
 
 pub fn drawing(thoughts: SoftThoughts) -> Drawing {
     Drawing {
+        gate: None,
         masking: Masking::NONE,
         latent_noise: 0.0,
         soft: Some(thoughts),

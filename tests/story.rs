@@ -465,3 +465,55 @@ fn checkpoints_are_chosen_by_validation_problems() {
         Model::load(&path.join("models").join("temp"), &Device::cpu(), Precision::of(recipe.model.dtype));
     assert!(model.is_ok());
 }
+
+/// Gates come with the arm, stay with its checkpoints and its model, and the next arm starts without them.
+#[test]
+fn an_arm_with_gates_goes_on_from_its_checkpoints_and_keeps_its_gates() {
+    let home = tempfile::tempdir().unwrap();
+    let changes = [
+        "coconut.variant=no_cot",
+        "cot.epochs=0",
+        "coconut.epochs_per_stage=0",
+        "coconut.extra_epochs=0",
+        "grpo.arms=hrpo,temp",
+        "grpo.updates=3",
+        "hrpo.thinking=3",
+        "hrpo.top_k=5",
+        "hrpo.mark=9",
+    ];
+    let recipe = recipe(&changes);
+    let once = home.path().join("once");
+    let progress = straight(&recipe, &once);
+    assert_eq!((progress.step, progress.entries.len()), (6, 3));
+    assert_eq!(progress.entries[1].tally.replay_gap, 0.0);
+    assert!(progress.entries[1].tally.audited > 0);
+    let of = |run: &Path, name: &str| run.join("models").join(name);
+    let files = ["latent_gates.json", "latent_gates.safetensors", "latent_gating.json"];
+    for (name, there) in [("coconut", false), ("hrpo", true), ("temp", false)] {
+        for file in files {
+            assert_eq!(of(&once, name).join(file).is_file(), there, "{name}/{file}");
+        }
+        let model = Model::load(&of(&once, name), &Device::cpu(), Precision::of(recipe.model.dtype)).unwrap();
+        assert_eq!(model.has_gates(), there, "{name}");
+    }
+    let gating = latch::run::student::gating_of(&of(&once, "hrpo")).unwrap().hrpo;
+    assert_eq!((gating.thinking, gating.top_k, gating.mark.as_str()), (3, 5, "9"));
+    let gates = |run: &Path| fs::read(of(run, "hrpo").join("latent_gates.safetensors")).unwrap();
+    for step in [1, 2, 3, 4] {
+        let path = home.path().join(step.to_string());
+        run(&recipe, &path, Existing::Refuse, &mut stops_after(step, 0)).unwrap();
+        let (ending, again) =
+            run(&recipe, &path, Existing::Resume, &mut |_| ControlFlow::Continue(())).unwrap();
+        assert_eq!(ending, Ending::Complete);
+        same(&results(&path), &results(&once), &format!("stopped after {step}"));
+        assert_eq!(again.entries, progress.entries, "{step}");
+        assert!(gates(&path) == gates(&once), "gates, stopped after {step}");
+    }
+    // The forecast of memory knows the gates.
+    let student = Student::of(&recipe, &Device::cpu()).unwrap();
+    let curriculum = settings::curriculum(&recipe);
+    let limit = longest(&recipe, &student.model);
+    let problems =
+        problems::load(&recipe, &student.tokenizer, student.markers.stop, &curriculum, limit).unwrap();
+    assert!(forecast(&recipe, &student, &problems).is_ok());
+}

@@ -83,6 +83,7 @@ fn a_fault_in_any_gradient_of_any_operation_is_found() {
     let expected = [
         "attention",
         "embedding",
+        "gated_mixture",
         "gelu",
         "latent",
         "layernorm",

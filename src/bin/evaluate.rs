@@ -11,7 +11,7 @@ use latch::rollout::group::Thoughts;
 use latch::rollout::masks::{Masking, Mode, Scope};
 use latch::run::evaluation::{Ask, Examiner, Scores};
 use latch::run::problems::{self, Item};
-use latch::run::student::{LATENT_CONFIG, Student};
+use latch::run::student::{LATENT_CONFIG, Student, gating_of};
 use latch::run::terminal::table;
 use latch::text::answer::Extractor;
 use latch::text::{Templates, WordProblems};
@@ -140,6 +140,7 @@ fn run(arguments: &Arguments) -> Result<()> {
     };
     let (items, skipped) = items(arguments, &student)?;
     let extractor: Extractor = arguments.extractor.parse()?;
+    let gating = gating_of(&arguments.model)?;
     let examiner = Examiner {
         curriculum: &curriculum,
         markers: student.markers,
@@ -148,11 +149,14 @@ fn run(arguments: &Arguments) -> Result<()> {
         max_new_tokens: arguments.max_new_tokens,
         batch: arguments.batch.max(1),
         seed: arguments.seed,
+        hrpo: &gating.hrpo,
     };
     let ask = ask(arguments, latents)?;
     let outcome = examiner.ask(&student.model, &items, &ask)?;
     let scores = outcome.scores(arguments.k)?;
-    let average = match ask.masking.is_active() && ask.thoughts == Thoughts::Own {
+    // What was mixed into the answers of a model with gates is not kept, so they are not scored again.
+    let gated = student.model.has_gates();
+    let average = match ask.masking.is_active() && ask.thoughts == Thoughts::Own && !gated {
         true => Some(examiner.average_by_probability(&student.model, &items, &ask, &outcome)?),
         false => None,
     };

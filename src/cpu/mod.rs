@@ -12,6 +12,7 @@ pub mod cast;
 pub mod elementwise;
 pub mod embedding;
 pub mod float;
+pub mod gated_mixture;
 pub mod gather;
 pub mod gelu;
 pub mod gemm;

@@ -7,6 +7,7 @@ use crate::model::{Gradients, Model};
 use crate::ops::Tensor;
 use crate::ops::adamw::{self, Batch, Hyper, Moments};
 use crate::ops::gradient_norm::{self, GradientNorm};
+use std::ops::Range;
 
 /// Settings that stay for a run.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -29,13 +30,23 @@ impl Default for Settings {
     }
 }
 
+/// Neighbouring parameters with a learning rate in common.
+#[derive(Debug)]
+struct Group {
+    parameters: Range<usize>,
+    /// Their learning rate over that of the update.
+    factor: f64,
+    batch: Batch,
+}
+
 /// Optimiser state of what one model trains: its adapter, or all its parameters.
 #[derive(Debug)]
 pub struct Optimizer {
     settings: Settings,
     moments: Vec<Moments>,
     norm: GradientNorm,
-    batch: Batch,
+    /// All parameters, in their order.
+    groups: Vec<Group>,
     step: u64,
 }
 
@@ -48,7 +59,7 @@ impl Optimizer {
             settings,
             moments: moments?,
             norm: GradientNorm::reserve(model.device(), &elements, model.dtype())?,
-            batch: Batch::default(),
+            groups: vec![Group { parameters: 0..elements.len(), factor: 1.0, batch: Batch::default() }],
             step: 0,
         })
     }
@@ -56,6 +67,37 @@ impl Optimizer {
     /// Goes on under other settings.
     pub fn set_settings(&mut self, settings: Settings) {
         self.settings = settings;
+    }
+
+    /// Gives parameters learning rates of their own: ranges that rise and do not meet, with their rate over that of an
+    /// update. The others take the update's.
+    ///
+    /// # Errors
+    /// Ranges that are not so, or a factor that is no learning rate.
+    pub fn set_rates(&mut self, rates: &[(Range<usize>, f64)]) -> Result<()> {
+        let all = self.moments.len();
+        let mut groups = Vec::new();
+        let mut push = |parameters: Range<usize>, factor| {
+            if !parameters.is_empty() {
+                groups.push(Group { parameters, factor, batch: Batch::default() });
+            }
+        };
+        let mut done = 0;
+        for (range, factor) in rates {
+            if range.start < done || range.end > all || !(factor.is_finite() && *factor >= 0.0) {
+                return Err(Error::input(
+                    "learning rates of parameters",
+                    format!("{factor} times for {range:?} after {done} of {all}"),
+                    "give rising ranges and factors of at least 0",
+                ));
+            }
+            push(done..range.start, 1.0);
+            push(range.clone(), *factor);
+            done = range.end;
+        }
+        push(done..all, 1.0);
+        self.groups = groups;
+        Ok(())
     }
 
     /// Starts afresh under `settings` in the memory that is there: zero moments, no updates. The f32 masters of bf16
@@ -134,9 +176,14 @@ impl Optimizer {
         }
         self.step += 1;
         let Settings { beta1, beta2, eps, weight_decay, .. } = self.settings;
-        let hyper = Hyper { lr: learning_rate, beta1, beta2, eps, weight_decay, step: self.step };
         let scale = self.norm.scale();
-        adamw::step_all(model.trained_mut(), &list, &mut self.moments, &hyper, scale, &mut self.batch)?;
+        for Group { parameters, factor, batch } in &mut self.groups {
+            let lr = *factor * learning_rate;
+            let hyper = Hyper { lr, beta1, beta2, eps, weight_decay, step: self.step };
+            let (list, moments) = (&list[parameters.clone()], &mut self.moments[parameters.clone()]);
+            let own = &mut model.trained_mut()[parameters.clone()];
+            adamw::step_all(own, list, moments, &hyper, scale, batch)?;
+        }
         Ok(norm)
     }
 }

@@ -99,6 +99,8 @@ impl Policy {
                 if let Some(soft) = &mut drawing.soft {
                     soft.replay = SoftReplay::Actions;
                 }
+                // HRPO: the reference reads plain tokens.
+                drawing.gate = None;
                 Some(Reference {
                     rollouts: Rollouts::reserve(&frozen, form.clone(), drawing, limits, Record::LayerInputs)?,
                     scores: Scores::reserve(&frozen, answers)?,

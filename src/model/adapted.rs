@@ -115,6 +115,7 @@ impl Model {
             config: self.config.clone(),
             architecture,
             geometry: self.geometry,
+            gates: self.gates.clone(),
             parameters: Arc::clone(&self.parameters),
             adapters: None,
             device: self.device.clone(),

@@ -104,6 +104,10 @@ impl Model {
         let masks = masks.filter(|_| entries_of.iter().any(|entry| entry.masked));
         let soft = entries_of[0].soft.clone().filter(|_| truncation.soft != SoftGradient::Nothing);
         let first = entries_of[0].at.clone();
+        let mut places =
+            entries_of.iter().map(|entry| entry.gated.clone()).filter(|places| !places.is_empty());
+        // Entries stand on the tape in the order of their places.
+        let gated = places.next().map_or(0..0, |first| first.start..places.last().unwrap_or(first).end);
         let run = 0..at.len();
 
         let (Some(hidden_gradient), Some(back)) = (&sequences.hidden_gradient, &mut sequences.backward)
@@ -150,7 +154,10 @@ impl Model {
             positions: index.positions.rows(at.clone())?,
             soft: soft.as_ref().map(|at| sequences.soft.view(at)).transpose()?,
         };
-        let stream = back.stream.rows(run)?;
+        let stream = back.stream.rows(run.clone())?;
+        if let (Some(room), false) = (&mut sequences.gated, gated.is_empty()) {
+            room.backward(self, stream, at.start, gated, gradients)?;
+        }
         let owed = &sources[first.clone()];
         let drawn = soft.as_ref().filter(|soft| soft.is_drawn() && owed.iter().any(|&source| source >= 0));
         let d_weights = drawn.map(|soft| sequences.draws.d_weights(soft)).transpose()?;

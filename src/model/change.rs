@@ -3,6 +3,7 @@
 use super::families::Role;
 use super::{Model, Precision};
 use crate::base::{Dtype, Error, Result};
+use crate::device::Device;
 use crate::ops::elementwise;
 use std::sync::Arc;
 
@@ -26,9 +27,22 @@ impl Model {
             })?;
             return Ok(copy);
         }
-        Model::build(self.config.clone(), &self.device, self.precision(), |index, _, tensor| {
+        let copy = Model::build(self.config.clone(), &self.device, self.precision(), |index, _, tensor| {
             elementwise::copy(self.parameters[index].view(), tensor.view_mut())
-        })
+        })?;
+        self.lend_gates(copy)
+    }
+
+    /// A model of the same sizes and precision on `device`, all parameters zero.
+    ///
+    /// # Errors
+    /// A device without the memory.
+    pub fn blank(&self, device: &Device) -> Result<Model> {
+        let model = Model::build(self.config.clone(), device, self.precision(), |_, _, _| Ok(()))?;
+        match self.has_gates() {
+            false => Ok(model),
+            true => model.with_gates(|_, _, _| Ok(())),
+        }
     }
 
     /// Takes over the parameters of `other`, which has the same shapes: no memory is allocated. Of a model with an adapter,
@@ -37,7 +51,8 @@ impl Model {
     /// # Errors
     /// Another architecture, precision or base.
     pub fn copy_from(&mut self, other: &Model) -> Result<()> {
-        if self.config != other.config || self.precision() != other.precision() {
+        let gates = self.has_gates() == other.has_gates();
+        if self.config != other.config || self.precision() != other.precision() || !gates {
             return Err(Error::input(
                 "model to copy",
                 "another architecture or precision",
@@ -83,7 +98,7 @@ impl Model {
         let head = self.architecture.head;
         let mut config = self.config.clone();
         config.vocab = vocab;
-        Model::build(config, &self.device, self.precision(), |index, parameter, tensor| {
+        let grown = Model::build(config, &self.device, self.precision(), |index, parameter, tensor| {
             let from = &self.parameters[index];
             if parameter.role != Role::TokenEmbedding && index != head {
                 return elementwise::copy(from.view(), tensor.view_mut());
@@ -91,6 +106,7 @@ impl Model {
             elementwise::copy(from.view(), tensor.rows_mut(0..old)?)?;
             let row = from.rows(like as usize..like as usize + 1)?;
             (old..vocab).try_for_each(|new| elementwise::copy(row, tensor.rows_mut(new..new + 1)?))
-        })
+        })?;
+        self.lend_gates(grown)
     }
 }

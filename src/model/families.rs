@@ -5,6 +5,7 @@
 //! that are no parameters: [`Names::resolve`] settles both.
 
 use super::config::{Config, Family};
+use super::gates::GateRole;
 use crate::base::Shape;
 use std::collections::HashMap;
 
@@ -23,6 +24,8 @@ pub enum Role {
     FinalNormBias,
     /// `[vocab, width]`; absent when tied to the token embedding.
     OutputHead,
+    /// A parameter of HRPO's gates, which no family has by itself.
+    Gate(GateRole),
 }
 
 /// What a parameter of a layer is for. GPT-2's `c_fc` and `c_proj` are `Up` and `Down`.

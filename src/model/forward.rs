@@ -27,6 +27,8 @@ struct Placed {
     last: Vec<u32>,
     soft: Option<(Vec<u32>, Vec<f64>, usize)>,
     feeds: Vec<Feed>,
+    /// Gated positions of the segment, and their tokens.
+    gated: Vec<(usize, i32)>,
 }
 
 impl Model {
@@ -45,6 +47,11 @@ impl Model {
             return Ok(at);
         }
         let placed = self.place(sequences, segment, at.start)?;
+        let gated = match (&mut sequences.gated, placed.gated.is_empty()) {
+            (_, true) => 0..0,
+            (Some(gated), false) => gated.place(at.start, &placed.gated, &segment.mixtures)?,
+            (None, false) => return Err(no_gates()),
+        };
         let index = &mut sequences.tape.index;
         index.rows.upload_at(at.start, &placed.rows)?;
         index.positions.upload_at(at.start, &placed.positions)?;
@@ -71,7 +78,7 @@ impl Model {
         };
         sequences.advance(&placed.rows, &placed.feeds, at.start);
         let latent = !placed.feeds.is_empty() && segment.draw.is_none();
-        let entry = Entry { at: at.clone(), latent, masked, soft, feeds: placed.feeds };
+        let entry = Entry { at: at.clone(), latent, masked, soft, feeds: placed.feeds, gated };
         self.run(sequences, entry, masks, deviation)?;
         Ok(at)
     }
@@ -112,7 +119,8 @@ impl Model {
         };
         index::set_ids(tokens, tape_index.ids.rows_mut(at.clone())?)?;
         sequences.advance(rows, &[], at.start);
-        let entry = Entry { at: at.clone(), latent: false, masked, soft: None, feeds: Vec::new() };
+        let (soft, feeds, gated) = (None, Vec::new(), 0..0);
+        let entry = Entry { at: at.clone(), latent: false, masked, soft, feeds, gated };
         self.run(sequences, entry, masks.map(|(set, _)| set), None)?;
         Ok(at)
     }
@@ -145,7 +153,21 @@ impl Model {
             last: vec![0; count],
             soft: None,
             feeds: Vec::new(),
+            gated: Vec::new(),
         };
+        let gates = segment.inputs.iter().any(|input| matches!(input, Input::Gated(_)));
+        if gates {
+            let plain = |input: &Input| matches!(input, Input::Gated(_) | Input::Token(_));
+            if !segment.inputs.iter().all(plain) {
+                return Err(Error::input(
+                    "segment",
+                    "gated positions stand beside latents or mixtures",
+                    "give gated positions a segment with tokens alone",
+                ));
+            }
+            // A gated position reads its place; the others, which read none, name one that exists.
+            placed.feedback_rows = vec![0; count];
+        }
         // Positions of each row in this segment so far, and the latest of them.
         let mut seen: HashMap<u32, (usize, usize)> = HashMap::new();
         for (n, (&row, input)) in segment.rows.iter().zip(&segment.inputs).enumerate() {
@@ -155,7 +177,12 @@ impl Model {
             placed.positions.push((state.length + before) as u32);
             placed.ids.push(match input {
                 Input::Token(token) if (*token as usize) < self.config().vocab => *token as i32,
-                Input::Token(token) => {
+                Input::Gated(token) if (*token as usize) < self.config().vocab => {
+                    placed.feedback_rows[n] = placed.gated.len() as u32;
+                    placed.gated.push((n, *token as i32));
+                    -1
+                }
+                Input::Token(token) | Input::Gated(token) => {
                     return Err(Error::input(
                         "token",
                         format!("id {token} at position {} of row {row}; the vocabulary has {}", state.length + before, self.config().vocab),
@@ -262,6 +289,11 @@ impl Model {
                 Some(set) => set.at(kind, 0, index.instances.rows(at.clone())?),
             })
         };
+        if let (Some(gated), false) = (&mut sequences.gated, entry.gated.is_empty()) {
+            let (places, stream) = (entry.gated.clone(), tape.inputs[0].rows_mut(at.clone())?);
+            let own = index.feedback_rows.rows(at.clone())?;
+            gated.forward(self, places, (own, index.ids.rows(at.clone())?), stream)?;
+        }
         let (latent_mask, embedding_mask) = (site(SiteKind::Latent)?, site(SiteKind::Emb)?);
         let (ids, positions) = (index.ids.rows(at.clone())?, index.positions.rows(at.clone())?);
         let feedback_rows = index.feedback_rows.rows(at.clone())?;
@@ -344,6 +376,14 @@ impl Model {
             cache_layout,
         }
     }
+}
+
+fn no_gates() -> Error {
+    Error::input(
+        "segment",
+        "gated positions, where no room was reserved for any",
+        "reserve it (SoftRoom::gates) for a model with gates",
+    )
 }
 
 /// Runs of mixtures among `ids`, which stand at `at` of the tape.

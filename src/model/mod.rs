@@ -8,6 +8,7 @@
 //! rows, segment         sequences, shared prefixes, and what stands at a position
 //! block                 one layer, forward and backward
 //! tape, sequences       what is kept; forward: running segments; backward: walking them in reverse
+//! gates, gate_room      HRPO: a sampled token and its mixture as one input
 //! soft                  mixtures of token embeddings drawn on the device; soft_scores: their log-densities
 //! scores                log-probabilities of given tokens, where every loss enters
 //! ```
@@ -24,6 +25,9 @@ pub mod config;
 pub mod families;
 pub mod folder;
 mod forward;
+mod gate_file;
+mod gate_room;
+pub mod gates;
 pub mod gguf;
 pub mod gguf_model;
 pub mod mapped;
@@ -45,6 +49,7 @@ pub mod weights;
 pub use adapter::{AdapterConfig, Embeddings};
 pub use backward::Truncation;
 pub use config::Config;
+pub use gate_room::{GateRoom, Mixture, Mixtures};
 pub use parameters::Gradients;
 pub use rows::RowPlan;
 pub use scores::Scores;
@@ -75,6 +80,7 @@ pub struct Model {
     adapters: Option<Adapters>,
     device: Device,
     dtype: Dtype,
+    gates: Option<gates::Plan>,
 }
 
 /// How parameters are held.
@@ -158,6 +164,7 @@ impl Model {
             adapters: None,
             device: device.clone(),
             dtype: precision.compute,
+            gates: None,
         })
     }
 

@@ -3,6 +3,7 @@
 //! Everything a latent model does is a list of segments: the prompt (many tokens), latent steps (one position a
 //! row, fed the row's previous final hidden state), the answer (one token a row while sampling, or all at once).
 
+use super::gate_room::Mixtures;
 use super::soft::Draw;
 use crate::base::rng::StreamKey;
 
@@ -21,6 +22,9 @@ pub enum Input {
     /// A mixture that the device draws from what the row's previous position predicts, under the law of
     /// [`Segment::draw`]. As for a latent, that position must have run already; it begins a segment of its own kind.
     Drawn,
+    /// A sampled token whose embedding the model's gates mix with that of the mixture it was sampled from, one of
+    /// [`Segment::mixtures`] (HRPO). Stands in a segment of tokens and of its own kind.
+    Gated(u32),
 }
 
 /// Positions to append, packed: no padding, any order of rows, each row's positions in rising order.
@@ -36,6 +40,8 @@ pub struct Segment {
     pub noise: Option<LatentNoise>,
     /// How the mixtures of a segment of [`Input::Drawn`] are drawn.
     pub draw: Option<Draw>,
+    /// The mixtures of [`Input::Gated`].
+    pub mixtures: Mixtures,
 }
 
 /// Gaussian noise that is added to each latent, or drawn mixture, of a segment. A constant of the rollout, as its masks are: gradients

@@ -2,6 +2,7 @@
 //! reserved when they are planned; forward.rs runs segments, backward.rs walks them in reverse.
 
 use super::Model;
+use super::gate_room::{Gated, Mixture};
 use super::rows::{self, Row, RowPlan};
 use super::soft::{Action, Draws, SoftRoom, SoftTape};
 use super::tape::{Feed, Record, Tape};
@@ -63,6 +64,8 @@ pub struct Sequences {
     pub(super) tape: Tape,
     pub(super) soft: SoftTape,
     pub(super) draws: Draws,
+    /// Gated positions, where there is room for any.
+    pub(super) gated: Option<Gated>,
     /// Gradient of the final hidden states, by position on the tape; filled by scores and latents.
     pub(super) hidden_gradient: Option<Tensor>,
     pub(super) cache_gradient: Vec<KvCache>,
@@ -135,6 +138,7 @@ impl Sequences {
             )?,
             soft: SoftTape::reserve(model, device, room.soft)?,
             draws: Draws::reserve(model, device, room.soft)?,
+            gated: Gated::reserve(model, device, room.soft.gates, records)?,
             hidden_gradient: records
                 .then(|| Tensor::zeros(device, [room.tape_positions, width], dtype))
                 .transpose()?,
@@ -189,6 +193,9 @@ impl Sequences {
         self.tape.filled = 0;
         self.tape.entries.clear();
         self.soft.clear();
+        if let Some(gated) = &mut self.gated {
+            gated.clear();
+        }
         match &mut self.hidden_gradient {
             Some(gradient) => gradient.clear(),
             None => Ok(()),
@@ -225,6 +232,14 @@ impl Sequences {
     /// Fewer were drawn.
     pub fn proxies(&self, count: usize) -> Result<Vec<u32>> {
         self.soft.proxies(count)
+    }
+
+    /// The mixtures that were noted (or given) since the rows were laid out, in their order (three downloads).
+    ///
+    /// # Errors
+    /// A device that failed.
+    pub fn mixtures(&self) -> Result<Vec<Mixture>> {
+        self.gated.as_ref().map_or(Ok(Vec::new()), Gated::mixtures)
     }
 
     /// What was reserved.

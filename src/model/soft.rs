@@ -9,6 +9,7 @@
 //! Backward runs the same arrows in reverse where gradients flow through the mixtures ([`SoftGradient::Pathwise`]).
 
 use super::Model;
+use super::gate_room::GateRoom;
 use super::parameters::Gradients;
 use super::sequences::{Sequences, not_recording};
 use crate::base::rng::StreamKey;
@@ -131,6 +132,8 @@ pub struct SoftRoom {
     pub terms: usize,
     /// Whether the law may be [`SoftLaw::hard`].
     pub hard: bool,
+    /// Positions whose tokens are mixed with what they were sampled from.
+    pub gates: GateRoom,
 }
 
 /// Where an entry's mixtures stand.

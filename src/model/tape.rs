@@ -35,6 +35,8 @@ pub(super) struct Entry {
     pub soft: Option<SoftAt>,
     /// The latent inputs, or the positions that drawn mixtures were predicted from.
     pub feeds: Vec<Feed>,
+    /// Places of its gated positions.
+    pub gated: Range<usize>,
 }
 
 /// One latent input, or drawn mixture: position `at` of the tape read the final hidden state of position `source`.

@@ -8,6 +8,7 @@ pub mod attention;
 pub mod cast;
 pub mod elementwise;
 pub mod embedding;
+pub mod gated_mixture;
 pub mod gather;
 pub mod gelu;
 pub mod gradient_norm;

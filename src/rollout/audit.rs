@@ -6,6 +6,7 @@ use super::masks::{MaskPlan, Part, Rollout};
 use super::sharing::soft_room;
 use crate::base::{Dtype, Result};
 use crate::model::{Draw, Input, LatentNoise, Model, Record, Room, RowPlan, Scores, Segment, Sequences};
+use crate::ops::Tensor;
 use crate::ops::mask::MaskSet;
 use std::ops::Range;
 
@@ -17,6 +18,8 @@ pub struct Audit {
     sequences: Sequences,
     scores: Scores,
     masks: Option<MaskSet>,
+    /// Of one position, where answers are read with their mixtures.
+    logits: Option<Tensor>,
     /// Where the states that the latents read stand on the tape.
     thoughts: Range<usize>,
 }
@@ -50,6 +53,13 @@ impl Audit {
         Ok(Audit {
             sequences: Sequences::reserve(model, model.device(), room, Record::LayerInputs)?,
             scores: Scores::reserve(model, form.max_new_tokens.max(1))?,
+            logits: match drawing.gate {
+                None => None,
+                Some(_) => {
+                    let dtype = model.dtype().accumulation();
+                    Some(Tensor::zeros(model.device(), [1, model.config().vocab], dtype)?)
+                }
+            },
             masks: drawing.masking.reserve(model, form.latents, longest, 2)?,
             form,
             drawing,
@@ -80,7 +90,7 @@ impl Audit {
         let pairs = replayed.iter().zip(&trajectory.log_probabilities);
         // NaN must not pass for a small gap.
         let gap = pairs.map(|(a, b)| (a - b).abs()).fold(0.0, worse);
-        Ok(worse(gap, self.gap_of_actions(trajectory)?))
+        Ok(worse(worse(gap, self.gap_of_actions(trajectory)?), self.gap_of_mixtures(trajectory)?))
     }
 
     /// The largest difference of a perturbed log-probability at a soft step; infinite where other ids were kept.
@@ -95,6 +105,22 @@ impl Audit {
                 return Ok(f64::INFINITY);
             }
             gap = now.perturbed.iter().zip(&then.perturbed).map(|(a, b)| (a - b).abs()).fold(gap, worse);
+        }
+        Ok(gap)
+    }
+
+    /// The largest difference of a mixture's weight; infinite where other ids were kept.
+    fn gap_of_mixtures(&self, trajectory: &Trajectory) -> Result<f64> {
+        let now = self.sequences.mixtures()?;
+        if now.len() != trajectory.mixtures.len() {
+            return Ok(f64::INFINITY);
+        }
+        let mut gap = 0.0;
+        for (now, then) in now.iter().zip(&trajectory.mixtures) {
+            if !now.iter().map(|(id, _)| id).eq(then.iter().map(|(id, _)| id)) {
+                return Ok(f64::INFINITY);
+            }
+            gap = now.iter().zip(then).map(|((_, a), (_, b))| (a - b).abs()).fold(gap, worse);
         }
         Ok(gap)
     }
@@ -198,15 +224,34 @@ impl Audit {
         let rest: Vec<u32> = self.form.end.iter().chain(answer).copied().collect();
         let mut at = vec![latest as u32];
         let (mut done, mut size) = (0, 1);
+        let gated = self.drawing.gate.as_ref().map_or(0, |gate| gate.gated(answer));
+        let ends = self.form.end.len();
         while done < rest.len() {
             let mut segment = Segment::new();
-            for &token in &rest[done..(done + size).min(rest.len())] {
-                let instance = plan.instance(audited, Part::Answer, position);
-                segment.push_under(AUDITED, Input::Token(token), instance);
-                position += 1;
+            // What was read with its mixture is read so again, one by one: the mixture is what its logits give now.
+            let token = done.checked_sub(ends).filter(|&token| token < gated);
+            match (token, &self.drawing.gate, &mut self.logits) {
+                (Some(_), Some(gate), Some(logits)) => {
+                    let hidden = self.sequences.hidden(latest..latest + 1)?;
+                    model.logits(hidden, logits.view_mut())?;
+                    model.note_mixtures(&mut self.sequences, logits.view(), &gate.law)?;
+                    let instance = plan.instance(audited, Part::Answer, position);
+                    segment.push_under(AUDITED, Input::Gated(rest[done]), instance);
+                }
+                _ => {
+                    // A cut of the end marker must not run into gated tokens.
+                    let most = if gated > 0 && done < ends { ends } else { rest.len() };
+                    for &token in &rest[done..(done + size).min(most)] {
+                        let instance = plan.instance(audited, Part::Answer, position + segment.len());
+                        segment.push_under(AUDITED, Input::Token(token), instance);
+                    }
+                    size += 1;
+                }
             }
-            at.extend(model.forward(&mut self.sequences, &segment, masks)?.map(|n| n as u32));
-            (done, size) = (done + size, size + 1);
+            (done, position) = (done + segment.len(), position + segment.len());
+            let here = model.forward(&mut self.sequences, &segment, masks)?;
+            latest = here.end - 1;
+            at.extend(here.map(|n| n as u32));
         }
         let predictors = &at[self.form.end.len()..];
         let inverse_temperature = self.drawing.law.inverse_temperature();

@@ -120,6 +120,11 @@ impl Decoder {
         Ok(tokens)
     }
 
+    /// The logits that the tokens just sampled were drawn from; `rows` count in the order of sampling.
+    pub fn logits(&self, rows: Range<usize>) -> Result<View<'_>> {
+        self.logits.rows(rows)
+    }
+
     /// The tokens just sampled, on the device.
     pub fn tokens(&self, count: usize) -> Result<View<'_>> {
         self.tokens.rows(0..count)

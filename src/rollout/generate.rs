@@ -59,6 +59,7 @@ pub fn generate(
         max_new_tokens: options.max_new_tokens,
     };
     let drawing = Drawing {
+        gate: None,
         masking: Masking::NONE,
         latent_noise: 0.0,
         soft: options.soft,

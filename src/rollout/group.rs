@@ -12,15 +12,17 @@ use super::decode::Decoder;
 use super::masks::{MaskPlan, Part};
 use super::sharing::Rows;
 use crate::base::{Error, Result};
-use crate::model::{Input, Model, Record, RowPlan, Segment, Sequences};
+use crate::model::{Input, Mixtures, Model, Record, RowPlan, Segment, Sequences};
 use crate::ops::mask::MaskSet;
+use crate::ops::sampler;
 use std::ops::{ControlFlow, Range};
 use std::time::Instant;
 
+mod gate;
 mod think;
 
 pub use super::plan::{
-    ColdStop, Drawing, Form, Limits, Member, SoftReplay, SoftThoughts, Thoughts, Timing, Trajectory,
+    ColdStop, Drawing, Form, Gating, Limits, Member, SoftReplay, SoftThoughts, Thoughts, Timing, Trajectory,
 };
 pub use super::sharing::{Share, room, share};
 
@@ -39,6 +41,8 @@ pub struct Rollouts {
     thinking: Vec<Vec<u32>>,
     /// The member of each mixture that was drawn, in the order of drawing.
     drawn: Vec<usize>,
+    /// The member of each mixture that was noted, in the order of noting.
+    gated: Vec<usize>,
     /// Members that a proxy stopped.
     ended: Vec<bool>,
     /// Members that have done with thinking, and their cold steps so far.
@@ -62,6 +66,9 @@ impl Rollouts {
         if let Some(soft) = &drawing.soft {
             soft.law.validate()?;
         }
+        if let Some(gate) = &drawing.gate {
+            sampler::Mixture { law: &gate.law, tau: 1.0 }.validate()?;
+        }
         let room = room(model, &form, &drawing, limits, record);
         let masks = drawing.masking.reserve(model, form.latents, room.longest, limits.members)?;
         Ok(Rollouts {
@@ -74,6 +81,7 @@ impl Rollouts {
             predictors: Vec::new(),
             thinking: Vec::new(),
             drawn: Vec::new(),
+            gated: Vec::new(),
             ended: Vec::new(),
             done: Vec::new(),
             cold: Vec::new(),
@@ -137,6 +145,7 @@ impl Rollouts {
         let blank = |&member: &Member| Trajectory {
             member,
             actions: Vec::new(),
+            mixtures: Vec::new(),
             tokens: Vec::new(),
             log_probabilities: Vec::new(),
             stopped: false,
@@ -153,6 +162,7 @@ impl Rollouts {
         self.note_actions(&mut trajectories)?;
         self.timing.prefill = began.elapsed();
         self.predictors = vec![Vec::new(); members.len()];
+        self.gated.clear();
         let mut active: Vec<usize> = (0..members.len()).filter(|&index| !self.ended[index]).collect();
         if self.form.max_new_tokens == 0 || active.is_empty() {
             return Ok(trajectories);
@@ -181,9 +191,10 @@ impl Rollouts {
                 break;
             }
             let of: Vec<u32> = survivors.iter().map(|&index| rows.members[index]).collect();
+            let gated = self.note_mixtures(model, &trajectories, &active, &survivors)?;
             let masks = self.masks.as_ref().zip(plan.answer_stride());
             let next = match at.take() {
-                Some(previous) if survivors.len() == active.len() => {
+                Some(previous) if survivors.len() == active.len() && gated.is_empty() => {
                     let tokens = self.decoder.tokens(of.len())?;
                     model.forward_sampled(&mut self.sequences, previous, &of, tokens, masks)?
                 }
@@ -193,7 +204,11 @@ impl Rollouts {
                         let position = self.sequences.length(row);
                         let token = trajectories[index].tokens[trajectories[index].tokens.len() - 1];
                         let instance = plan.instance(index, Part::Answer, position);
-                        segment.push_under(row, Input::Token(token), instance);
+                        let input = match gated.binary_search(&index) {
+                            Ok(_) => Input::Gated(token),
+                            Err(_) => Input::Token(token),
+                        };
+                        segment.push_under(row, input, instance);
                     }
                     self.decoder.pack(survivors.iter().map(|&index| members[index].coordinates), step)?;
                     model.forward(&mut self.sequences, &segment, self.masks.as_ref())?
@@ -208,6 +223,7 @@ impl Rollouts {
         for (index, value) in self.decoder.log_probabilities()? {
             trajectories[index].log_probabilities.push(value);
         }
+        self.note_gated(&mut trajectories)?;
         self.timing.decode = decoding.elapsed();
         Ok(trajectories)
     }
@@ -251,15 +267,20 @@ impl Rollouts {
             .collect();
         let mut segment = Segment::new();
         let mut of = Vec::new();
+        let mut mixtures = Vec::new();
         for (index, trajectory) in trajectories.iter().enumerate() {
             let row = rows.members[index];
             let first = self.sequences.length(row);
             let read = trajectory.tokens.len().saturating_sub(1);
+            let gated = self.replays_gated(trajectory)?;
+            mixtures.extend(trajectory.mixtures[..gated].iter().cloned());
             for (n, &token) in trajectory.tokens[..read].iter().enumerate() {
-                segment.push_under(row, Input::Token(token), plan.instance(index, Part::Answer, first + n));
+                let input = if n < gated { Input::Gated(token) } else { Input::Token(token) };
+                segment.push_under(row, input, plan.instance(index, Part::Answer, first + n));
                 of.push(index);
             }
         }
+        segment.mixtures = Mixtures::Stored(mixtures);
         let at = model.forward(&mut self.sequences, &segment, self.masks.as_ref())?;
         for (index, position) in of.into_iter().zip(at) {
             self.predictors[index].push(position as u32);

@@ -1,7 +1,7 @@
 //! What a batch of rollouts is: its form, its members, and what came of them.
 
 use super::masks::{Masking, Rollout};
-use crate::model::{Action, SoftLaw};
+use crate::model::{Action, Mixture, SoftLaw};
 use crate::ops::sampler::Law;
 use std::time::Duration;
 
@@ -37,6 +37,8 @@ pub struct Drawing {
     pub latent_noise: f64,
     /// Latents are mixtures of token embeddings instead of hidden states (LEPO, algorithms C.1).
     pub soft: Option<SoftThoughts>,
+    /// The first answer tokens are mixed with what they were sampled from (HRPO, algorithms C.4).
+    pub gate: Option<Gating>,
     /// Whose thoughts each answer is conditioned on.
     pub thoughts: Thoughts,
     /// Law of the answer's tokens.
@@ -45,6 +47,31 @@ pub struct Drawing {
     pub seed: u64,
     /// Whether members share what is the same for all of them. Results are the same to the bit.
     pub share: bool,
+}
+
+/// Thinking in answer tokens that are read together with the mixtures they were sampled from (HRPO).
+#[derive(Clone, Debug, PartialEq)]
+pub struct Gating {
+    /// What a mixture holds of the logits that its token was drawn from (categorical): kept ids and their softmax.
+    pub law: Law,
+    /// So many tokens at most.
+    pub thinking: usize,
+    /// Thinking ends with these tokens in a row, the last of which is read as it is; none: only by `thinking`.
+    pub mark: Vec<u32>,
+}
+
+impl Gating {
+    /// How many of an answer's tokens, from the first, are read with their mixtures.
+    pub fn gated(&self, tokens: &[u32]) -> usize {
+        let length = self.mark.len();
+        let marked = match length {
+            0 => None,
+            _ => {
+                tokens.windows(length).position(|window| window == self.mark).map(|first| first + length - 1)
+            }
+        };
+        marked.unwrap_or(tokens.len()).min(self.thinking)
+    }
 }
 
 /// Thoughts that are mixtures of token embeddings.
@@ -119,6 +146,8 @@ pub struct Trajectory {
     pub member: Member,
     /// What was drawn at each soft step; fewer than the form's latents where a proxy stopped the rollout.
     pub actions: Vec<Action>,
+    /// What the first answer tokens were mixed with when they were read ([`Drawing::gate`]).
+    pub mixtures: Vec<Mixture>,
     /// Sampled tokens, the stop token included; none where a proxy stopped the rollout.
     pub tokens: Vec<u32>,
     /// Log-probability of each under the law it was sampled from (nats).

@@ -2,7 +2,8 @@
 
 use super::masks::{MaskPlan, Part, Scope};
 use super::plan::{Drawing, Form, Limits, Member, Thoughts};
-use crate::model::{Input, Model, Record, Room, SoftRoom};
+use crate::model::{GateRoom, Input, Model, Record, Room, SoftRoom};
+use crate::ops::sampler::Law;
 
 /// What the members of a prompt share.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -67,14 +68,32 @@ pub fn room(model: &Model, form: &Form, drawing: &Drawing, limits: Limits, recor
 
 /// The room for the mixtures of so many rows.
 pub(super) fn soft_room(model: &Model, form: &Form, drawing: &Drawing, rows: usize) -> SoftRoom {
+    let vocabulary = model.config().vocab;
+    let gates = match &drawing.gate {
+        Some(gate) => GateRoom {
+            positions: rows * gate.thinking.min(form.max_new_tokens.saturating_sub(1)),
+            rows,
+            terms: kept_at_most(&gate.law, vocabulary),
+        },
+        None => GateRoom::default(),
+    };
     match drawing.soft {
         Some(soft) if form.latents > 0 => SoftRoom {
             positions: rows * form.latents,
             rows,
-            terms: soft.law.terms(model.config().vocab),
+            terms: soft.law.terms(vocabulary),
             hard: soft.law.hard,
+            gates,
         },
-        _ => SoftRoom::default(),
+        _ => SoftRoom { gates, ..SoftRoom::default() },
+    }
+}
+
+/// Ids that a mixture under a law may hold.
+fn kept_at_most(law: &Law, vocabulary: usize) -> usize {
+    match law {
+        Law::Categorical { top_k: Some(k), .. } => (*k).min(vocabulary),
+        _ => vocabulary,
     }
 }
 

@@ -18,7 +18,7 @@ use crate::model::Model;
 use crate::model::Record::{self, Nothing};
 use crate::ops::Tensor;
 use crate::ops::sampler::Law;
-use crate::rollout::group::{Drawing, Form, Limits, Rollouts, Thoughts};
+use crate::rollout::group::{Drawing, Form, Gating, Limits, Rollouts, Thoughts};
 use crate::rollout::masks::Masking;
 use std::fmt::Write;
 
@@ -97,7 +97,8 @@ pub fn forecast(recipe: &Recipe, student: &Student, problems: &Problems) -> Resu
                 let curriculum = settings::curriculum(recipe);
                 let form = reinforcement::form(recipe, &curriculum, &student.markers);
                 // The same reservations, on a model of its own device, whose pages are never touched.
-                let (before, stand_in) = stand_in(model)?;
+                let (before, mut stand_in) = stand_in(model)?;
+                plan.prepare(&mut stand_in, recipe)?;
                 let reference = plan.objective.loss.kl.map(|_| stand_in.duplicate()).transpose()?;
                 let arm =
                     Arm::new(&stand_in, recipe, plan, form.clone(), items, &student.tokenizer, reference)?;
@@ -234,7 +235,14 @@ fn examination(recipe: &Recipe, model: &Model, form: Form, items: &[Item], sampl
     for (thoughts, scope) in
         [(Thoughts::Own, None), (Thoughts::Shuffled, None), (Thoughts::Own, Some(recipe.mask.scope))]
     {
+        // The mark, which is left out, does not change what is reserved.
+        let gate = Gating {
+            law: settings::gating_law(&recipe.hrpo),
+            thinking: recipe.hrpo.thinking,
+            mark: Vec::new(),
+        };
         let drawing = Drawing {
+            gate: Some(gate).filter(|gate| model.has_gates() && gate.thinking > 0),
             masking: scope.map_or(Masking::NONE, |scope| settings::masking(&recipe.mask, scope)),
             latent_noise: 0.0,
             soft: None,
@@ -253,7 +261,7 @@ fn examination(recipe: &Recipe, model: &Model, form: Form, items: &[Item], sampl
 /// A model of the same sizes on a host device of its own, and the bytes it holds there.
 fn stand_in(model: &Model) -> Result<(usize, Model)> {
     let device = Device::cpu();
-    let mut copy = Model::build(model.config().clone(), &device, model.precision(), |_, _, _| Ok(()))?;
+    let mut copy = model.blank(&device)?;
     if let Some(config) = model.adapter() {
         copy.adapt_with(config.clone(), |_, _, _| Ok(()))?;
     }

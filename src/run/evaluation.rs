@@ -2,7 +2,9 @@
 //! removed, or taken from another problem.
 
 use super::problems::Item;
+use super::recipe::HrpoKeys;
 use super::reinforcement::SoftPlan;
+use super::settings;
 use crate::base::{Error, Result};
 use crate::learn::coconut::{Curriculum, Markers};
 use crate::learn::estimators;
@@ -34,6 +36,8 @@ pub struct Examiner<'a> {
     pub batch: usize,
     /// Seed of masks and samples.
     pub seed: u64,
+    /// How a model with gates reads its answers.
+    pub hrpo: &'a HrpoKeys,
 }
 
 /// One way to ask.
@@ -172,6 +176,11 @@ impl Examiner<'_> {
             Some(temperature) => Law::Categorical { temperature, top_k: None, top_p: None, min_p: None },
         };
         let drawing = Drawing {
+            // A model with gates was trained to read its answers through them.
+            gate: match model.has_gates() {
+                true => settings::gating(self.hrpo, self.tokenizer)?,
+                false => None,
+            },
             masking: ask.masking.clone(),
             latent_noise: 0.0,
             soft: soft.map(|soft| soft.thoughts),

@@ -41,6 +41,7 @@ impl Examiner<'_> {
         let steps = item.tokens.steps.len();
         let form = self.curriculum.form(ask.stage, steps, &self.markers, self.max_new_tokens);
         let drawing = Drawing {
+            gate: None,
             masking: ask.masking.clone(),
             latent_noise: 0.0,
             soft: None,
@@ -57,6 +58,7 @@ impl Examiner<'_> {
         for candidate in candidates {
             let trajectories: Vec<Trajectory> = (0..ask.samples)
                 .map(|rollout| Trajectory {
+                    mixtures: Vec::new(),
                     member: Member {
                         prompt: 0,
                         coordinates: Rollout {

@@ -31,6 +31,8 @@ pub struct ArmPlan {
     pub latent_noise: f64,
     /// Latents that are mixtures of token embeddings (LEPO).
     pub soft: Option<SoftPlan>,
+    /// Answers' tokens are read with their mixtures, as `[hrpo]` says.
+    pub gated: bool,
     /// What it optimises.
     pub objective: Objective,
     /// Which mask its updates run under.
@@ -52,6 +54,7 @@ impl ArmPlan {
             masking,
             latent_noise: 0.0,
             soft: None,
+            gated: false,
             objective: settings::objective(&recipe.grpo),
             replay: Replay::Same,
             truncation: settings::truncation(&recipe.grpo),
@@ -66,6 +69,22 @@ impl ArmPlan {
             latent_noise: recipe.lepo.embedding_noise,
             soft: Some(settings::soft(&recipe.lepo)),
             ..ArmPlan::of(recipe, name, Masking::NONE)
+        }
+    }
+
+    /// The arm of a recipe with the gates of its `[hrpo]`.
+    pub fn hrpo(recipe: &Recipe, name: &str) -> ArmPlan {
+        ArmPlan { gated: true, ..ArmPlan::of(recipe, name, Masking::NONE) }
+    }
+
+    /// Gives `model` untrained gates, where the arm needs gates and there are none.
+    ///
+    /// # Errors
+    /// A device without the memory.
+    pub fn prepare(&self, model: &mut Model, recipe: &Recipe) -> Result<()> {
+        match self.gated && !model.has_gates() {
+            true => model.add_random_gates(recipe.seed, recipe.hrpo.least_share),
+            false => Ok(()),
         }
     }
 
@@ -137,6 +156,7 @@ impl<'a> Arm<'a> {
         let keys = &recipe.grpo;
         let form = plan.form(form);
         let drawing = Drawing {
+            gate: if plan.gated { settings::gating(&recipe.hrpo, tokenizer)? } else { None },
             masking: plan.masking.clone(),
             latent_noise: plan.latent_noise,
             soft: plan.soft.map(|soft| soft.thoughts),
@@ -160,7 +180,14 @@ impl<'a> Arm<'a> {
         };
         let optimizer_settings =
             optimizer::Settings { beta2: keys.beta2, ..settings::optimizer(keys.weight_decay, keys.clip) };
-        let optimizer = Optimizer::new(model, optimizer_settings)?;
+        let mut optimizer = Optimizer::new(model, optimizer_settings)?;
+        if let (true, Some((products, lambda))) = (plan.gated, model.gate_parameters()) {
+            let factor = |rate: f64| rate / keys.learning_rate;
+            optimizer.set_rates(&[
+                (products, factor(recipe.hrpo.gate_learning_rate)),
+                (lambda, factor(recipe.hrpo.lambda_learning_rate)),
+            ])?;
+        }
         Ok(Arm {
             policy: Policy::new(model, (form, drawing), plan.objective, settings, optimizer, reference)?,
             extractor: settings::extractor(recipe),

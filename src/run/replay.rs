@@ -68,6 +68,7 @@ pub fn replay(samples: &Path, number: usize, device: &Device) -> Result<Replayed
     let curriculum = settings::curriculum(&recipe);
     let form = plan.form(reinforcement::form(&recipe, &curriculum, &student.markers));
     let drawing = Drawing {
+        gate: if plan.gated { settings::gating(&recipe.hrpo, &student.tokenizer)? } else { None },
         masking: plan.masking,
         latent_noise: plan.latent_noise,
         soft: plan.soft.map(|soft| soft.thoughts),

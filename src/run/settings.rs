@@ -1,11 +1,12 @@
 //! A recipe's keys as the settings of the floors below.
 
 use super::recipe::{
-    Baseline as BaselineKey, Extractor as ExtractorKey, GrpoKeys, KlEstimator, KlReference, LepoKeys,
-    MaskKeys, Preset as PresetKey, Recipe, SoftEstimator as SoftEstimatorKey, SoftNoise, SoftProxy,
+    Baseline as BaselineKey, Extractor as ExtractorKey, GrpoKeys, HrpoKeys, KlEstimator, KlReference,
+    LepoKeys, MaskKeys, Preset as PresetKey, Recipe, SoftEstimator as SoftEstimatorKey, SoftNoise, SoftProxy,
     Variant as VariantKey,
 };
 use super::reinforcement::SoftPlan;
+use crate::base::Result;
 use crate::learn::advantages::Baseline;
 use crate::learn::coconut::{Curriculum, Variant};
 use crate::learn::objective::{Objective, Preset};
@@ -15,8 +16,9 @@ use crate::model::{SoftGradient, SoftLaw, Truncation};
 use crate::ops::policy_loss::{Estimator, Hyper, Kl, Ratio, Surrogate};
 use crate::ops::sampler::Law;
 use crate::ops::soft_action::{Perturbation, Proxy};
-use crate::rollout::group::SoftThoughts;
+use crate::rollout::group::{Gating, SoftThoughts};
 use crate::rollout::masks::{Masking, Mode, Scope};
+use crate::text::Tokenizer;
 use crate::text::answer::Extractor;
 
 /// Bounds in `[lepo]` from which on there are none.
@@ -170,6 +172,25 @@ pub fn soft(keys: &LepoKeys) -> SoftPlan {
         },
         proxy_in_reward: keys.proxy_in_reward,
     }
+}
+
+/// What a mixture of a gated token holds.
+pub fn gating_law(keys: &HrpoKeys) -> Law {
+    Law::Categorical {
+        temperature: keys.temperature,
+        top_k: Some(keys.top_k),
+        top_p: (keys.top_p < 1.0).then_some(keys.top_p),
+        min_p: None,
+    }
+}
+
+/// Gated answers; `None` where `hrpo.thinking` is 0.
+///
+/// # Errors
+/// A mark that the tokenizer cannot write.
+pub fn gating(keys: &HrpoKeys, tokenizer: &Tokenizer) -> Result<Option<Gating>> {
+    let mark = if keys.mark.is_empty() { Vec::new() } else { tokenizer.encode(&keys.mark, false)? };
+    Ok((keys.thinking > 0).then_some(Gating { law: gating_law(keys), thinking: keys.thinking, mark }))
 }
 
 /// AdamW with the given decay and clipping; 0 = no clipping.

@@ -1,7 +1,7 @@
 //! The model of a run with its tokenizer: fresh, or loaded and given the tokens that the curriculum needs.
 
 use super::adapters;
-use super::recipe::{Family, Recipe};
+use super::recipe::{Family, HrpoKeys, Recipe};
 use crate::base::{Error, Result};
 use crate::device::Device;
 use crate::learn::coconut::Markers;
@@ -32,6 +32,28 @@ pub struct Student {
 
 /// What the latent steps of a saved model are: beside the weights as latent_config.json.
 pub const LATENT_CONFIG: &str = "latent_config.json";
+
+/// How a model with gates reads its answers: beside the gates.
+pub const GATING_CONFIG: &str = "latent_gating.json";
+
+/// The recipe whose `[hrpo]` says how the model in `folder` reads its answers: as it was trained, else the default.
+///
+/// # Errors
+/// A file that cannot be read, or a value that its key cannot take.
+pub fn gating_of(folder: &Path) -> Result<Recipe> {
+    let mut recipe = Recipe::resolve(None, &[])?;
+    let path = folder.join(GATING_CONFIG);
+    if path.is_file() {
+        let text = std::fs::read_to_string(&path).map_err(Error::io(&path, "cannot read"))?;
+        let value: serde_json::Map<String, serde_json::Value> = serde_json::from_str(&text)
+            .map_err(|error| Error::file(&path, format!("is not JSON: {error}"), "save the model again"))?;
+        for (key, value) in &value {
+            let text = value.as_str().map_or_else(|| value.to_string(), String::from);
+            recipe.set(&format!("hrpo.{key}={text}"))?;
+        }
+    }
+    Ok(recipe)
+}
 
 impl Student {
     /// The model that `recipe` begins with, its adapter included.
@@ -75,6 +97,19 @@ impl Student {
         companions.set("tokenizer.json", tokenizer.to_json()?.into_bytes());
         let unchanged = (!grows && path.is_dir()).then(|| path.to_path_buf());
         Ok(Student { model, tokenizer, markers, companions, unchanged })
+    }
+
+    /// Notes in the files beside the weights how answers are read through gates, or that they are not.
+    pub fn describe_gating(&mut self, keys: Option<&HrpoKeys>) {
+        let Some(keys) = keys else { return self.companions.remove(GATING_CONFIG) };
+        let config = json!({
+            "thinking": keys.thinking,
+            "mark": keys.mark,
+            "temperature": keys.temperature,
+            "top_k": keys.top_k,
+            "top_p": keys.top_p,
+        });
+        self.companions.set(GATING_CONFIG, format!("{config:#}\n").into_bytes());
     }
 
     /// Notes in the files beside the weights how thoughts are asked for.

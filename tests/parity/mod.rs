@@ -6,6 +6,7 @@ pub mod attention;
 mod cast;
 pub mod elementwise;
 pub mod embedding;
+mod gated_mixture;
 mod gather;
 pub mod gelu;
 mod gemm;

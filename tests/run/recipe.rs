@@ -161,7 +161,7 @@ fn contradictions_are_found_after_all_overrides() {
         let overrides: Vec<String> = overrides.iter().map(|text| text.to_string()).collect();
         Recipe::resolve(None, &overrides)
     };
-    let cases: [(&[&str], &[&str]); 8] = [
+    let cases: [(&[&str], &[&str]); 10] = [
         (
             &["model.width=100", "model.heads=3", "model.kv_heads=3"],
             &["model.width = 100", "model.heads = 3"],
@@ -175,6 +175,8 @@ fn contradictions_are_found_after_all_overrides() {
         (&["data.source=file"], &["data.train"]),
         (&["grpo.group=1"], &["grpo.group = 1", "grpo.baseline"]),
         (&["mask.p=0"], &["grpo.arms", "mask.p = 0"]),
+        (&["grpo.arms=hrpo", "hrpo.thinking=0"], &["grpo.arms", "hrpo.thinking = 0"]),
+        (&["grpo.arms=hrpo", "grpo.learning_rate=0"], &["grpo.arms", "grpo.learning_rate = 0"]),
         (&["evaluation.masks=4", "evaluation.k=8"], &["evaluation.k = 8", "evaluation.masks = 4"]),
     ];
     for (overrides, words) in cases {

@@ -265,6 +265,7 @@ impl Bench {
         let began = Instant::now();
         let (recipe, student) = (&self.recipe, &self.student);
         let mut model = student.model.duplicate()?;
+        plan.prepare(&mut model, recipe)?;
         let reference = plan.objective.loss.kl.map(|_| student.model.duplicate()).transpose()?;
         let items = &self.problems.prompts().items;
         let mut arm = Arm::new(&model, recipe, plan, self.form(), items, &student.tokenizer, reference)?;
@@ -336,6 +337,7 @@ impl Bench {
             max_new_tokens: self.recipe.grpo.max_new_tokens,
             batch: self.recipe.evaluation.batch,
             seed: self.recipe.seed,
+            hrpo: &self.recipe.hrpo,
         };
         let ask = Ask {
             soft: soft.map(SoftPlan::quiet),

@@ -28,6 +28,7 @@ pub(super) fn spread(
     // marker. A mask that is not active would let members share it, so nothing is shared.
     let form = Form { max_new_tokens: 0, ..form.clone() };
     let drawing = Drawing {
+        gate: None,
         masking,
         latent_noise,
         soft: None,

@@ -243,7 +243,9 @@ impl Variation {
     pub fn key(&self) -> String {
         let of = |plan: &ArmPlan| {
             let masking = if plan.masking.is_active() { plan.masking.clone() } else { Masking::NONE };
-            format!("{:?}", ArmPlan { name: String::new(), masking, ..plan.clone() })
+            let key = format!("{:?}", ArmPlan { name: String::new(), masking, ..plan.clone() });
+            // Arms without gates keep the keys they had before there were gates.
+            key.replace(" gated: false,", "")
         };
         match self {
             Variation::Arm(plan) => of(plan),
@@ -280,6 +282,7 @@ fn methods(recipe: &Recipe) -> Vec<Variation> {
         Variation::Arm(Box::new(tokens)),
         lepo(recipe, "words, lepo soft_ce", with_estimator(SoftEstimator::SoftCe { full: true })),
         lepo(recipe, "words, lepo pathwise", with_estimator(SoftEstimator::Pathwise)),
+        Variation::Arm(Box::new(ArmPlan { words: true, ..ArmPlan::hrpo(recipe, "words, hrpo") })),
     ]
 }
 

@@ -8,8 +8,8 @@ mod schema;
 
 pub use schema::{
     AdapterKeys, AdapterSave, Arm, Baseline, CoconutKeys, CotKeys, DataKeys, EvaluationKeys, EvaluationMode,
-    Extractor, Family, Format, GrpoKeys, KlEstimator, KlReference, LepoKeys, MaskKeys, ModelKeys, Preset,
-    Recipe, ResetOptimizer, RunKeys, Schedule, SoftEstimator, SoftNoise, SoftProxy, Source, Variant,
+    Extractor, Family, Format, GrpoKeys, HrpoKeys, KlEstimator, KlReference, LepoKeys, MaskKeys, ModelKeys,
+    Preset, Recipe, ResetOptimizer, RunKeys, Schedule, SoftEstimator, SoftNoise, SoftProxy, Source, Variant,
 };
 
 use crate::base::{Error, Result};
@@ -21,11 +21,12 @@ use std::path::Path;
 use toml::de::{DeTable, DeValue};
 
 /// The recipes inside the program, by name. The first one runs when none is named.
-pub const BUILT_IN: [(&str, &str); 10] = [
+pub const BUILT_IN: [(&str, &str); 11] = [
     ("default", include_str!("../../../recipes/default.toml")),
     ("gsm8k-gpt2", include_str!("../../../recipes/gsm8k-gpt2.toml")),
     ("gsm8k-smollm2", include_str!("../../../recipes/gsm8k-smollm2.toml")),
     ("gsm8k-qwen-lora", include_str!("../../../recipes/gsm8k-qwen-lora.toml")),
+    ("hrpo-small", include_str!("../../../recipes/hrpo-small.toml")),
     ("lepo-small", include_str!("../../../recipes/lepo-small.toml")),
     ("lepo-qwen2.5-3b", include_str!("../../../recipes/lepo-qwen2.5-3b.toml")),
     ("lepo-llama3.2-3b", include_str!("../../../recipes/lepo-llama3.2-3b.toml")),
@@ -231,15 +232,28 @@ impl Recipe {
     /// # Errors
     /// The first contradiction, with its keys.
     pub fn check(&self, place: &str) -> Result<()> {
-        let Recipe { model, adapter, data, grpo, mask, evaluation, .. } = self;
+        let Recipe { model, adapter, data, grpo, hrpo, mask, evaluation, .. } = self;
         let fresh = model.path.is_empty();
         let needs_masks = grpo.arms.iter().any(|arm| matches!(arm, Arm::DropoutLatent | Arm::DropoutAll));
         let no_masks = mask.mode == Mode::None || mask.sites.is_empty() || mask.p == 0.0;
         let alone = grpo.group == 1 && grpo.baseline != Baseline::None && !grpo.arms.is_empty();
         let head_dim = model.width / model.heads;
+        let gated = grpo.arms.contains(&Arm::Hrpo);
         let adapters = adapter.rank > 0;
         let every = adapter::ALL_LINEAR;
         let wrong = [
+            (
+                gated && hrpo.thinking == 0,
+                "grpo.arms has hrpo, but hrpo.thinking = 0 reads no token with its mixture".to_string(),
+            ),
+            (
+                gated && adapters,
+                "grpo.arms has hrpo, whose gates an adapter (adapter.rank) would freeze".to_string(),
+            ),
+            (
+                gated && grpo.learning_rate == 0.0,
+                "grpo.arms has hrpo, but grpo.learning_rate = 0, which the gates' rates fall with".to_string(),
+            ),
             (
                 fresh && !model.width.is_multiple_of(model.heads),
                 format!("model.width = {} is no multiple of model.heads = {}", model.width, model.heads),

@@ -30,6 +30,8 @@ section! {
         grpo: GrpoKeys,
         /// Soft latents.
         lepo: LepoKeys,
+        /// Tokens read with the mixtures they were sampled from.
+        hrpo: HrpoKeys,
         /// Dropout masks.
         mask: MaskKeys,
         /// Evaluation.
@@ -291,6 +293,28 @@ section! {
 }
 
 section! {
+    /// Answer tokens that are read together with the mixtures they were sampled from, through a learned gate (arms "hrpo"; HRPO).
+    HrpoKeys {
+        /// First tokens of an answer that are read so, at most; 0 = none.
+        thinking: usize, between(0.0, 1e6);
+        /// Text that ends it earlier; empty = nothing does.
+        mark: String, ANY;
+        /// Divides the logits before their softmax is the mixture.
+        temperature: f64, between(1e-6, 1e6);
+        /// Most tokens a mixture keeps; at least the vocabulary's size = all.
+        top_k: usize, between(1.0, 1e6);
+        /// Keep the fewest tokens whose mass reaches this; 1 = all.
+        top_p: f64, above(0.0, 1.0);
+        /// Least share a^(1/r) of the token in an untrained gate; the largest is 0.999.
+        least_share: f64, between(0.001, 0.998);
+        /// Learning rate of the gates' products, where grpo.learning_rate is the model's; both fall together.
+        gate_learning_rate: f64, between(0.0, 1.0);
+        /// Learning rate of Lambda, likewise.
+        lambda_learning_rate: f64, between(0.0, 1.0);
+    }
+}
+
+section! {
     /// Dropout masks of rollouts.
     MaskKeys {
         /// Probability that a unit is dropped; 0 = no masks.
@@ -445,6 +469,8 @@ choices! {
         DropoutAll = "dropout_all",
         /// Soft latents, as [lepo] says.
         Lepo = "lepo",
+        /// Tokens read with their mixtures, as [hrpo] says.
+        Hrpo = "hrpo",
         /// Supervised training continued.
         Sft = "sft",
     }
@@ -592,7 +618,7 @@ named!(SiteKind {
 
 impl Recipe {
     /// The sections by name; the keys outside any section come first, under an empty name.
-    pub(super) fn sections(&self) -> [(&'static str, &dyn Keys); 11] {
+    pub(super) fn sections(&self) -> [(&'static str, &dyn Keys); 12] {
         [
             ("", self),
             ("model", &self.model),
@@ -602,6 +628,7 @@ impl Recipe {
             ("coconut", &self.coconut),
             ("grpo", &self.grpo),
             ("lepo", &self.lepo),
+            ("hrpo", &self.hrpo),
             ("mask", &self.mask),
             ("evaluation", &self.evaluation),
             ("run", &self.run),
@@ -619,6 +646,7 @@ impl Recipe {
             "coconut" => &mut self.coconut,
             "grpo" => &mut self.grpo,
             "lepo" => &mut self.lepo,
+            "hrpo" => &mut self.hrpo,
             "mask" => &mut self.mask,
             "evaluation" => &mut self.evaluation,
             "run" => &mut self.run,

@@ -25,6 +25,8 @@ impl Story<'_> {
         watch: &mut dyn FnMut(&Event) -> ControlFlow<()>,
     ) -> Result<ControlFlow<()>> {
         self.begin_arm(watch)?;
+        plan.prepare(&mut self.student.model, self.recipe)?;
+        self.student.describe_gating(plan.gated.then_some(&self.recipe.hrpo));
         let (recipe, updates) = (self.recipe, self.recipe.grpo.updates);
         let done = self.progress.update;
         let _ = watch(&Event::Part { name: &plan.name, updates, done, rewarded: true });

@@ -157,6 +157,7 @@ pub fn parts(recipe: &Recipe) -> Vec<Part> {
             ArmKey::DropoutLatent => parts.push(masked("dropout_latent", Scope::Latent)),
             ArmKey::DropoutAll => parts.push(masked("dropout_all", Scope::All)),
             ArmKey::Lepo => parts.push(Part::Arm(Box::new(ArmPlan::lepo(recipe, "lepo")))),
+            ArmKey::Hrpo => parts.push(Part::Arm(Box::new(ArmPlan::hrpo(recipe, "hrpo")))),
             ArmKey::Sft => parts.extend(last.clone().map(|phase| {
                 // New epochs, not those of the phase once more.
                 let first_epoch = phase.first_epoch + phase.epochs;
@@ -283,6 +284,7 @@ impl<'a> Story<'a> {
             max_new_tokens: self.recipe.grpo.max_new_tokens,
             batch: self.recipe.evaluation.batch,
             seed: self.recipe.seed,
+            hrpo: &self.recipe.hrpo,
         }
     }
 

@@ -4,6 +4,7 @@
 
 pub mod attention;
 pub mod embedding;
+pub mod gated_mixture;
 pub mod gelu;
 pub mod latent;
 pub mod layernorm;
@@ -61,6 +62,7 @@ pub fn all() -> Vec<Case<'static>> {
     cases.extend(log_probability::cases());
     cases.extend(sampler::cases());
     cases.extend(soft_action::cases());
+    cases.extend(gated_mixture::cases());
     cases.extend(policy_loss::cases());
     cases
 }
