@@ -3,6 +3,7 @@
 pub mod advantages;
 pub mod coconut;
 pub mod estimators;
+pub mod implicit;
 pub mod intervals;
 pub mod objective;
 pub mod optimizer;

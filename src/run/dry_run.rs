@@ -144,8 +144,7 @@ fn school(recipe: &Recipe, student: &Student, phase: &Phase, problems: &Problems
     let training = held();
     drop(trainer);
     let answers = problems.valid.items.iter();
-    let answers = answers
-        .map(|item| phase.curriculum.example(&item.tokens, phase.stage, &student.markers).answer.len());
+    let answers = answers.map(|item| phase.at_end(&item.tokens, items.len(), &student.markers).answer.len());
     let form =
         phase.curriculum.form(phase.stage, usize::MAX, &student.markers, answers.max().unwrap_or(1) + 2);
     let asking = kept + examination(recipe, &stand_in, form, &problems.valid.items, 1)?;

@@ -7,9 +7,11 @@ use super::settings;
 use crate::base::Result;
 use crate::base::rng::{Purpose, StreamKey};
 use crate::learn::coconut::{Curriculum, Markers, Variant};
+use crate::learn::implicit::{self, EVERYTHING, Removal};
 use crate::learn::optimizer::Optimizer;
 use crate::learn::supervised::{Example, Limits, StepReport, Trainer};
 use crate::model::{Model, Record};
+use crate::text::EncodedProblem;
 
 /// Positions that a supervised batch may keep on the tape at once; larger batches run in parts.
 const POSITIONS_AT_ONCE: usize = 8192;
@@ -23,6 +25,8 @@ pub struct Phase {
     pub curriculum: Curriculum,
     /// Stage of the curriculum.
     pub stage: usize,
+    /// Reasoning that is taken away token by token instead of by stages, and the first epoch of that.
+    pub removal: Option<(Removal, usize)>,
     /// Passes over the problems.
     pub epochs: usize,
     /// Number of its first epoch, over all phases.
@@ -60,6 +64,7 @@ pub fn phases(recipe: &Recipe) -> Vec<Phase> {
             name: "words".into(),
             curriculum: Curriculum { variant: Variant::Cot, uniform_prob: 0.0, ..curriculum },
             stage: 0,
+            removal: None,
             epochs: cot.epochs,
             first_epoch: 0,
             batch: cot.batch,
@@ -75,6 +80,7 @@ pub fn phases(recipe: &Recipe) -> Vec<Phase> {
         name,
         curriculum,
         stage,
+        removal: None,
         epochs,
         first_epoch: 0,
         batch: keys.batch,
@@ -87,6 +93,26 @@ pub fn phases(recipe: &Recipe) -> Vec<Phase> {
     };
     match keys.variant {
         VariantKey::Cot => {}
+        VariantKey::Icot => {
+            let (keys, removal, first) = (&recipe.icot, settings::removal(recipe), cot.epochs);
+            for number in 0..keys.epochs {
+                push(Phase {
+                    name: format!("removal {}", number + 1),
+                    curriculum,
+                    stage: 0,
+                    removal: Some((removal, first)),
+                    epochs: 1,
+                    first_epoch: 0,
+                    batch: keys.batch,
+                    learning_rate: keys.learning_rate,
+                    weight_decay: keys.weight_decay,
+                    clip: keys.clip,
+                    warmup_steps: 0,
+                    decay: 1.0,
+                    reset: if number == 0 { ResetOptimizer::Stage } else { ResetOptimizer::Never },
+                });
+            }
+        }
         VariantKey::NoCot => {
             let epochs = keys.epochs_per_stage * keys.max_latent_stage + keys.extra_epochs;
             push(stage("answers only".into(), 0, epochs));
@@ -99,6 +125,32 @@ pub fn phases(recipe: &Recipe) -> Vec<Phase> {
         }
     }
     phases
+}
+
+impl Phase {
+    /// The example of `problem` at the end of the phase, of which an epoch has `problems` problems: the text that its
+    /// answers are expected to have.
+    pub fn at_end(&self, problem: &EncodedProblem, problems: usize, markers: &Markers) -> Example {
+        match &self.removal {
+            None => self.curriculum.example(problem, self.stage, markers),
+            Some((removal, first)) => {
+                let steps = updates_an_epoch(problems, self.batch);
+                let last = (self.first_epoch + self.epochs - first) * steps - 1;
+                removal.example(problem, removal.scheduled(last, steps))
+            }
+        }
+    }
+
+    /// The longest example of `problem` that the phase may train.
+    fn longest(&self, problem: &EncodedProblem, markers: &Markers) -> Example {
+        // An example may be shown at any stage where stages are mixed.
+        let first = if self.curriculum.uniform_prob > 0.0 { 0 } else { self.stage };
+        let stages = (first..=self.stage).map(|stage| self.curriculum.example(problem, stage, markers));
+        match &self.removal {
+            Some((removal, _)) => removal.example(problem, 0),
+            None => stages.max_by_key(Example::positions).unwrap_or_default(),
+        }
+    }
 }
 
 /// Updates of one epoch.
@@ -119,14 +171,7 @@ pub fn order(problems: usize, seed: u64, epoch: usize) -> Vec<usize> {
 
 /// The room that any batch of a phase needs.
 pub fn limits_of(phase: &Phase, items: &[Item], markers: Markers) -> Limits {
-    // An example may be shown at any stage where stages are mixed.
-    let first = if phase.curriculum.uniform_prob > 0.0 { 0 } else { phase.stage };
-    let examples: Vec<Example> = items
-        .iter()
-        .flat_map(|item| {
-            (first..=phase.stage).map(|stage| phase.curriculum.example(&item.tokens, stage, &markers))
-        })
-        .collect();
+    let examples: Vec<Example> = items.iter().map(|item| phase.longest(&item.tokens, &markers)).collect();
     Limits::of(&examples, phase.batch, POSITIONS_AT_ONCE)
 }
 
@@ -194,11 +239,24 @@ impl<'a> School<'a> {
             let settings = settings::optimizer(self.phase.weight_decay, self.phase.clip);
             self.trainer.optimizer_mut().restart(settings)?;
         }
+        if let Some((removal, first)) = &self.phase.removal {
+            let step = (epoch - first) * an_epoch + batch;
+            let at = |step| removal.scheduled(step, an_epoch);
+            if step > 0 && removal.resets(at(step - 1), at(step), self.emptied(removal, *first, step - 1)) {
+                let settings = settings::optimizer(self.phase.weight_decay, self.phase.clip);
+                self.trainer.optimizer_mut().restart(settings)?;
+            }
+        }
         let chosen = self.order.1.chunks(self.phase.batch).nth(batch).unwrap_or_default();
         let examples: Vec<Example> = chosen
             .iter()
             .map(|&index| {
                 let item = &self.items[index];
+                if let Some((removal, first)) = &self.phase.removal {
+                    let scheduled = removal.scheduled((epoch - first) * an_epoch + batch, an_epoch);
+                    return removal
+                        .example(&item.tokens, removal.count(scheduled, epoch as u32, item.number));
+                }
                 let steps = item.tokens.steps.len();
                 let curriculum = &self.phase.curriculum;
                 let stage = curriculum.stage_of(self.phase.stage, steps, epoch as u32, item.number);
@@ -210,5 +268,22 @@ impl<'a> School<'a> {
         let left = 1.0 - (1.0 - self.phase.decay) * done.min(1.0);
         let learning_rate = self.phase.learning_rate * warmth.min(1.0) * left;
         Ok((self.trainer.step(model, &examples, learning_rate)?, learning_rate))
+    }
+
+    /// Whether no example of step `step` of a removal that began with epoch `first` has any reasoning left.
+    fn emptied(&self, removal: &Removal, first: usize, step: usize) -> bool {
+        let an_epoch = updates_an_epoch(self.items.len(), self.phase.batch);
+        let scheduled = removal.scheduled(step, an_epoch);
+        if scheduled == EVERYTHING {
+            return true;
+        }
+        let epoch = first + step / an_epoch;
+        let order = order(self.items.len(), self.seed, epoch);
+        let batch = order.chunks(self.phase.batch).nth(step % an_epoch).unwrap_or_default();
+        (scheduled > 0 || removal.smoothing.is_some())
+            && batch.iter().all(|&index| {
+                let item = &self.items[index];
+                removal.count(scheduled, epoch as u32, item.number) >= implicit::reasoning(&item.tokens)
+            })
     }
 }

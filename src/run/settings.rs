@@ -2,10 +2,11 @@
 
 use super::recipe::{
     Baseline as BaselineKey, Extractor as ExtractorKey, GrpoKeys, KlEstimator, KlReference, MaskKeys,
-    Preset as PresetKey, Recipe, Variant as VariantKey,
+    Preset as PresetKey, Recipe, RemovalSide, Variant as VariantKey,
 };
 use crate::learn::advantages::Baseline;
 use crate::learn::coconut::{Curriculum, Variant};
+use crate::learn::implicit::{Removal, Side};
 use crate::learn::objective::{Objective, Preset};
 use crate::learn::optimizer;
 use crate::model::Truncation;
@@ -24,11 +25,28 @@ pub fn curriculum(recipe: &Recipe) -> Curriculum {
             VariantKey::NoCot => Variant::NoCot,
             VariantKey::NoThoughts => Variant::NoThoughts,
             VariantKey::Pause => Variant::Pause,
+            VariantKey::Icot => Variant::Implicit,
         },
-        thoughts_per_step: keys.c_thought,
+        thoughts_per_step: if keys.variant == VariantKey::Icot { 0 } else { keys.c_thought },
         max_latent_stage: keys.max_latent_stage,
         pad_latent_to_max: keys.pad_latent_to_max,
         uniform_prob: keys.uniform_prob,
+        seed: recipe.seed,
+    }
+}
+
+/// How reasoning is taken away token by token.
+pub fn removal(recipe: &Recipe) -> Removal {
+    let keys = &recipe.icot;
+    Removal {
+        per_epoch: keys.removal_per_epoch,
+        max: (keys.removal_max > 0).then_some(keys.removal_max),
+        side: match keys.removal_side {
+            RemovalSide::Left => Side::Left,
+            RemovalSide::Right => Side::Right,
+        },
+        smoothing: (keys.removal_smoothing > 0.0).then_some(keys.removal_smoothing),
+        reset_optimizer: keys.reset_optimizer,
         seed: recipe.seed,
     }
 }

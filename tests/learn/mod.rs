@@ -2,5 +2,6 @@
 
 mod advantages;
 mod estimators;
+mod implicit;
 mod intervals;
 mod objective;

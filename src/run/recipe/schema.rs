@@ -24,6 +24,8 @@ section! {
         cot: CotKeys,
         /// The Coconut curriculum.
         coconut: CoconutKeys,
+        /// Stepwise internalisation.
+        icot: IcotKeys,
         /// Reinforcement learning.
         grpo: GrpoKeys,
         /// Dropout masks.
@@ -122,7 +124,7 @@ section! {
     /// The Coconut curriculum: stage k replaces the first k reasoning steps by k * c_thought latents.
     CoconutKeys {
         /// coconut; or the comparisons: cot (no curriculum), no_cot (question and answer only), no_thoughts (steps
-        /// removed, no latents), pause (learned pause tokens instead of latents).
+        /// removed, no latents), pause (learned pause tokens instead of latents), icot (the curriculum of [icot]).
         variant: Variant, ANY;
         /// Latents that replace one reasoning step.
         c_thought: usize, between(0.0, 64.0);
@@ -150,6 +152,32 @@ section! {
         warmup_steps: usize, between(0.0, MANY);
         /// What is left of the learning rate at the end of a phase, falling linearly; 1 = constant.
         decay: f64, between(0.0, 1.0);
+    }
+}
+
+section! {
+    /// Stepwise internalisation (coconut.variant = "icot"): tokens of the reasoning are taken away a few an epoch.
+    IcotKeys {
+        /// Tokens of the reasoning that are removed an epoch, spread over its updates.
+        removal_per_epoch: f64, above(0.0, 1e6);
+        /// Once so many are scheduled to be removed, all are; 0 = never.
+        removal_max: usize, between(0.0, 1e6);
+        /// Which tokens go first.
+        removal_side: RemovalSide, ANY;
+        /// Lambda of the random extra removal, P(k more tokens) proportional to exp(-lambda k); 0 = no extra removal.
+        removal_smoothing: f64, between(0.0, 1000.0);
+        /// Start AdamW afresh whenever one more token is removed.
+        reset_optimizer: bool, ANY;
+        /// Passes over the training problems.
+        epochs: usize, between(0.0, 10000.0);
+        /// Examples an update.
+        batch: usize, between(1.0, 65536.0);
+        /// Learning rate.
+        learning_rate: f64, between(0.0, 1.0);
+        /// Decoupled weight decay.
+        weight_decay: f64, between(0.0, 1.0);
+        /// Largest gradient norm; 0 = no clipping.
+        clip: f64, between(0.0, 1e6);
     }
 }
 
@@ -332,6 +360,18 @@ choices! {
         NoThoughts = "no_thoughts",
         /// Learned pause tokens in place of latents.
         Pause = "pause",
+        /// Stepwise internalisation.
+        Icot = "icot",
+    }
+}
+
+choices! {
+    /// From which end reasoning is removed.
+    RemovalSide {
+        /// The first tokens go first.
+        Left = "left",
+        /// The last tokens go first.
+        Right = "right",
     }
 }
 
@@ -451,13 +491,14 @@ named!(SiteKind {
 
 impl Recipe {
     /// The sections by name; the keys outside any section come first, under an empty name.
-    pub(super) fn sections(&self) -> [(&'static str, &dyn Keys); 9] {
+    pub(super) fn sections(&self) -> [(&'static str, &dyn Keys); 10] {
         [
             ("", self),
             ("model", &self.model),
             ("data", &self.data),
             ("cot", &self.cot),
             ("coconut", &self.coconut),
+            ("icot", &self.icot),
             ("grpo", &self.grpo),
             ("mask", &self.mask),
             ("evaluation", &self.evaluation),
@@ -473,6 +514,7 @@ impl Recipe {
             "data" => &mut self.data,
             "cot" => &mut self.cot,
             "coconut" => &mut self.coconut,
+            "icot" => &mut self.icot,
             "grpo" => &mut self.grpo,
             "mask" => &mut self.mask,
             "evaluation" => &mut self.evaluation,

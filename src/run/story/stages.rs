@@ -28,7 +28,8 @@ impl Story<'_> {
         examiner.curriculum = &phase.curriculum;
         // An answer in words takes as many tokens as the longest that was trained.
         let answer = |item: &crate::run::problems::Item| {
-            phase.curriculum.example(&item.tokens, phase.stage, &self.student.markers).answer.len()
+            let problems = self.problems.train.items.len();
+            phase.at_end(&item.tokens, problems, &self.student.markers).answer.len()
         };
         examiner.max_new_tokens = self.problems.valid.items.iter().map(answer).max().unwrap_or(1) + 2;
         let scores = examiner.ask(&self.student.model, &self.problems.valid.items, &ask)?.scores(1)?;
