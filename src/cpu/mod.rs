@@ -29,6 +29,7 @@ pub mod random;
 pub mod rmsnorm;
 pub mod rope;
 pub mod sampler;
+pub mod smooth_l1;
 pub mod swiglu;
 
 pub use float::Float;

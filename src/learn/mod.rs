@@ -2,6 +2,7 @@
 
 pub mod advantages;
 pub mod coconut;
+pub mod codi;
 pub mod estimators;
 pub mod implicit;
 pub mod intervals;

@@ -3,6 +3,7 @@
 use super::families::Role;
 use super::{Model, Precision};
 use crate::base::{Dtype, Error, Result};
+use crate::device::Device;
 use crate::ops::elementwise;
 
 impl Model {
@@ -17,9 +18,30 @@ impl Model {
     /// # Errors
     /// A device without the memory.
     pub fn duplicate(&self) -> Result<Model> {
-        Model::build(self.config.clone(), &self.device, self.precision(), |index, _, tensor| {
+        let copy = Model::build(self.config.clone(), &self.device, self.precision(), |index, _, tensor| {
             elementwise::copy(self.parameters[index].view(), tensor.view_mut())
+        })?;
+        self.lend_projector(copy)
+    }
+
+    /// `other` with a copy of this model's projector, where it has one.
+    fn lend_projector(&self, other: Model) -> Result<Model> {
+        let Some(plan) = &self.projector else { return Ok(other) };
+        other.with_projector(plan.projector, |index, _, tensor| {
+            elementwise::copy(self.parameters[plan.first + index].view(), tensor.view_mut())
         })
+    }
+
+    /// A model of the same sizes and precision on `device`, all parameters zero.
+    ///
+    /// # Errors
+    /// A device without the memory.
+    pub fn blank(&self, device: &Device) -> Result<Model> {
+        let model = Model::build(self.config.clone(), device, self.precision(), |_, _, _| Ok(()))?;
+        match self.projector() {
+            None => Ok(model),
+            Some(projector) => model.with_projector(projector, |_, _, _| Ok(())),
+        }
     }
 
     /// Takes over the parameters of `other`, which has the same shapes: no memory is allocated.
@@ -27,7 +49,8 @@ impl Model {
     /// # Errors
     /// Another architecture or precision.
     pub fn copy_from(&mut self, other: &Model) -> Result<()> {
-        if self.config != other.config || self.precision() != other.precision() {
+        let projectors = self.projector() == other.projector();
+        if self.config != other.config || self.precision() != other.precision() || !projectors {
             return Err(Error::input(
                 "model to copy",
                 "another architecture or precision",
@@ -55,7 +78,7 @@ impl Model {
         let head = self.architecture.head;
         let mut config = self.config.clone();
         config.vocab = vocab;
-        Model::build(config, &self.device, self.precision(), |index, parameter, tensor| {
+        let grown = Model::build(config, &self.device, self.precision(), |index, parameter, tensor| {
             let from = &self.parameters[index];
             if parameter.role != Role::TokenEmbedding && index != head {
                 return elementwise::copy(from.view(), tensor.view_mut());
@@ -63,6 +86,7 @@ impl Model {
             elementwise::copy(from.view(), tensor.rows_mut(0..old)?)?;
             let row = from.rows(like as usize..like as usize + 1)?;
             (old..vocab).try_for_each(|new| elementwise::copy(row, tensor.rows_mut(new..new + 1)?))
-        })
+        })?;
+        self.lend_projector(grown)
     }
 }

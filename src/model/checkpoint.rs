@@ -27,11 +27,13 @@ impl Model {
     /// # Errors
     /// A weight that is not finite, or a device without room.
     pub fn from_source(source: &Source, device: &Device, precision: Precision) -> Result<Model> {
-        Model::build(source.config().clone(), device, precision, |index, _, tensor| match tensor.dtype() {
+        let config = source.config().clone();
+        let model = Model::build(config, device, precision, |index, _, tensor| match tensor.dtype() {
             Dtype::F64 => load::<f64>(source, index, tensor),
             Dtype::Bf16 => load::<half::bf16>(source, index, tensor),
             _ => load::<f32>(source, index, tensor),
-        })
+        })?;
+        model.with_projector_of(source.path())
     }
 
     /// Writes a Hugging Face folder that transformers opens: config.json, model.safetensors, and the companions (the
@@ -45,8 +47,9 @@ impl Model {
             None if self.dtype == Dtype::F64 => Stored::F64,
             None => Stored::F32,
         };
-        let tensors: Vec<TensorHeader> = self
-            .parameter_list()
+        let companions = &self.with_projector_files(companions)?;
+        let own = self.projector.as_ref().map_or(self.parameters.len(), |plan| plan.first);
+        let tensors: Vec<TensorHeader> = self.parameter_list()[..own]
             .iter()
             .zip(&self.parameters)
             .map(|(parameter, tensor)| TensorHeader {

@@ -5,6 +5,7 @@
 //! that are no parameters: [`Names::resolve`] settles both.
 
 use super::config::{Config, Family};
+use super::projector::ProjectorRole;
 use crate::base::Shape;
 use std::collections::HashMap;
 
@@ -23,6 +24,8 @@ pub enum Role {
     FinalNormBias,
     /// `[vocab, width]`; absent when tied to the token embedding.
     OutputHead,
+    /// A parameter of the projector of latents, which no family has by itself.
+    Projector(ProjectorRole),
 }
 
 /// What a parameter of a layer is for. GPT-2's `c_fc` and `c_proj` are `Up` and `Down`.

@@ -7,6 +7,7 @@
 //! rows, segment         sequences, shared prefixes, and what stands at a position
 //! block                 one layer, forward and backward
 //! tape, sequences       what is kept; forward: running segments; backward: walking them in reverse
+//! projector, taps       CODI: a trained map before the feedback; states of every layer, and gradients that enter there
 //! scores                log-probabilities of given tokens, where every loss enters
 //! ```
 
@@ -25,6 +26,8 @@ pub mod gguf_model;
 pub mod mapped;
 mod norm;
 mod parameters;
+pub mod projector;
+mod projector_file;
 mod rows;
 pub mod safetensors_file;
 pub mod save;
@@ -33,16 +36,19 @@ mod segment;
 mod sequences;
 pub mod stored;
 mod tape;
+mod taps;
 pub mod weights;
 
 pub use backward::Truncation;
 pub use config::Config;
 pub use parameters::Gradients;
+pub use projector::Projector;
 pub use rows::RowPlan;
 pub use scores::Scores;
 pub use segment::{Input, LatentNoise, Segment};
 pub use sequences::{Room, Sequences, SequencesPlan};
 pub use tape::Record;
+pub use taps::Taps;
 
 use crate::base::rng::{Purpose, StreamKey};
 use crate::base::{Dtype, Result};
@@ -61,7 +67,11 @@ pub struct Model {
     parameters: Vec<Tensor>,
     device: Device,
     dtype: Dtype,
+    projector: Option<projector::Plan>,
 }
+
+/// What the latent steps of a saved model are: beside the weights.
+pub const LATENT_CONFIG: &str = "latent_config.json";
 
 /// How parameters are held.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -143,6 +153,7 @@ impl Model {
             parameters,
             device: device.clone(),
             dtype: precision.compute,
+            projector: None,
         })
     }
 

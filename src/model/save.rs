@@ -80,6 +80,11 @@ impl Companions {
         self.files.push((name.to_string(), Contents::Bytes(contents)));
     }
 
+    /// Leaves a file out.
+    pub fn remove(&mut self, name: &str) {
+        self.files.retain(|(other, _)| other != name);
+    }
+
     /// Names of all files.
     pub fn names(&self) -> impl Iterator<Item = &str> {
         self.files.iter().map(|(name, _)| name.as_str())

@@ -386,6 +386,8 @@ fn axes(config: &Config, role: Role) -> Vec<&'static str> {
         Role::TokenEmbedding | Role::OutputHead => vec!["vocab_size", width],
         Role::PositionEmbedding => vec!["n_positions", width],
         Role::FinalNormGain | Role::FinalNormBias => vec![width],
+        // Kept in a file of its own (projector_file.rs).
+        Role::Projector(_) => Vec::new(),
         Role::Layer(_, part) => match part {
             Norm1Gain | Norm1Bias | Norm2Gain | Norm2Bias | OutputBias | DownBias => vec![width],
             QkvWeight => vec![width, "3 * n_embd"],

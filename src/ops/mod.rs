@@ -29,6 +29,7 @@ pub mod rope;
 mod row_blocks;
 pub mod sampler;
 pub mod scatter;
+pub mod smooth_l1;
 pub mod swiglu;
 mod tensor;
 mod tensor_list;

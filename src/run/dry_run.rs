@@ -190,7 +190,7 @@ fn examination(recipe: &Recipe, model: &Model, form: Form, items: &[Item], sampl
 /// A model of the same sizes on a host device of its own, and the bytes it holds there.
 fn stand_in(model: &Model) -> Result<(usize, Model)> {
     let device = Device::cpu();
-    let model = Model::build(model.config().clone(), &device, model.precision(), |_, _, _| Ok(()))?;
+    let model = model.blank(&device)?;
     Ok((device.traffic().count().bytes_held, model))
 }
 

@@ -27,8 +27,7 @@ pub struct Student {
     pub companions: Companions,
 }
 
-/// What the latent steps of a saved model are: beside the weights as latent_config.json.
-pub const LATENT_CONFIG: &str = "latent_config.json";
+pub use crate::model::LATENT_CONFIG;
 
 impl Student {
     /// The model that `recipe` begins with.
@@ -78,6 +77,7 @@ impl Student {
             "stop_token_id": self.markers.stop,
             "latents": latents,
             "fed_back": "final hidden state after the final norm, in place of the token embedding",
+            "projector": self.model.projector().is_some(),
         });
         self.companions.set(LATENT_CONFIG, format!("{config:#}\n").into_bytes());
     }

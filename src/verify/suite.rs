@@ -3,6 +3,7 @@
 //! Without a gradient, and so not here: the optimiser, the gradient norm, masks' bits and the sampler's choice
 //! (tests/parity holds them against independent formulas).
 
+use super::codi::CodiSubject;
 use super::fault::Fault;
 use super::gradient::{CaseSubject, Effort, LARGEST_PROBES, Outcome, RANDOM_PROBES, Subject, check_subject};
 use super::models::{FAMILIES, ModelSubject, small_config, small_model};
@@ -11,7 +12,7 @@ use super::script::Group;
 use crate::base::{Dtype, Error, Result};
 use crate::cpu::parallel;
 use crate::device::Device;
-use crate::model::{Model, Precision, Truncation};
+use crate::model::{Model, Precision, Record, Truncation};
 use crate::ops::mask::SiteKind;
 use crate::rollout::masks::{Masking, Mode, Scope};
 use std::path::PathBuf;
@@ -103,6 +104,8 @@ enum Check {
     Operation(usize, String),
     Layer(&'static str),
     Group(String, GroupOf),
+    /// CODI's loss on a small model of this family.
+    Codi(&'static str, Record),
 }
 
 /// Which model runs which kind of group.
@@ -118,6 +121,8 @@ impl Check {
         match self {
             Check::Operation(_, name) | Check::Group(name, _) => name.clone(),
             Check::Layer(family) => format!("layer {family}"),
+            Check::Codi(family, Record::LayerInputs) => format!("codi {family}, layers run again"),
+            Check::Codi(family, _) => format!("codi {family}"),
         }
     }
 
@@ -125,7 +130,7 @@ impl Check {
         match self {
             Check::Operation(..) => Kind::Operation,
             Check::Layer(_) => Kind::Layer,
-            Check::Group(..) => Kind::Model,
+            Check::Group(..) | Check::Codi(..) => Kind::Model,
         }
     }
 
@@ -139,6 +144,9 @@ impl Check {
         match self {
             Check::Operation(index, _) => check(&mut CaseSubject::new(&operations::all()[*index])),
             Check::Layer(family) => check(&mut ModelSubject::layer(family, options.seed, &options.device)?),
+            Check::Codi(family, record) => {
+                check(&mut CodiSubject::new(family, *record, options.seed, &options.device)?)
+            }
             Check::Group(name, of) => {
                 let group = group(options, of.share);
                 let model = match (of.family, &options.model) {
@@ -185,6 +193,9 @@ fn checks(options: &Options) -> Vec<Check> {
                 cases.iter().enumerate().map(|(index, case)| Check::Operation(index, case.name.clone())),
             );
             all.extend(FAMILIES.map(Check::Layer));
+            let codi =
+                [("gpt2", Record::Everything), ("llama", Record::Everything), ("qwen3", Record::LayerInputs)];
+            all.extend(codi.map(|(family, record)| Check::Codi(family, record)));
             all.extend(FAMILIES.into_iter().flat_map(|family| groups(Some(family), family)));
         }
     }

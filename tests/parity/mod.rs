@@ -24,6 +24,7 @@ mod residual_norm;
 mod rmsnorm;
 mod rope;
 mod sampler;
+mod smooth_l1;
 mod swiglu;
 
 use latch::cpu::parallel;

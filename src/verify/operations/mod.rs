@@ -15,6 +15,7 @@ pub mod residual_norm;
 pub mod rmsnorm;
 pub mod rope;
 pub mod sampler;
+pub mod smooth_l1;
 pub mod swiglu;
 
 use super::gradient::Case;
@@ -60,5 +61,6 @@ pub fn all() -> Vec<Case<'static>> {
     cases.extend(log_probability::cases());
     cases.extend(sampler::cases());
     cases.extend(policy_loss::cases());
+    cases.extend(smooth_l1::cases());
     cases
 }
