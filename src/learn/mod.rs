@@ -3,6 +3,7 @@
 pub mod advantages;
 pub mod coconut;
 pub mod codi;
+pub mod codi_trainer;
 pub mod estimators;
 pub mod implicit;
 pub mod intervals;

@@ -4,7 +4,8 @@
 use super::problems::{Item, Problems};
 use super::recipe::Recipe;
 use super::reinforcement::{self, Arm};
-use super::schooling::{Phase, limits_of};
+use super::school_room::{SchoolRoom, limits_of};
+use super::schooling::Phase;
 use super::settings;
 use super::story::{Part, parts};
 use super::student::Student;
@@ -13,9 +14,8 @@ use crate::base::Result;
 use crate::device::Device;
 use crate::learn::optimizer::Optimizer;
 use crate::learn::policy::Source;
-use crate::learn::supervised::Trainer;
 use crate::model::Model;
-use crate::model::Record::{self, Nothing};
+use crate::model::Record::Nothing;
 use crate::ops::sampler::Law;
 use crate::rollout::group::{Drawing, Form, Limits, Rollouts, Thoughts};
 use crate::rollout::masks::Masking;
@@ -140,9 +140,9 @@ fn school(recipe: &Recipe, student: &Student, phase: &Phase, problems: &Problems
     let settings = settings::optimizer(phase.weight_decay, phase.clip);
     let optimizer = Optimizer::new(&stand_in, settings)?;
     let kept = held();
-    let trainer = Trainer::new(&stand_in, optimizer, limits, Record::Everything)?;
+    let room = SchoolRoom::new(&stand_in, phase, items, student.markers, optimizer)?;
     let training = held();
-    drop(trainer);
+    drop(room);
     let answers = problems.valid.items.iter();
     let answers = answers.map(|item| phase.at_end(&item.tokens, items.len(), &student.markers).answer.len());
     let form =

@@ -4,8 +4,10 @@ use super::recipe::{
     Baseline as BaselineKey, Extractor as ExtractorKey, GrpoKeys, KlEstimator, KlReference, MaskKeys,
     Preset as PresetKey, Recipe, RemovalSide, Variant as VariantKey,
 };
+use super::school_room::Distillation;
 use crate::learn::advantages::Baseline;
 use crate::learn::coconut::{Curriculum, Variant};
+use crate::learn::codi::Weights;
 use crate::learn::implicit::{Removal, Side};
 use crate::learn::objective::{Objective, Preset};
 use crate::learn::optimizer;
@@ -18,9 +20,20 @@ use crate::text::answer::Extractor;
 /// The curriculum of a recipe.
 pub fn curriculum(recipe: &Recipe) -> Curriculum {
     let keys = &recipe.coconut;
+    if keys.variant == VariantKey::Codi {
+        // The student thinks as Coconut does after its last stage.
+        return Curriculum {
+            variant: Variant::Coconut,
+            thoughts_per_step: 1,
+            max_latent_stage: recipe.codi.latents,
+            pad_latent_to_max: true,
+            uniform_prob: 0.0,
+            seed: recipe.seed,
+        };
+    }
     Curriculum {
         variant: match keys.variant {
-            VariantKey::Coconut => Variant::Coconut,
+            VariantKey::Coconut | VariantKey::Codi => Variant::Coconut,
             VariantKey::Cot => Variant::Cot,
             VariantKey::NoCot => Variant::NoCot,
             VariantKey::NoThoughts => Variant::NoThoughts,
@@ -32,6 +45,21 @@ pub fn curriculum(recipe: &Recipe) -> Curriculum {
         pad_latent_to_max: keys.pad_latent_to_max,
         uniform_prob: keys.uniform_prob,
         seed: recipe.seed,
+    }
+}
+
+/// What a model that teaches itself is trained by.
+pub fn distillation(recipe: &Recipe) -> Distillation {
+    let keys = &recipe.codi;
+    Distillation {
+        weights: Weights {
+            student: keys.student_weight,
+            distill: keys.distill_weight,
+            teacher: keys.teacher_weight,
+            by_deviation: keys.divide_by_deviation,
+            ..Weights::default()
+        },
+        tap: keys.distill_token,
     }
 }
 

@@ -1,13 +1,13 @@
 //! The model of a run with its tokenizer: fresh, or loaded and given the tokens that the curriculum needs.
 
-use super::recipe::{Family, Recipe};
+use super::recipe::{Family, Recipe, Variant};
 use crate::base::{Error, Result};
 use crate::device::Device;
 use crate::learn::coconut::Markers;
 use crate::model::config::Config;
 use crate::model::save::Companions;
 use crate::model::weights::Source;
-use crate::model::{Model, Precision};
+use crate::model::{Model, Precision, Projector};
 use crate::text::{
     END_OF_TEXT, LatentTokens, Tokenizer, add_pause, builtin_files, builtin_tokenizer, initial_row_token,
 };
@@ -36,9 +36,19 @@ impl Student {
     /// Sizes that no model can have, or a folder or file that cannot be read.
     pub fn of(recipe: &Recipe, device: &Device) -> Result<Student> {
         let precision = Precision::of(recipe.model.dtype);
-        match recipe.model.path.as_str() {
-            "" => fresh(recipe, device, precision),
-            path => Student::load(Path::new(path), device, precision),
+        let student = match recipe.model.path.as_str() {
+            "" => fresh(recipe, device, precision)?,
+            path => Student::load(Path::new(path), device, precision)?,
+        };
+        // A checkpoint that has a projector goes on with it.
+        match recipe.coconut.variant == Variant::Codi && student.model.projector().is_none() {
+            false => Ok(student),
+            true => {
+                let width = student.model.config().width;
+                let hidden = if recipe.codi.projector == 0 { width } else { recipe.codi.projector };
+                let model = student.model.with_random_projector(Projector::of(hidden), recipe.seed)?;
+                Ok(Student { model, ..student })
+            }
         }
     }
 
@@ -76,7 +86,10 @@ impl Student {
             "end_token_id": self.markers.end,
             "stop_token_id": self.markers.stop,
             "latents": latents,
-            "fed_back": "final hidden state after the final norm, in place of the token embedding",
+            "fed_back": match self.model.projector() {
+                None => "final hidden state after the final norm, in place of the token embedding",
+                Some(_) => "projection of the final hidden state after the final norm, in place of the token embedding",
+            },
             "projector": self.model.projector().is_some(),
         });
         self.companions.set(LATENT_CONFIG, format!("{config:#}\n").into_bytes());

@@ -1,6 +1,7 @@
 //! Advantages, objectives, estimates and intervals: against golden numbers, brute force and published values.
 
 mod advantages;
+mod codi;
 mod estimators;
 mod implicit;
 mod intervals;

@@ -7,9 +7,9 @@ mod keys;
 mod schema;
 
 pub use schema::{
-    Arm, Baseline, CoconutKeys, CotKeys, DataKeys, EvaluationKeys, EvaluationMode, Extractor, Family, Format,
-    GrpoKeys, IcotKeys, KlEstimator, KlReference, MaskKeys, ModelKeys, Preset, Recipe, RemovalSide,
-    ResetOptimizer, RunKeys, Source, Variant,
+    Arm, Baseline, CoconutKeys, CodiKeys, CotKeys, DataKeys, EvaluationKeys, EvaluationMode, Extractor,
+    Family, Format, GrpoKeys, IcotKeys, KlEstimator, KlReference, MaskKeys, ModelKeys, Preset, Recipe,
+    RemovalSide, ResetOptimizer, RunKeys, Source, Variant,
 };
 
 use crate::base::{Error, Result};
@@ -20,10 +20,11 @@ use std::path::Path;
 use toml::de::{DeTable, DeValue};
 
 /// The recipes inside the program, by name. The first one runs when none is named.
-pub const BUILT_IN: [(&str, &str); 5] = [
+pub const BUILT_IN: [(&str, &str); 6] = [
     ("default", include_str!("../../../recipes/default.toml")),
     ("gsm8k-gpt2", include_str!("../../../recipes/gsm8k-gpt2.toml")),
     ("gsm8k-smollm2", include_str!("../../../recipes/gsm8k-smollm2.toml")),
+    ("codi-small", include_str!("../../../recipes/codi-small.toml")),
     ("icot-small", include_str!("../../../recipes/icot-small.toml")),
     ("prosqa", include_str!("../../../recipes/prosqa.toml")),
 ];

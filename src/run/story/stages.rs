@@ -108,6 +108,13 @@ impl Story<'_> {
                 .number("learning_rate", learning_rate)
                 .with("positions", report.positions)
                 .number("timing_s/step", seconds);
+            let record = match report.distillation {
+                None => record,
+                Some(losses) => record
+                    .number("loss/student", losses.student)
+                    .number("loss/distill", losses.distill)
+                    .number("loss/teacher", losses.teacher),
+            };
             self.metrics.write(record)?;
             let event = Event::Supervised { update: update + 1, report: &report, learning_rate, seconds };
             let stop = watch(&event).is_break();
