@@ -82,7 +82,7 @@ fn base() -> &'static Path {
 }
 
 /// The tiny recipe with a fresh model.
-fn fresh(changes: &[&str]) -> Recipe {
+pub fn fresh(changes: &[&str]) -> Recipe {
     let all: Vec<String> = TINY.iter().chain(changes).map(|text| text.to_string()).collect();
     Recipe::resolve(None, &all).unwrap()
 }
@@ -94,7 +94,7 @@ fn recipe(changes: &[&str]) -> Recipe {
 }
 
 /// Runs, or goes on with, the story in `path`.
-fn run(
+pub fn run(
     recipe: &Recipe,
     path: &Path,
     existing: Existing,
@@ -108,14 +108,14 @@ fn run(
     Ok((ending, story.progress().clone()))
 }
 
-fn straight(recipe: &Recipe, path: &Path) -> Progress {
+pub fn straight(recipe: &Recipe, path: &Path) -> Progress {
     let (ending, progress) = run(recipe, path, Existing::Refuse, &mut |_| ControlFlow::Continue(())).unwrap();
     assert_eq!(ending, Ending::Complete);
     progress
 }
 
 /// Breaks after the update that makes `step` in all; counts from those done in `done`.
-fn stops_after(step: u64, mut done: u64) -> impl FnMut(&Event) -> ControlFlow<()> {
+pub fn stops_after(step: u64, mut done: u64) -> impl FnMut(&Event) -> ControlFlow<()> {
     move |event| {
         done += u64::from(matches!(event, Event::Supervised { .. } | Event::Rewarded { .. }));
         match event {
@@ -127,12 +127,16 @@ fn stops_after(step: u64, mut done: u64) -> impl FnMut(&Event) -> ControlFlow<()
 
 /// Everything in a run's folder that must not depend on how often it was stopped: models, lines and the summary, less
 /// times.
-fn results(path: &Path) -> BTreeMap<String, String> {
+pub fn results(path: &Path) -> BTreeMap<String, String> {
     let mut all = BTreeMap::new();
     for model in fs::read_dir(path.join("models")).unwrap() {
         let folder = model.unwrap().path();
         let weights = fs::read(folder.join("model.safetensors")).unwrap();
-        all.insert(folder.file_name().unwrap().to_str().unwrap().into(), format!("{weights:x?}"));
+        let name = folder.file_name().unwrap().to_str().unwrap().to_string();
+        if let Ok(projector) = fs::read(folder.join("latent_projector.safetensors")) {
+            all.insert(format!("{name} projector"), format!("{projector:x?}"));
+        }
+        all.insert(name, format!("{weights:x?}"));
     }
     let timeless = |text: &str| -> Value {
         let mut object: Map<String, Value> = serde_json::from_str(text).unwrap();
@@ -150,7 +154,7 @@ fn results(path: &Path) -> BTreeMap<String, String> {
 }
 
 #[track_caller]
-fn same(found: &BTreeMap<String, String>, expected: &BTreeMap<String, String>, what: &str) {
+pub fn same(found: &BTreeMap<String, String>, expected: &BTreeMap<String, String>, what: &str) {
     assert_eq!(found.keys().collect::<Vec<_>>(), expected.keys().collect::<Vec<_>>(), "{what}");
     for (name, text) in found {
         for (n, (a, b)) in text.lines().zip(expected[name].lines()).enumerate() {

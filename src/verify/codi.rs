@@ -5,7 +5,7 @@
 //! were at the first point.
 
 use super::gradient::{Subject, Variable};
-use super::models::{small_config, small_model};
+use super::models::{single, small_config, small_model};
 use super::operations::values;
 use crate::base::rng::{Purpose, StreamKey};
 use crate::base::{Dtype, Result};
@@ -13,7 +13,6 @@ use crate::device::Device;
 use crate::learn::codi::{self, Distiller, Lesson, Weights};
 use crate::learn::supervised::Example;
 use crate::model::{Model, Projector, Record};
-use crate::ops::Tensor;
 
 /// Tokens of the small models.
 const VOCABULARY: usize = 29;
@@ -68,14 +67,12 @@ impl CodiSubject {
     /// Those of building and planning.
     pub fn new(family: &str, record: Record, seed: u64, device: &Device) -> Result<CodiSubject> {
         let model = small_model(small_config(family, 2, VOCABULARY, 24, false)?, seed)?;
-        let model = model.with_random_projector(Projector::of(11), seed)?;
-        // The deviation of a whole number of states: their distances are mostly below one, where smooth L1 is smooth.
+        let mut model = model.with_random_projector(Projector::of(11), seed)?;
         let weights = Weights { student: 0.8, distill: 3.0, teacher: 1.3, ..Weights::default() };
         let lessons = lessons(seed);
         let limits = codi::limits(&lessons, lessons.len(), usize::MAX);
         let mut distiller = Distiller::new(&model, limits, weights, record)?;
         // Points are numbers that f32 holds.
-        let mut model = model;
         for tensor in model.parameters_mut() {
             let rounded: Vec<f64> = tensor.download::<f64>()?.iter().map(|&v| f64::from(v as f32)).collect();
             tensor.upload(&rounded)?;
@@ -97,22 +94,15 @@ impl CodiSubject {
     }
 
     fn single(&self) -> Result<Vec<Vec<f64>>> {
-        let fill = |from: &[f64], tensor: &mut Tensor| {
-            tensor.upload(&from.iter().map(|&v| v as f32).collect::<Vec<f32>>())
-        };
-        let config = self.model.config().clone();
-        let precision = crate::model::Precision::of(Dtype::F32);
-        let own = self.model.parameters().len() - 6;
-        let start = |index: usize| &self.variables[index].values;
-        let model = Model::build(config, &self.device, precision, |index, _, t| fill(start(index), t))?;
-        let Some(projector) = self.model.projector() else { unreachable!("built with one") };
-        let mut model = model.with_projector(projector, |index, _, t| fill(start(own + index), t))?;
+        // The teacher is held where the differences hold it: at the first point.
+        let mut model = single(&self.model, &self.device)?;
+        for (tensor, variable) in model.parameters_mut().iter_mut().zip(&self.variables) {
+            tensor.upload(&variable.values.iter().map(|&v| v as f32).collect::<Vec<f32>>())?;
+        }
         let limits = codi::limits(&self.lessons, self.lessons.len(), usize::MAX);
         let mut distiller = Distiller::new(&model, limits, self.weights, Record::Everything)?;
         distiller.hold(&model, &self.lessons)?;
-        for (tensor, present) in model.parameters_mut().iter_mut().zip(self.model.parameters()) {
-            fill(&present.download::<f64>()?, tensor)?;
-        }
+        model.copy_from(&single(&self.model, &self.device)?)?;
         gradient(&mut distiller, &model, &self.lessons)
     }
 }

@@ -238,17 +238,27 @@ impl ModelSubject {
 
     /// The same model with the same values in f32 on the device under test.
     fn single(&self) -> Result<Runner> {
-        let from = self.exact.model.parameters();
-        let model = Model::build(
-            self.exact.model.config().clone(),
-            &self.device,
-            Precision::of(Dtype::F32),
-            |index, _, tensor| {
-                let values: Vec<f32> = from[index].download::<f64>()?.into_iter().map(|v| v as f32).collect();
-                tensor.upload(&values)
-            },
-        )?;
-        Runner::new(model, &self.script, self.group.as_ref())
+        Runner::new(single(&self.exact.model, &self.device)?, &self.script, self.group.as_ref())
+    }
+}
+
+/// An f64 model with the same values in f32 on `device`.
+///
+/// # Errors
+/// A device without the memory.
+pub(super) fn single(exact: &Model, device: &Device) -> Result<Model> {
+    let fill = |index: usize, tensor: &mut Tensor| {
+        let values: Vec<f64> = exact.parameters()[index].download()?;
+        tensor.upload(&values.into_iter().map(|v| v as f32).collect::<Vec<f32>>())
+    };
+    let config = exact.config().clone();
+    let model = Model::build(config, device, Precision::of(Dtype::F32), |index, _, t| fill(index, t))?;
+    match exact.projector() {
+        None => Ok(model),
+        Some(projector) => {
+            let first = model.parameters().len();
+            model.with_projector(projector, |index, _, tensor| fill(first + index, tensor))
+        }
     }
 }
 

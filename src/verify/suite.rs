@@ -12,7 +12,7 @@ use super::script::Group;
 use crate::base::{Dtype, Error, Result};
 use crate::cpu::parallel;
 use crate::device::Device;
-use crate::model::{Model, Precision, Record, Truncation};
+use crate::model::{Model, Precision, Projector, Record, Truncation};
 use crate::ops::mask::SiteKind;
 use crate::rollout::masks::{Masking, Mode, Scope};
 use std::path::PathBuf;
@@ -114,6 +114,8 @@ struct GroupOf {
     /// A small model of this family; otherwise the model of [`Options::model`].
     family: Option<&'static str>,
     share: bool,
+    /// Whether latents pass through a projector.
+    projected: bool,
 }
 
 impl Check {
@@ -157,6 +159,10 @@ impl Check {
                     (None, Some(path)) => Model::load(path, &Device::cpu(), Precision::of(Dtype::F64))?,
                     (None, None) => unreachable!("listed for an existing model alone"),
                 };
+                let model = match of.projected {
+                    false => model,
+                    true => model.with_random_projector(Projector::of(9), options.seed)?,
+                };
                 let mut subject = ModelSubject::group(name.clone(), model, group, &options.device)?;
                 subject.truncate(options.truncation);
                 check(&mut subject)
@@ -177,10 +183,13 @@ fn group(options: &Options, share: bool) -> Group {
 
 /// The checks that `options` ask for.
 fn checks(options: &Options) -> Vec<Check> {
-    let groups = |family: Option<&'static str>, name: &str| {
+    let groups_of = |family: Option<&'static str>, name: &str, projected: bool| {
         let both = [(true, "latent scope, shared prompt"), (false, "all scope, own prompts")];
-        both.map(|(share, how)| Check::Group(format!("model {name}, {how}"), GroupOf { family, share }))
+        both.map(|(share, how)| {
+            Check::Group(format!("model {name}, {how}"), GroupOf { family, share, projected })
+        })
     };
+    let groups = |family, name: &str| groups_of(family, name, false);
     let mut all: Vec<Check> = Vec::new();
     match &options.model {
         Some(path) => {
@@ -196,6 +205,7 @@ fn checks(options: &Options) -> Vec<Check> {
             let codi =
                 [("gpt2", Record::Everything), ("llama", Record::Everything), ("qwen3", Record::LayerInputs)];
             all.extend(codi.map(|(family, record)| Check::Codi(family, record)));
+            all.extend(groups_of(Some("gpt2"), "gpt2 with a projector", true));
             all.extend(FAMILIES.into_iter().flat_map(|family| groups(Some(family), family)));
         }
     }

@@ -2,6 +2,7 @@
 //! shipped PTX; and its projector in files.
 
 use crate::parity::gpu;
+use crate::rollouts;
 use latch::base::Dtype;
 use latch::device::Device;
 use latch::learn::codi::{self, Distiller, Lesson, Losses, Weights};
@@ -9,11 +10,15 @@ use latch::learn::supervised::{Example, Limits};
 use latch::model::projector::Projector;
 use latch::model::save::Companions;
 use latch::model::{LATENT_CONFIG, Model, Precision, Record};
+use latch::rollout::audit::Audit;
+use latch::rollout::group::Rollouts;
+use latch::rollout::masks::{Mode, Scope};
 use latch::verify::codi::CodiSubject;
 use latch::verify::gradient::{Effort, check_subject};
 use latch::verify::models::{small_config, small_model};
 use safetensors::SafeTensors;
 use serde_json::Value;
+use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 
 fn ids(value: &Value) -> Vec<u32> {
@@ -208,6 +213,39 @@ fn devices_agree() {
         for ((found, expected), parameter) in gradients.iter().zip(&reference).zip(model.parameter_list()) {
             let error = apart(found, expected);
             assert!(error <= 1e-3, "{}: {} differs by {error:.2e}", device.name(), parameter.name);
+        }
+    }
+}
+
+#[test]
+fn rollouts_through_a_projector_are_computed_again_to_the_bit() {
+    let plain = rollouts::model(Dtype::F32);
+    let model = plain.duplicate().unwrap().with_random_projector(Projector::of(17), 3).unwrap();
+    for device in gpu::devices().into_iter().chain([Device::cpu()]) {
+        let mut here = model.blank(&device).unwrap();
+        for (to, from) in here.parameters_mut().iter_mut().zip(model.parameters()) {
+            to.upload(&from.download::<f32>().unwrap()).unwrap();
+        }
+        for (scope, mode, share) in [(Scope::Latent, Mode::Shared, true), (Scope::All, Mode::PerStep, false)]
+        {
+            let drawing = rollouts::drawing(scope, mode, share);
+            let (form, limits) = (rollouts::form(), rollouts::LIMITS);
+            let mut group =
+                Rollouts::reserve(&here, form.clone(), drawing.clone(), limits, Record::Everything).unwrap();
+            let (prompts, members) = (rollouts::prompts(), rollouts::members(3, 4));
+            let sampled = group.sample(&here, &prompts, &members, |_, _| ControlFlow::Continue(())).unwrap();
+            let mut audit = Audit::reserve(&here, form, drawing, 70).unwrap();
+            for trajectory in sampled.iter().step_by(3) {
+                let prompt = &prompts[trajectory.member.prompt];
+                assert_eq!(audit.gap(&here, prompt, trajectory).unwrap(), 0.0, "{}", device.name());
+                // Without the projector the same tokens have other probabilities.
+                if device.name() == "cpu" {
+                    let mut other =
+                        Audit::reserve(&plain, rollouts::form(), rollouts::drawing(scope, mode, share), 70)
+                            .unwrap();
+                    assert!(other.gap(&plain, prompt, trajectory).unwrap() > 1e-4);
+                }
+            }
         }
     }
 }

@@ -4,6 +4,7 @@ use super::progress::{Entry, Progress};
 use crate::learn::intervals;
 use crate::run::evaluation::Share;
 use crate::run::recipe::Recipe;
+use crate::run::settings;
 use crate::run::terminal::{duration, table};
 use serde_json::{Value, json};
 
@@ -88,7 +89,9 @@ pub fn closing_table(recipe: &Recipe, progress: &Progress) -> String {
         .collect();
     let header: Vec<&str> = header.iter().map(String::as_str).collect();
     let mut text = table(&header, &rows);
-    text.push_str(&verdict(base));
+    if settings::curriculum(recipe).thoughts(usize::MAX, usize::MAX) > 0 {
+        text.push_str(&verdict(base));
+    }
     text
 }
 
