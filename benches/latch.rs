@@ -19,6 +19,7 @@ mod ops {
     pub mod mask;
     pub mod rmsnorm;
     pub mod rope;
+    pub mod smooth_l1;
     pub mod swiglu;
 }
 
@@ -31,7 +32,7 @@ use std::time::Duration;
 type Cases = fn() -> Vec<Case>;
 
 /// The operations that memory bounds.
-const BOUND_BY_MEMORY: [(&str, Cases); 9] = [
+const BOUND_BY_MEMORY: [(&str, Cases); 10] = [
     ("embedding", ops::embedding::cases),
     ("rmsnorm", ops::rmsnorm::cases),
     ("layernorm", ops::layernorm::cases),
@@ -41,6 +42,7 @@ const BOUND_BY_MEMORY: [(&str, Cases); 9] = [
     ("mask", ops::mask::cases),
     ("adamw", ops::adamw::cases),
     ("latent", ops::latent::cases),
+    ("smooth_l1", ops::smooth_l1::cases),
 ];
 
 fn main() {

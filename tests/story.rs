@@ -286,6 +286,7 @@ fn the_forecast_of_memory_is_kept() {
         vec!["model.family=gpt2", "model.width=64", "grpo.kl_beta=0", "coconut.reset_optimizer=epoch"],
         vec!["grpo.tape_mib=1", "grpo.prompts=12", "grpo.arms=dropout_all", "model.width=64"],
         vec!["grpo.arms=", "cot.batch=24"],
+        vec!["grpo.arms=", "coconut.variant=codi", "codi.latents=3", "codi.epochs=1", "codi.batch=12"],
     ] {
         let recipe = fresh(&changes);
         let home = tempfile::tempdir().unwrap();
