@@ -69,6 +69,7 @@ impl Model {
         let mut companions = companions.clone();
         let Some(plan) = &self.projector else {
             companions.remove(PROJECTOR_CONFIG);
+            companions.remove(PROJECTOR_WEIGHTS);
             return Ok(companions);
         };
         let config = json!({

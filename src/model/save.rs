@@ -36,7 +36,7 @@ const WEIGHTS: [&str; 9] = ["safetensors", "bin", "pt", "pth", "gguf", "h5", "ms
 pub const CHECKSUMS: &str = "checksums.sha256";
 
 impl Companions {
-    /// Every file of a model folder but config.json and weights. Of folders inside, only `additional_chat_templates`.
+    /// Every file of a model folder but config.json and the model's weights. Of folders inside, only `additional_chat_templates`.
     ///
     /// # Errors
     /// The folder cannot be listed.
@@ -53,6 +53,8 @@ impl Companions {
                 let entry = entry.map_err(Error::io(&sub, "cannot list"))?;
                 let (path, name) = (entry.path(), entry.file_name().to_string_lossy().into_owned());
                 let weights = path.extension().and_then(OsStr::to_str).is_some_and(|e| WEIGHTS.contains(&e));
+                // A projector's weights belong to its configuration, which is copied; a model that has one writes both.
+                let weights = weights && name != PROJECTOR_WEIGHTS;
                 let hidden = name.starts_with('.');
                 if path.is_file()
                     && !weights

@@ -20,9 +20,10 @@ use std::path::Path;
 use toml::de::{DeTable, DeValue};
 
 /// The recipes inside the program, by name. The first one runs when none is named.
-pub const BUILT_IN: [(&str, &str); 6] = [
+pub const BUILT_IN: [(&str, &str); 7] = [
     ("default", include_str!("../../../recipes/default.toml")),
     ("gsm8k-gpt2", include_str!("../../../recipes/gsm8k-gpt2.toml")),
+    ("gsm8k-icot", include_str!("../../../recipes/gsm8k-icot.toml")),
     ("gsm8k-smollm2", include_str!("../../../recipes/gsm8k-smollm2.toml")),
     ("codi-small", include_str!("../../../recipes/codi-small.toml")),
     ("icot-small", include_str!("../../../recipes/icot-small.toml")),
