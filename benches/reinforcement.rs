@@ -59,6 +59,7 @@ impl Plan {
         Drawing {
             masking: self.masking.clone(),
             latent_noise: self.noise,
+            soft: None,
             thoughts: Thoughts::Own,
             law: Law::PLAIN,
             seed: 5,
@@ -153,6 +154,7 @@ impl GrpoStep {
             reference_masked: false,
             refills: 0,
             replay: Replay::Same,
+            soft: None,
         };
         let optimizer =
             Optimizer::new(&model, optimizer::Settings { clip: None, ..optimizer::Settings::default() })?;

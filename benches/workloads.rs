@@ -171,6 +171,7 @@ impl Decode {
         let drawing = Drawing {
             masking: Masking::NONE,
             latent_noise: 0.0,
+            soft: None,
             thoughts: Thoughts::Own,
             law: Law::Greedy,
             seed: 0,

@@ -78,7 +78,8 @@ template <typename On> struct RmsNorm {
 
     template <int BLOCK> __device__ __forceinline__ void finish(const On &on, const Parameters &p, const Room &room,
                                                                 float *partial, u32) {
-        ::finish<BLOCK>(dw, on, room.second, partial, p.dw);
+        // A frozen gain has no gradient.
+        if (p.dw) ::finish<BLOCK>(dw, on, room.second, partial, p.dw);
     }
 };
 
@@ -157,6 +158,8 @@ template <typename On> struct LayerNorm {
 
     template <int BLOCK> __device__ __forceinline__ void finish(const On &on, const Parameters &p, const Room &room,
                                                                 float *partial, u32 cols) {
+        // Frozen ones have no gradients.
+        if (!p.dw) return;
         ::finish<BLOCK>(dw, on, room.second, partial, p.dw);
         ::finish<BLOCK>(db, on, room.second, partial + cols, p.db);
     }

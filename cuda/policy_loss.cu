@@ -31,7 +31,7 @@ struct Operands {
 };
 
 // Numbers as in cpu/policy_loss.rs; limits that are not used are infinite.
-enum Kind : u32 { CLIPPED, WEIGHTED, SOFT };
+enum Kind : u32 { CLIPPED, WEIGHTED, SOFT, PLAIN };
 enum Estimator : u32 { NONE, K1, K2, K3, K3_PLUS };
 
 struct Rule {
@@ -82,8 +82,9 @@ __device__ __forceinline__ void estimate(const Rule &rule, float difference, flo
 // Token n; `mean` is its row's mean log-ratio where the rule asks for it.
 __device__ __forceinline__ Token token_at(const Operands &in, const Rule &rule, u32 n, float mean) {
     float advantage = in.advantage[n], log_probability = 0.0f;
-    if (!rule.sequence || rule.kind == WEIGHTED || rule.estimator != NONE) log_probability = in.log_probability[n];
-    float free = rule.sequence ? mean : log_probability - in.old[n];
+    if (!rule.sequence || rule.kind == WEIGHTED || rule.kind == PLAIN || rule.estimator != NONE) log_probability = in.log_probability[n];
+    float free = 0.0f;
+    if (rule.kind != PLAIN) free = rule.sequence ? mean : log_probability - in.old[n];
     float ratio = expf(inside(free, rule.clamp));
     // A bound stops the gradient.
     float moves = flag(!(fabsf(free) > rule.clamp));
@@ -105,6 +106,10 @@ __device__ __forceinline__ Token token_at(const Operands &in, const Rule &rule, 
         token.capped = negative && ratio > rule.first;
         token.slope = smaller(ratio, rule.first) * advantage;
         gain = token.slope * log_probability;
+    } else if (rule.kind == PLAIN) {
+        // What is no number reaches the coefficient too.
+        token.slope = fmaf(0.0f, log_probability, advantage);
+        gain = advantage * log_probability;
     } else {
         float temperature = positive ? rule.first : rule.second;
         float gate = 1.0f / (1.0f + expf(-(temperature * (ratio - 1.0f))));
@@ -154,7 +159,7 @@ __device__ __forceinline__ float row_sum(Row row, float *room, F f) {
 }
 
 __device__ __forceinline__ float mean_log_ratio(const Operands &in, const Rule &rule, Row row, float *room) {
-    if (!rule.sequence) return 0.0f;
+    if (!rule.sequence || rule.kind == PLAIN) return 0.0f;
     return row_sum(row, room, [&](u32 n) { return in.log_probability[n] - in.old[n]; }) / row.length();
 }
 
@@ -197,7 +202,7 @@ policy_loss_bwd_f32(const float *log_probability, const float *old, const float 
     Operands in = {log_probability, old, reference, advantage};
     float mean = mean_log_ratio(in, rule, row, room);
     // The ratio of a sequence is moved by all of its tokens; a weight is moved by none.
-    bool shared = rule.sequence && rule.kind != WEIGHTED;
+    bool shared = rule.sequence && rule.kind != WEIGHTED && rule.kind != PLAIN;
     float each = 0.0f;
     if (shared) {
         each = row_sum(row, room, [&](u32 n) { return weight[n] * token_at(in, rule, n, mean).slope; }) / row.length();

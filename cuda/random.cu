@@ -11,30 +11,20 @@
 //   random_normal_*         -                    x[n]      ceil(n / 1024)             256     a n
 //   random_add_normal_*     keys[R,3] x[R,C]     x[R,C]    ceil(R ceil(C/4) / 256)    256     2 a R C
 //
-// A thread makes the four normals of one block. The words are the CPU's; the normals, computed in f32, agree within
-// tolerance: the logarithm is taken of u below a half and of 1 - u above, where u itself has lost its digits.
+// A thread makes the four normals of one block. The words are the CPU's; the normals agree within tolerance
+// (normals.cuh).
+#include "normals.cuh"
 #include "vector.cuh"
 
 constexpr int BLOCK = 256;
 
-// 2^-32 (word + 1/2).
-__device__ __forceinline__ float uniform(u32 word) { return fmaf((float)word, 0x1p-32f, 0x1p-33f); }
-
-// -ln u(word); 1 - u(word) is u(~word).
-__device__ __forceinline__ float minus_log(u32 word) {
-    return word >> 31 ? -log1pf(-uniform(~word)) : -logf(uniform(word));
-}
-
 __device__ __forceinline__ Numbers<4> four_normals(uint4 words, float deviation) {
+    float2 first = two_normals(words.x, words.y, deviation), second = two_normals(words.z, words.w, deviation);
     Numbers<4> x;
-    float radius = deviation * sqrtf(2.0f * minus_log(words.x)), sine, cosine;
-    sincospif(2.0f * uniform(words.y), &sine, &cosine);
-    x[0] = radius * cosine;
-    x[1] = radius * sine;
-    radius = deviation * sqrtf(2.0f * minus_log(words.z));
-    sincospif(2.0f * uniform(words.w), &sine, &cosine);
-    x[2] = radius * cosine;
-    x[3] = radius * sine;
+    x[0] = first.x;
+    x[1] = first.y;
+    x[2] = second.x;
+    x[3] = second.y;
     return x;
 }
 

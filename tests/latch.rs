@@ -1,5 +1,6 @@
 //! The one integration test binary.
 
+mod adapters;
 mod allocation;
 mod binaries;
 mod device;
@@ -19,6 +20,7 @@ mod schools;
 mod sequences;
 mod shipped_ptx;
 mod sim;
+mod soft;
 mod story;
 mod text;
 mod theory;

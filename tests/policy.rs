@@ -60,6 +60,7 @@ impl Make {
             drawing: Drawing {
                 masking,
                 latent_noise: 0.0,
+                soft: None,
                 thoughts: Thoughts::Own,
                 law,
                 seed: 11,
@@ -77,6 +78,7 @@ impl Make {
                 reference_masked: true,
                 refills: 0,
                 replay: Replay::Same,
+                soft: None,
             },
             optimizer: optimizer::Settings {
                 weight_decay: 0.0,
@@ -115,7 +117,7 @@ impl Make {
     fn bytes(&self, model: &Model, prompts: usize) -> usize {
         let group = self.settings.group;
         let limits = Limits { prompts, members: prompts * group, prompt_tokens: self.settings.prompt_tokens };
-        let room = room(&self.form, &self.drawing, limits, Record::Everything);
+        let room = room(model, &self.form, &self.drawing, limits, Record::Everything);
         Sequences::bytes(model, room, Record::Everything).unwrap()
     }
 

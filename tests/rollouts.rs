@@ -30,7 +30,7 @@ pub fn form() -> Form {
 pub fn drawing(scope: Scope, mode: Mode, share: bool) -> Drawing {
     let masking = Masking { p: 0.2, sites: SiteKind::ALL.to_vec(), scope, mode };
     let law = Law::Categorical { temperature: 0.8, top_k: None, top_p: None, min_p: None };
-    Drawing { masking, latent_noise: 0.0, thoughts: Thoughts::Own, law, seed: 11, share }
+    Drawing { masking, latent_noise: 0.0, soft: None, thoughts: Thoughts::Own, law, seed: 11, share }
 }
 
 pub fn prompts() -> Vec<Vec<u32>> {

@@ -369,7 +369,8 @@ fn truncation_stops_the_gradient_where_it_says() {
         assert_eq!(bits(&run(steps(0))), bits(&run(detach_latent)), "none kept");
         assert!(cut(steps(1)) > 0.0 && bits(&run(steps(1))) != bits(&run(steps(2))));
         // With both routes cut, nothing of the loss reaches the prompt, whose tokens the answers do not contain.
-        let both = Truncation { detach_latent: true, detach_kv: true, latent_steps: None };
+        let both =
+            Truncation { detach_latent: true, detach_kv: true, latent_steps: None, ..Truncation::default() };
         let positions = model.parameter_list().iter().position(|p| p.name.ends_with("wpe.weight"));
         if let Some(index) = positions {
             let width = model.config().width;

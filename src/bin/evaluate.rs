@@ -26,6 +26,9 @@ struct Arguments {
     /// Hugging Face folder or .gguf file
     #[arg(long)]
     model: PathBuf,
+    /// Folder of an adapter (LoRA, as PEFT or train saves it) for the model
+    #[arg(long, value_name = "DIR")]
+    adapter: Option<PathBuf>,
     /// Problem file, or `builtin` for generated word problems
     #[arg(long, default_value = "builtin")]
     data: String,
@@ -114,10 +117,17 @@ fn main() -> ExitCode {
 
 fn run(arguments: &Arguments) -> Result<()> {
     let device = Device::open(&arguments.device)?;
-    let student = Student::load(&arguments.model, &device, Precision::of(arguments.dtype))?;
+    let mut student = Student::load(&arguments.model, &device, Precision::of(arguments.dtype))?;
+    if let Some(adapter) = &arguments.adapter {
+        student.model.load_adapter(adapter)?;
+    }
     let latents = match arguments.latents {
         Some(latents) => latents,
-        None => latents_of(&arguments.model)?,
+        // An adapter was taught its own way of thinking.
+        None => match arguments.adapter.as_ref().filter(|adapter| adapter.join(LATENT_CONFIG).is_file()) {
+            Some(adapter) => latents_of(adapter)?,
+            None => latents_of(&arguments.model)?,
+        },
     };
     let curriculum = Curriculum {
         // A model that was not taught to think in latents answers the bare question.
@@ -178,6 +188,7 @@ fn ask(arguments: &Arguments, latents: usize) -> Result<Ask> {
     let masked = arguments.mode.starts_with("mc");
     let sampled = arguments.mode.ends_with("temp");
     Ok(Ask {
+        soft: None,
         stage: latents + 1,
         masking: match masked {
             true => Masking { p: arguments.p, sites, scope: arguments.scope, mode: arguments.mask_mode },

@@ -24,6 +24,9 @@ struct Arguments {
     /// Hugging Face folder or .gguf file
     #[arg(long, short, required_unless_present = "replay")]
     model: Option<PathBuf>,
+    /// Folder of an adapter (LoRA, as PEFT or train saves it) for the model
+    #[arg(long, value_name = "DIR", requires = "model")]
+    adapter: Option<PathBuf>,
     /// Runs a logged rollout again, e.g. runs/default-01/samples.jsonl:42, and compares it with what was logged
     #[arg(long, group = "input", value_name = "RUN/samples.jsonl:LINE", conflicts_with = "model")]
     replay: Option<String>,
@@ -128,7 +131,10 @@ fn run(arguments: &Arguments) -> Result<ExitCode> {
             ));
         }
     }
-    let model = Model::from_source(&source, &device, Precision::of(arguments.dtype))?;
+    let mut model = Model::from_source(&source, &device, Precision::of(arguments.dtype))?;
+    if let Some(adapter) = &arguments.adapter {
+        model.load_adapter(adapter)?;
+    }
     let options = Options {
         latents: arguments.latents,
         after_latents: arguments.after_latents.clone(),

@@ -22,6 +22,9 @@ struct Arguments {
     /// Hugging Face folder or .gguf file
     #[arg(long)]
     model: PathBuf,
+    /// Folder of an adapter (LoRA, as PEFT or train saves it) for the model; gradients are then those of its tensors
+    #[arg(long, value_name = "DIR")]
+    adapter: Option<PathBuf>,
     /// Rows to run (safetensors)
     #[arg(long)]
     input: PathBuf,
@@ -53,7 +56,10 @@ fn main() -> ExitCode {
 fn run(arguments: &Arguments) -> Result<()> {
     let device = Device::open(&arguments.device)?;
     let request = probe::read(&arguments.input)?;
-    let model = Model::load(&arguments.model, &device, Precision::of(arguments.dtype))?;
+    let mut model = Model::load(&arguments.model, &device, Precision::of(arguments.dtype))?;
+    if let Some(adapter) = &arguments.adapter {
+        model.load_adapter(adapter)?;
+    }
     let answer = probe::probe(&model, &request)?;
     probe::write(&arguments.output, &model, &request, &answer)?;
     match answer.loss {

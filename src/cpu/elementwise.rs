@@ -1,4 +1,4 @@
-//! Sums of gradients that meet. Operation: ops/elementwise.rs.
+//! Sums of gradients that meet, and multiples. Operation: ops/elementwise.rs.
 
 use super::{Float, isa, parallel};
 
@@ -10,6 +10,20 @@ pub fn add<T: Float>(x: &[T], y: &mut [T]) {
             || {
                 for (y, &x) in y.iter_mut().zip(&x[first * 64..]) {
                     *y += x;
+                }
+            },
+        );
+    });
+}
+
+/// y *= factor.
+pub fn scale<T: Float>(factor: T, y: &mut [T]) {
+    parallel::rows(y, 64, 64, |_, y| {
+        isa::run(
+            #[inline(always)]
+            || {
+                for y in y.iter_mut() {
+                    *y *= factor;
                 }
             },
         );

@@ -316,7 +316,7 @@ pub fn backward<T: Float, W: Weight<T>>(
     all: Operands<T, W>,
     upstream: Upstream<T>,
     dh: &mut [T],
-    dw: &mut [T],
+    mut dw: Option<&mut [T]>,
 ) {
     let (vocabulary, width) = (all.vocabulary(), all.width);
     for first_row in (0..all.targets.len()).step_by(ROW_BLOCK) {
@@ -334,8 +334,10 @@ pub fn backward<T: Float, W: Weight<T>>(
                 let dh = MatrixMut::row_major(dh, rows, width);
                 let accumulate = if first == 0 { Accumulate::Assign } else { Accumulate::Add };
                 W::product(d_logits, operands.head(first, ids), dh, accumulate);
-                let dw = MatrixMut::row_major(&mut dw[first * width..], ids, width);
-                W::add_product(d_logits.transposed(), operands.states(), dw);
+                if let Some(dw) = &mut dw {
+                    let dw = MatrixMut::row_major(&mut dw[first * width..], ids, width);
+                    W::add_product(d_logits.transposed(), operands.states(), dw);
+                }
             }
         });
     }

@@ -64,6 +64,15 @@ pub enum Surrogate<T> {
         /// t elsewhere.
         negative: T,
     },
+    /// A ln pi.
+    Plain,
+}
+
+impl<T> Surrogate<T> {
+    /// Whether ln pi itself is differentiated, not the ratio.
+    fn of_log_probability(&self) -> bool {
+        matches!(self, Surrogate::Weighted { .. } | Surrogate::Plain)
+    }
 }
 
 /// beta times an estimate of the divergence, with D = ln pi - ln pi_ref.
@@ -163,7 +172,7 @@ pub fn forward<T: Float>(operands: Operands<T>, rule: Rule<T>, term: &mut [T], s
 pub fn backward<T: Float>(weight: &[T], operands: Operands<T>, rule: Rule<T>, coefficient: &mut [T]) {
     let starts = operands.starts;
     // The ratio of a sequence is moved by all of its tokens; a weight is moved by none.
-    let shared = rule.sequence && !matches!(rule.surrogate, Surrogate::Weighted { .. });
+    let shared = rule.sequence && !rule.surrogate.of_log_probability();
     let slices = Rows { starts, out: coefficient, cols: 1 };
     parallel::elements(slices, cost(starts), |_, coefficient| {
         isa::run(
@@ -248,7 +257,8 @@ impl<'a, T: Float> Row<'a, T> {
         // A bound stops the gradient.
         let held = free.abs() > rule.clamp;
         let moves = flag::<T>(!held);
-        let ratio = log_ratio.exp();
+        let plain = matches!(rule.surrogate, Surrogate::Plain);
+        let ratio = if plain { T::ONE } else { log_ratio.exp() };
         let (positive, negative) = (advantage > T::ZERO, advantage < T::ZERO);
         let (mut low, mut high, mut capped) = (false, false, false);
         let (gain, slope) = match rule.surrogate {
@@ -278,6 +288,8 @@ impl<'a, T: Float> Row<'a, T> {
                 let slope = four * gate * (T::ONE - gate) * ratio * advantage * moves;
                 (four / temperature * gate * advantage, slope)
             }
+            // What is no number reaches the coefficient too.
+            Surrogate::Plain => (advantage * log_probability, T::ZERO.mul_add(log_probability, advantage)),
         };
         let mut token = Token {
             ratio,

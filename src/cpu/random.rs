@@ -48,7 +48,7 @@ pub fn add_normal<T: Float>(keys: &[u32], deviation: f64, cols: usize, x: &mut [
 
 /// Four standard normals from the words of one block.
 #[inline(always)]
-fn four_normals(words: [u32; 4]) -> [f64; 4] {
+pub fn four_normals(words: [u32; 4]) -> [f64; 4] {
     let uniform = |i: usize| (f64::from(words[i]) + 0.5) / 4_294_967_296.0;
     let pair = |i: usize| {
         let radius = (-2.0 * uniform(i).ln()).sqrt();

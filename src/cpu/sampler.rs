@@ -18,7 +18,9 @@ mod mixture;
 mod support;
 
 pub use filter::Filters;
+pub(in crate::cpu) use filter::fraction_bits;
 pub use mixture::{Mixed, Mixtures, mix, mix_backward};
+pub(in crate::cpu) use support::Faults;
 pub use support::{Stored, score, score_backward};
 
 use super::float::{Float, LANES};
@@ -122,6 +124,10 @@ pub enum Problem {
     },
     /// A stored id is outside the vocabulary, or a count above the capacity.
     Broken,
+    /// Stored ids do not ascend.
+    Unordered,
+    /// No ids are stored where at least one is needed.
+    Empty,
 }
 
 /// The first row with a problem.
@@ -226,7 +232,7 @@ fn draw_kept<T: Float>(
 
 /// Statistics of the kept logits, in ascending order of ids, as if they were a whole row.
 #[inline(always)]
-fn running_of_kept<T: Float>(logits: &[T], scale: T, kept: &[u32]) -> Running<T> {
+pub(in crate::cpu) fn running_of_kept<T: Float>(logits: &[T], scale: T, kept: &[u32]) -> Running<T> {
     let mut running = Running::EMPTY;
     for ids in kept.chunks(CHUNK) {
         let mut values = [T::ZERO; CHUNK];
@@ -240,7 +246,7 @@ fn running_of_kept<T: Float>(logits: &[T], scale: T, kept: &[u32]) -> Running<T>
 
 /// A row that has a softmax: no NaN, no plus infinity, something above minus infinity.
 #[inline(always)]
-fn check<T: Float>(logits: &[T], scale: T, running: &Running<T>) -> Result<(), Problem> {
+pub(in crate::cpu) fn check<T: Float>(logits: &[T], scale: T, running: &Running<T>) -> Result<(), Problem> {
     // NaN and infinity - infinity both reach the sum.
     if !running.sum.is_finite() {
         let bad = |&(_, &l): &(usize, &T)| {
@@ -281,7 +287,7 @@ fn largest_of<T: Float>(values: &[T; WORDS]) -> T {
 
 /// Noise of one row.
 #[derive(Clone, Copy)]
-struct Stream {
+pub(in crate::cpu) struct Stream {
     key: StreamKey,
     site: u32,
     step: u32,
@@ -290,8 +296,19 @@ struct Stream {
 impl Stream {
     #[inline(always)]
     fn of<T>(rows: &Rows<T>, row: usize) -> Stream {
-        let key = StreamKey([rows.keys[2 * row], rows.keys[2 * row + 1]]);
-        Stream { key, site: rows.site, step: rows.steps[row] }
+        Stream::new(rows.keys, rows.steps, rows.site, row)
+    }
+
+    /// The stream of `row` by keys `[rows, 2]` and steps `[rows]`.
+    #[inline(always)]
+    pub(in crate::cpu) fn new(keys: &[u32], steps: &[u32], site: u32, row: usize) -> Stream {
+        Stream { key: StreamKey([keys[2 * row], keys[2 * row + 1]]), site, step: steps[row] }
+    }
+
+    /// The four words of a block.
+    #[inline(always)]
+    pub(in crate::cpu) fn block(self, block: u32, attempt: u32) -> [u32; 4] {
+        self.key.block(self.site, self.step, block, attempt)
     }
 
     /// argmax of s + eps over the whole vocabulary.
@@ -343,7 +360,7 @@ impl Stream {
 
     /// Noise of up to [`BLOCKS`] ids.
     #[inline(always)]
-    fn noise_of<T: Float>(self, ids: &[u32]) -> [T; BLOCKS] {
+    pub(in crate::cpu) fn noise_of<T: Float>(self, ids: &[u32]) -> [T; BLOCKS] {
         let mut blocks = [0; BLOCKS];
         for (block, id) in blocks.iter_mut().zip(ids) {
             *block = id / 4;

@@ -16,7 +16,7 @@
 
 use super::supervised::{self, Example, Limits};
 use crate::base::{Dtype, Error, Result};
-use crate::model::{Gradients, Model, Record, Room, RowPlan, Scores, Sequences, Taps, Truncation};
+use crate::model::{Gradients, Model, Record, RowPlan, Scores, Sequences, Taps, Truncation};
 use crate::ops::{Tensor, smooth_l1};
 
 /// One problem as student and as teacher see it.
@@ -154,17 +154,11 @@ impl Distiller {
                 "give it one (Model::with_random_projector), or load a checkpoint that has latent_projector.json",
             ));
         }
-        let room = Room {
-            rows: limits.rows,
-            slots: limits.positions + limits.rows * Room::slots_of(1, false),
-            longest: limits.longest,
-            tape_positions: limits.positions,
-        };
         let pairs = limits.rows.div_ceil(2);
         let student = Taps::reserve(model, pairs, true)?;
         let statistics = [student.depth() * pairs, 3];
         Ok(Distiller {
-            sequences: Sequences::reserve(model, model.device(), room, record)?,
+            sequences: Sequences::reserve(model, model.device(), limits.room(), record)?,
             scores: Scores::reserve(model, limits.positions)?,
             teacher: Taps::reserve(model, pairs, false)?,
             statistics: Tensor::zeros(model.device(), statistics, model.dtype().accumulation())?,

@@ -13,4 +13,5 @@ pub mod policy;
 pub mod policy_batch;
 mod policy_plan;
 pub mod policy_report;
+pub mod soft_policy;
 pub mod supervised;

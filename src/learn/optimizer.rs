@@ -29,7 +29,7 @@ impl Default for Settings {
     }
 }
 
-/// Optimiser state of one model.
+/// Optimiser state of what one model trains: its adapter, or all its parameters.
 #[derive(Debug)]
 pub struct Optimizer {
     settings: Settings,
@@ -40,10 +40,10 @@ pub struct Optimizer {
 }
 
 impl Optimizer {
-    /// Zero moments for the parameters of `model`.
+    /// Zero moments for what `model` trains.
     pub fn new(model: &Model, settings: Settings) -> Result<Optimizer> {
-        let elements: Vec<usize> = model.parameters().iter().map(|p| p.shape().elements()).collect();
-        let moments: Result<Vec<_>> = model.parameters().iter().map(Moments::new).collect();
+        let elements: Vec<usize> = model.trained().iter().map(|p| p.shape().elements()).collect();
+        let moments: Result<Vec<_>> = model.trained().iter().map(Moments::new).collect();
         Ok(Optimizer {
             settings,
             moments: moments?,
@@ -78,7 +78,7 @@ impl Optimizer {
     }
 
     /// Everything that goes on from step to step besides the count of updates, by name: `m.NAME`, `v.NAME` and, where a
-    /// parameter is bf16, `master.NAME`, for each parameter NAME of `model`.
+    /// parameter is bf16, `master.NAME`, for each NAME that `model` trains.
     ///
     /// # Errors
     /// `model` is not the one the optimiser was made for.
@@ -136,17 +136,17 @@ impl Optimizer {
         let Settings { beta1, beta2, eps, weight_decay, .. } = self.settings;
         let hyper = Hyper { lr: learning_rate, beta1, beta2, eps, weight_decay, step: self.step };
         let scale = self.norm.scale();
-        adamw::step_all(model.parameters_mut(), &list, &mut self.moments, &hyper, scale, &mut self.batch)?;
+        adamw::step_all(model.trained_mut(), &list, &mut self.moments, &hyper, scale, &mut self.batch)?;
         Ok(norm)
     }
 }
 
 /// Names of the parameters that moments belong to.
 fn names(model: &Model, expected: usize) -> Result<Vec<&str>> {
-    let list = model.parameter_list();
-    if list.len() != expected {
-        let found = format!("a model with {} parameters", list.len());
-        return Err(Error::shape("optimiser state", found, format!("the one with {expected}")));
+    let names = model.trained_names();
+    if names.len() != expected {
+        let found = format!("a model that trains {} tensors", names.len());
+        return Err(Error::shape("optimiser state", found, format!("the one that trains {expected}")));
     }
-    Ok(list.iter().map(|parameter| parameter.name.as_str()).collect())
+    Ok(names)
 }

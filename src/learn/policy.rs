@@ -9,19 +9,22 @@
 //! to the order of sums. Later passes over the same rollouts always replay. Prompts run in parts that fit the tape.
 
 use super::advantages::advantages;
-use super::objective::{Extent, Objective, weights};
+use super::objective::Objective;
 use super::optimizer::Optimizer;
 use super::policy_batch::{Batch, Passed};
-use super::policy_plan::{check, is_local, parts, prompts_at_once, teacher, trains_dead_groups};
+use super::policy_plan::{check, is_local, prompts_at_once, trains_dead_groups};
 use super::policy_report::{Judged, Question, Report};
+use super::soft_policy::SoftLearner;
 use crate::base::rng::{Purpose, StreamKey};
 use crate::base::{Error, Result};
 use crate::model::{Gradients, Model, Record, Scores};
 use crate::rollout::audit::{self, Audit};
-use crate::rollout::group::{Drawing, Form, Member, Rollouts, Trajectory};
+use crate::rollout::group::{Drawing, Form, Member, Rollouts, SoftReplay, Trajectory};
 use crate::rollout::masks::{Masking, Rollout};
 use std::ops::{ControlFlow, Range};
 use std::time::Instant;
+
+mod pass;
 
 pub use super::policy_plan::{Replay, Settings, Source};
 
@@ -45,6 +48,8 @@ pub struct Policy {
     clean: Option<Rollouts>,
     scores: Scores,
     batch: Batch,
+    /// Losses of soft steps; none where they have none of their own.
+    soft: Option<SoftLearner>,
     gradients: Gradients,
     optimizer: Optimizer,
     audit: Audit,
@@ -65,20 +70,35 @@ impl Policy {
         model: &Model,
         (form, drawing): (Form, Drawing),
         objective: Objective,
-        settings: Settings,
+        mut settings: Settings,
         optimizer: Optimizer,
         reference: Option<Model>,
     ) -> Result<Policy> {
         check(&drawing, &objective, &settings, reference.is_some())?;
+        let mut drawing = drawing;
+        if let (Some(thoughts), Some(soft)) = (&mut drawing.soft, &settings.soft) {
+            thoughts.replay = soft.estimator.replay();
+            settings.truncation.soft = soft.estimator.gradient();
+        }
         let part = prompts_at_once(model, &form, &drawing, &settings)?;
         let limits = settings.limits(part);
         let answers = limits.members * form.max_new_tokens;
+        let soft = match (&drawing.soft, &settings.soft) {
+            (Some(thoughts), Some(soft)) => {
+                SoftLearner::reserve(model, soft, thoughts, limits.members, form.latents)?
+            }
+            _ => None,
+        };
         let without = |masking| Drawing { masking, ..drawing.clone() };
         let reference = match reference {
             None => None,
             Some(frozen) => {
                 let masked = settings.reference_masked;
-                let drawing = if masked { drawing.clone() } else { without(Masking::NONE) };
+                let mut drawing = if masked { drawing.clone() } else { without(Masking::NONE) };
+                // The reference reads what the policy read.
+                if let Some(soft) = &mut drawing.soft {
+                    soft.replay = SoftReplay::Actions;
+                }
                 Some(Reference {
                     rollouts: Rollouts::reserve(&frozen, form.clone(), drawing, limits, Record::LayerInputs)?,
                     scores: Scores::reserve(&frozen, answers)?,
@@ -100,6 +120,7 @@ impl Policy {
             batch: Batch::reserve(model, limits.members, answers)?,
             gradients: model.gradients()?,
             clean,
+            soft,
             part,
             objective,
             settings,
@@ -208,7 +229,7 @@ impl Policy {
                     passed
                 }
             };
-            let moves = passed.tokens > 0;
+            let moves = passed.trained() > 0;
             report.passes.push(passed);
             if moves {
                 let began = Instant::now();
@@ -264,7 +285,13 @@ impl Policy {
             let judged = judge(question, &trajectory)?;
             let penalty = self.objective.overlong.map_or(0.0, |overlong| overlong.penalty(length, limit));
             report.tokens += length;
-            report.rollouts.push(Judged { trajectory, judged, reward: judged + penalty, advantage: 0.0 });
+            report.rollouts.push(Judged {
+                trajectory,
+                judged,
+                reward: judged + penalty,
+                advantage: 0.0,
+                action_scores: Vec::new(),
+            });
         }
         report.times.reward += began.elapsed();
         Ok(first..report.questions.len())
@@ -313,115 +340,5 @@ impl Policy {
         };
         let trains = |&question: &usize| trains_dead_groups(&self.objective) || has_advantage(question);
         of.clone().filter(trains).count() as f64 >= REPLAY_BELOW * of.len() as f64
-    }
-
-    /// Adds the gradient of the questions `of` to the gradients: from the tape (on which this rollout of the report is the
-    /// first, of an update of so many questions), or by replay.
-    fn learn(
-        &mut self,
-        model: &Model,
-        of: &[usize],
-        on_tape: Option<(usize, usize)>,
-        report: &mut Report,
-        passed: &mut Passed,
-    ) -> Result<()> {
-        let counted: Vec<usize> =
-            of.iter().flat_map(|&question| report.rollouts_of(&(question..question + 1))).collect();
-        let judged: Vec<&Judged> = counted.iter().map(|&index| &report.rollouts[index]).collect();
-        let prompts = on_tape.map_or(of.len(), |(_, questions)| questions);
-        let weights = self.row_weights(&judged, prompts)?;
-        // Rows that no gradient comes from are neither scored nor replayed.
-        let idle = |judged: &Judged, weight: f64| {
-            weight == 0.0 || (judged.advantage == 0.0 && !trains_dead_groups(&self.objective))
-        };
-        let rows: Vec<(usize, f64)> = (counted.iter().zip(&judged).zip(weights))
-            .filter(|((_, judged), weight)| !idle(judged, *weight))
-            .map(|((&index, _), weight)| (index, weight))
-            .collect();
-        if rows.is_empty() {
-            return Ok(());
-        }
-        match on_tape {
-            Some((first, _)) => {
-                let predictors = self.rollouts.predictors();
-                let at: Vec<u32> =
-                    rows.iter().flat_map(|(index, _)| predictors[index - first].iter().copied()).collect();
-                self.differentiate(model, &rows, &at, report, passed)
-            }
-            None => {
-                let group = self.settings.group;
-                for part in parts(&rows, report, self.part, self.part * group) {
-                    let began = Instant::now();
-                    let (prompts, replayed) = teacher(part, report, self.settings.replay);
-                    let rollouts = self.clean.as_mut().unwrap_or(&mut self.rollouts);
-                    rollouts.replay(model, &prompts, &replayed.iter().collect::<Vec<_>>())?;
-                    let at: Vec<u32> = rollouts.predictors().iter().flatten().copied().collect();
-                    report.times.rollout += began.elapsed();
-                    self.differentiate(model, part, &at, report, passed)?;
-                }
-                Ok(())
-            }
-        }
-    }
-
-    /// The weight of each token of each of the rollouts `judged`, where an update has `prompts` groups; those that are
-    /// not given count as rows without tokens.
-    fn row_weights(&self, judged: &[&Judged], prompts: usize) -> Result<Vec<f64>> {
-        let group = self.settings.group;
-        let rows = judged.len().max(prompts * group);
-        let mut lengths: Vec<usize> = judged.iter().map(|judged| judged.trajectory.tokens.len()).collect();
-        let mut left_out: Vec<bool> = judged.iter().map(|judged| !judged.trajectory.stopped).collect();
-        lengths.resize(rows, 0);
-        left_out.resize(rows, false);
-        let extent = Extent {
-            lengths: &lengths,
-            groups: &vec![group; rows / group],
-            max_length: self.rollouts.form().max_new_tokens,
-            left_out: if self.objective.mask_truncated { &left_out } else { &[] },
-        };
-        let weights = weights(self.objective.aggregation, &extent)?;
-        let mut token = 0;
-        let first = |length: &usize| {
-            let weight = weights.get(token).copied().unwrap_or(0.0);
-            token += length;
-            weight
-        };
-        Ok(lengths[..judged.len()].iter().map(first).collect())
-    }
-
-    /// Scores the rollouts `rows` (index, weight of each token) at the tape positions `at`, and adds their gradient.
-    fn differentiate(
-        &mut self,
-        model: &Model,
-        rows: &[(usize, f64)],
-        at: &[u32],
-        report: &mut Report,
-        passed: &mut Passed,
-    ) -> Result<()> {
-        let began = Instant::now();
-        let judged: Vec<&Judged> = rows.iter().map(|&(index, _)| &report.rollouts[index]).collect();
-        let weights: Vec<f64> = rows.iter().map(|&(_, weight)| weight).collect();
-        let targets: Vec<u32> = judged.iter().flat_map(|judged| judged.trajectory.tokens.clone()).collect();
-        let inverse_temperature = self.rollouts.drawing().law.inverse_temperature();
-        let reference = match &mut self.reference {
-            None => None,
-            Some(reference) => {
-                let (prompts, replayed) = teacher(rows, report, Replay::Same);
-                let Reference { model, rollouts, scores } = reference;
-                rollouts.replay(model, &prompts, &replayed.iter().collect::<Vec<_>>())?;
-                let at: Vec<u32> = rollouts.predictors().iter().flatten().copied().collect();
-                scores.forward(model, rollouts.sequences(), &at, &targets, inverse_temperature)?;
-                Some(scores.log_probabilities()?)
-            }
-        };
-        let rollouts = self.clean.as_mut().unwrap_or(&mut self.rollouts);
-        let (sequences, masks) = rollouts.parts_mut();
-        self.scores.forward(model, sequences, at, &targets, inverse_temperature)?;
-        self.batch.load(&judged, &weights, reference.as_deref())?;
-        self.batch.run(&mut self.scores, &self.objective.loss, passed)?;
-        self.scores.backward_written(model, sequences, &mut self.gradients)?;
-        model.backward(sequences, masks, self.settings.truncation, &mut self.gradients)?;
-        report.times.backward += began.elapsed();
-        Ok(())
     }
 }

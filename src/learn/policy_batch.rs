@@ -1,10 +1,20 @@
 //! The device buffers of a policy loss: what goes up, what comes down, and what is counted.
 
-use super::policy_report::Judged;
 use crate::base::{Dtype, Error, Result};
-use crate::model::{Model, Scores};
+use crate::model::Model;
 use crate::ops::policy_loss::{self, Hyper, Inputs, Outputs, Statistic};
-use crate::ops::{Tensor, View};
+use crate::ops::{Tensor, View, ViewMut};
+
+/// One rollout in a pass.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Row {
+    /// Scored tokens, or soft steps.
+    pub length: usize,
+    /// The weight of each.
+    pub weight: f64,
+    /// The rollout's advantage.
+    pub advantage: f64,
+}
 
 /// What one pass measured over the tokens it trained.
 #[derive(Clone, Debug, Default)]
@@ -23,12 +33,24 @@ pub struct Passed {
     pub ratio_spread: f64,
     /// Largest difference between a log-probability now and as sampled.
     pub log_ratio: f64,
+    /// The same of soft steps, whose loss is part of this one's; none where they have no loss of their own.
+    pub soft: Option<Box<Passed>>,
 }
 
 impl Passed {
     /// Mean over tokens of a statistic; for flags, the share of tokens.
     pub fn mean(&self, statistic: Statistic) -> f64 {
         self.statistics[statistic as usize] / self.tokens.max(1) as f64
+    }
+
+    /// Tokens and soft steps trained.
+    pub fn trained(&self) -> usize {
+        self.tokens + self.soft.as_ref().map_or(0, |soft| soft.tokens)
+    }
+
+    /// Adds the entropies (nats) of the distributions that tokens were drawn from.
+    pub(super) fn count_entropy(&mut self, entropies: &[f64]) {
+        self.entropy += entropies.iter().sum::<f64>();
     }
 
     /// Mean entropy (nats).
@@ -75,28 +97,26 @@ impl Batch {
         })
     }
 
-    /// Brings up the rows `judged`, each token of a row with the row's weight, and their log-probabilities under the
-    /// reference.
-    pub fn load(&mut self, judged: &[&Judged], weights: &[f64], reference: Option<&[f64]>) -> Result<()> {
-        let per_token = |value: &dyn Fn(usize) -> f64| -> Vec<f64> {
-            let rows = judged.iter().enumerate();
-            rows.flat_map(|(row, judged)| vec![value(row); judged.trajectory.tokens.len()]).collect()
+    /// Brings up `rows`, each token of a row with the row's weight, the log-probabilities they were drawn with, and
+    /// those under the reference.
+    pub fn load(&mut self, rows: &[Row], old: &[f64], reference: Option<&[f64]>) -> Result<()> {
+        let per_token = |value: fn(&Row) -> f64| -> Vec<f64> {
+            rows.iter().flat_map(|row| vec![value(row); row.length]).collect()
         };
-        let lengths = judged.iter().map(|judged| judged.trajectory.tokens.len());
         let starts: Vec<u32> = std::iter::once(0)
-            .chain(lengths.scan(0, |end, length| {
-                *end += length as u32;
+            .chain(rows.iter().scan(0, |end, row| {
+                *end += row.length as u32;
                 Some(*end)
             }))
             .collect();
         self.sampled.clear();
-        self.sampled.extend(judged.iter().flat_map(|judged| &judged.trajectory.log_probabilities));
-        (self.rows, self.tokens) = (judged.len(), self.sampled.len());
+        self.sampled.extend(old);
+        (self.rows, self.tokens) = (rows.len(), self.sampled.len());
         if starts[self.rows] as usize != self.tokens {
             return Err(Error::shape("log-probabilities of rollouts", self.tokens, starts[self.rows]));
         }
-        self.weights = per_token(&|row| weights[row]);
-        let advantages = per_token(&|row| judged[row].advantage);
+        self.weights = per_token(|row| row.weight);
+        let advantages = per_token(|row| row.advantage);
         self.starts.upload_at(0, &starts)?;
         upload(&mut self.old, &self.sampled)?;
         upload(&mut self.weight, &self.weights)?;
@@ -105,13 +125,19 @@ impl Batch {
         reference.map_or(Ok(()), |reference| upload(&mut self.reference, reference))
     }
 
-    /// Computes the loss and leaves its gradient by the log-probabilities in `scores`; adds to what was `passed`.
+    /// Computes the loss of the `log_probability` of now, and its gradient by them, the `coefficient`s; adds to what was
+    /// `passed`.
     ///
     /// # Errors
     /// A loss that is not finite.
-    pub fn run(&mut self, scores: &mut Scores, hyper: &Hyper, passed: &mut Passed) -> Result<()> {
+    pub fn run(
+        &mut self,
+        log_probability: View,
+        coefficient: ViewMut,
+        hyper: &Hyper,
+        passed: &mut Passed,
+    ) -> Result<()> {
         let tokens = 0..self.tokens;
-        let (log_probability, coefficient) = scores.coefficients_mut()?;
         let inputs = Inputs {
             log_probability,
             old: self.old.rows(tokens.clone())?,
@@ -137,7 +163,6 @@ impl Batch {
         passed.loss += loss;
         passed.has_reference = self.has_reference;
         passed.tokens += self.tokens;
-        passed.entropy += scores.entropies()?.iter().sum::<f64>();
         for token in values(self.statistics.rows(tokens)?)?.chunks_exact(Statistic::COUNT) {
             for (sum, value) in passed.statistics.iter_mut().zip(token) {
                 *sum += value;
@@ -145,7 +170,7 @@ impl Batch {
             let spread = (token[Statistic::Ratio as usize] - 1.0).abs();
             passed.ratio_spread = passed.ratio_spread.max(spread);
         }
-        for (now, sampled) in scores.log_probabilities()?.iter().zip(&self.sampled) {
+        for (now, sampled) in values(log_probability)?.iter().zip(&self.sampled) {
             passed.log_ratio = passed.log_ratio.max((now - sampled).abs());
         }
         Ok(())

@@ -3,6 +3,7 @@
 use super::advantages::{Baseline, Scale};
 use super::objective::{Aggregation, Objective};
 use super::policy_report::Report;
+use super::soft_policy::SoftObjective;
 use crate::base::{Error, Result};
 use crate::model::{Model, Record, Sequences, Truncation};
 use crate::ops::sampler::Law;
@@ -31,6 +32,8 @@ pub struct Settings {
     pub refills: usize,
     /// Which mask the update runs under.
     pub replay: Replay,
+    /// How soft steps are trained, where thoughts are soft.
+    pub soft: Option<SoftObjective>,
 }
 
 /// Which mask the update scores a rollout under. Only [`Replay::Same`] estimates a gradient (algorithms B.4, E4).
@@ -124,7 +127,7 @@ pub(super) fn prompts_at_once(
     settings: &Settings,
 ) -> Result<usize> {
     let bytes = |prompts: usize| {
-        let room = room(form, drawing, settings.limits(prompts), Record::Everything);
+        let room = room(model, form, drawing, settings.limits(prompts), Record::Everything);
         Sequences::bytes(model, room, Record::Everything)
     };
     let one = bytes(1)?;
@@ -172,6 +175,17 @@ pub(super) fn check(
             format!("groups of {}, {} prompts, {} passes", settings.group, settings.prompts, settings.passes),
             "use groups of at least 2 rollouts (a baseline compares them), at least one prompt and one pass",
         ));
+    }
+    match (&drawing.soft, &settings.soft) {
+        (None, None) => {}
+        (Some(thoughts), Some(objective)) => objective.check(thoughts)?,
+        (thoughts, objective) => {
+            return Err(Error::input(
+                "soft thoughts",
+                format!("drawn: {}, an estimator is given: {}", thoughts.is_some(), objective.is_some()),
+                "give both (estimator none trains tokens alone) or neither",
+            ));
+        }
     }
     match drawing.law {
         Law::Categorical { top_k: None, top_p: None | Some(1.0), min_p: None | Some(0.0), .. } => Ok(()),

@@ -28,6 +28,8 @@ pub struct Judged {
     pub reward: f64,
     /// Its advantage.
     pub advantage: f64,
+    /// Scores of its soft steps in the first pass; none before, or where soft steps have no loss of their own.
+    pub action_scores: Vec<f64>,
 }
 
 /// Where an update's time went.

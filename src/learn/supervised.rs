@@ -7,7 +7,9 @@
 use super::codi::Losses;
 use super::optimizer::Optimizer;
 use crate::base::{Error, Result};
-use crate::model::{Gradients, Model, Record, Room, RowPlan, Scores, Segment, Sequences, Truncation};
+use crate::model::{
+    Gradients, Model, Record, Room, RowPlan, Scores, Segment, Sequences, SoftRoom, Truncation,
+};
 
 /// One training example.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -82,6 +84,7 @@ impl Limits {
             slots: self.positions + self.rows * Room::slots_of(1, false),
             longest: self.longest,
             tape_positions: self.positions,
+            soft: SoftRoom::default(),
         }
     }
 }

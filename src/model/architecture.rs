@@ -27,6 +27,8 @@ pub struct LinearPlan {
     pub bias: Option<usize>,
     /// Layout and window.
     pub projection: Projection,
+    /// Index of A among the tensors of the adapter, before B; none where the weight is not adapted.
+    pub adapter: Option<usize>,
 }
 
 /// One transformer layer.
@@ -44,6 +46,8 @@ pub struct LayerPlan {
     pub(super) gate: Option<LinearPlan>,
     pub(super) up: LinearPlan,
     pub(super) down: LinearPlan,
+    /// Rank of the adapter; 0 = none.
+    pub(super) rank: usize,
 }
 
 /// The whole model.
@@ -79,6 +83,17 @@ impl Architecture {
             list,
         })
     }
+
+    /// Resolves an adapter: `at` finds the A of a projection.
+    pub(super) fn adapt(&mut self, rank: usize, at: impl Fn(&LinearPlan) -> Option<usize>) {
+        for layer in &mut self.layers {
+            layer.rank = rank;
+            let LayerPlan { query, key, value, output, gate, up, down, .. } = layer;
+            for plan in [query, key, value, output, up, down].into_iter().chain(gate) {
+                plan.adapter = at(plan);
+            }
+        }
+    }
 }
 
 struct Finder<'a> {
@@ -112,7 +127,8 @@ impl Finder<'_> {
             super::config::Family::Gpt2 => linear::Layout::InOut,
             _ => linear::Layout::OutIn,
         };
-        Ok(LinearPlan { weight, bias: self.get(bias), projection: Projection { layout, inputs, outputs } })
+        let projection = Projection { layout, inputs, outputs };
+        Ok(LinearPlan { weight, bias: self.get(bias), projection, adapter: None })
     }
 
     fn layer(&self, layer: usize) -> Result<LayerPlan> {
@@ -147,6 +163,7 @@ impl Finder<'_> {
             gate,
             up: self.linear(role(UpWeight), role(UpBias), width, 0..hidden)?,
             down: self.linear(role(DownWeight), role(DownBias), hidden, 0..width)?,
+            rank: 0,
         })
     }
 }

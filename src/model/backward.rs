@@ -6,6 +6,7 @@ use super::block::{Masks, Positions};
 use super::norm;
 use super::parameters::Gradients;
 use super::sequences::{Sequences, not_recording};
+use super::soft::SoftGradient;
 use super::tape::{Entry, Record};
 use super::taps::Taps;
 use crate::base::{Dtype, Result};
@@ -22,8 +23,10 @@ pub struct Truncation {
     pub detach_latent: bool,
     /// No gradient into keys and values of earlier units (prompt and latents seen from later positions).
     pub detach_kv: bool,
-    /// Gradient through the last so many latents of each row only (`bptt_k`).
+    /// Gradient through the last so many latents (or drawn mixtures) of each row only (`bptt_k`).
     pub latent_steps: Option<usize>,
+    /// Which gradients flow into soft inputs. `detach_latent` holds for drawn mixtures too.
+    pub soft: SoftGradient,
 }
 
 /// Buffers of the walk.
@@ -88,7 +91,11 @@ impl Model {
         if let Some(taps) = taps.as_deref_mut() {
             taps.inject_final(sequences.hidden_gradient_mut()?)?;
         }
-        let units = sequences.tape.units();
+        let units = sequences.tape.units(truncation.soft);
+        let constant = truncation.soft == SoftGradient::Nothing;
+        if constant {
+            mark_soft(sequences, |_| -1)?;
+        }
         if masks.is_some() {
             for at in unmasked(&sequences.tape.entries, &units) {
                 sequences.tape.index.instances.upload_at(at.start, &vec![-1_i32; at.len()])?;
@@ -97,6 +104,9 @@ impl Model {
         for unit in units.into_iter().rev() {
             let taps = taps.as_deref_mut();
             self.backward_unit(sequences, unit, masks, truncation, gradients, &sources, taps)?;
+        }
+        if constant {
+            mark_soft(sequences, |n| -2 - n as i32)?;
         }
         Ok(())
     }
@@ -114,10 +124,12 @@ impl Model {
     ) -> Result<()> {
         let entries_of = &sequences.tape.entries[entries];
         // Only the first entry of a unit may hold latents.
-        let latents = entries_of[0].latent.then(|| entries_of[0].at.clone());
+        let is_latent = entries_of[0].latent && entries_of[0].soft.is_none();
+        let latents = is_latent.then(|| entries_of[0].at.clone());
         let at = entries_of[0].at.start..entries_of[entries_of.len() - 1].at.end;
         let masks = masks.filter(|_| entries_of.iter().any(|entry| entry.masked));
-        let soft = entries_of[0].soft;
+        let soft = entries_of[0].soft.clone().filter(|_| truncation.soft != SoftGradient::Nothing);
+        let first = entries_of[0].at.clone();
         let run = 0..at.len();
 
         let (Some(hidden_gradient), Some(back)) = (&sequences.hidden_gradient, &mut sequences.backward)
@@ -166,20 +178,19 @@ impl Model {
         let inputs = embedding::Inputs {
             ids,
             positions: index.positions.rows(at.clone())?,
-            soft: soft.map(|soft| sequences.softs[soft].view()),
+            soft: soft.as_ref().map(|at| sequences.soft.view(at)).transpose()?,
         };
-        let table = &self.parameters[self.architecture.token_embedding];
         let stream = back.stream.rows(run.clone())?;
-        match self.architecture.position_embedding {
-            Some(positions) => {
-                let [dtable, dpositions] = gradients.pair(self.architecture.token_embedding, positions);
-                let (dpositions, order) = (Some(dpositions), &mut back.order);
-                embedding::backward(stream, &inputs, table, dtable, dpositions, None, order)?;
-            }
-            None => {
-                let dtable = gradients.at(self.architecture.token_embedding);
-                embedding::backward(stream, &inputs, table, dtable, None, None, &mut back.order)?;
-            }
+        let owed = &sources[first.clone()];
+        let drawn = soft.as_ref().filter(|soft| soft.is_drawn() && owed.iter().any(|&source| source >= 0));
+        let d_weights = drawn.map(|soft| sequences.draws.d_weights(soft)).transpose()?;
+        let [dtable, dpositions] = gradients.embeddings(self.architecture.position_embedding);
+        if dtable.is_some() || d_weights.is_some() {
+            let order = &mut back.order;
+            embedding::backward(stream, &inputs, self.table(), dtable, dpositions, d_weights, order)?;
+        }
+        if let Some(soft) = drawn {
+            return self.backward_drawn(sequences, soft, owed, gradients);
         }
         let flows = sources[at.clone()].iter().any(|&source| source >= 0);
         if let (Some(room), Some(latents)) = (&mut sequences.projected, latents) {
@@ -259,11 +270,30 @@ fn latent_sources(sequences: &Sequences, truncation: Truncation) -> Vec<i32> {
     if truncation.detach_latent {
         return sources;
     }
-    for feed in sequences.tape.entries.iter().flat_map(|entry| &entry.feeds) {
-        let from_the_end = sequences.rows[feed.row as usize].latents - feed.ordinal;
-        if truncation.latent_steps.is_none_or(|kept| from_the_end <= kept) {
-            sources[feed.at] = feed.source as i32;
+    for entry in &sequences.tape.entries {
+        if entry.soft.is_some() && truncation.soft != SoftGradient::Pathwise {
+            continue;
+        }
+        for feed in &entry.feeds {
+            let from_the_end = sequences.rows[feed.row as usize].latents - feed.ordinal;
+            if truncation.latent_steps.is_none_or(|kept| from_the_end <= kept) {
+                sources[feed.at] = feed.source as i32;
+            }
         }
     }
     sources
+}
+
+/// Writes `id(n)` where mixture n of each entry stands: -1 makes it a constant, -2 - n itself again.
+fn mark_soft(sequences: &mut Sequences, id: impl Fn(usize) -> i32) -> Result<()> {
+    let Sequences { tape, .. } = sequences;
+    for soft in tape.entries.iter().filter_map(|entry| entry.soft.as_ref()) {
+        let mut n = 0;
+        for run in soft.positions() {
+            let ids: Vec<i32> = (n..n + run.len()).map(&id).collect();
+            tape.index.ids.upload_at(run.start, &ids)?;
+            n += run.len();
+        }
+    }
+    Ok(())
 }

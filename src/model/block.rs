@@ -9,6 +9,7 @@
 //! Backward reads what forward kept in [`Activations`]; with recompute it is kept for one layer at a time and
 //! forward runs again just before backward (the same bits: the cache is rewritten with what it holds).
 
+use super::adapter::{Adapters, LowRank};
 use super::architecture::{LayerPlan, LinearPlan, NormPlan};
 use super::norm;
 use super::parameters::Gradients;
@@ -94,6 +95,8 @@ impl Activations {
 pub(super) struct Workspace {
     /// Output of a branch before it joins the residual stream, and its gradient.
     branch: Tensor,
+    /// For the products of an adapter.
+    low: Option<LowRank>,
     backward: Option<BackwardWorkspace>,
 }
 
@@ -141,7 +144,11 @@ impl Workspace {
                 d_up: zeros(hidden)?,
             })
         };
-        Ok(Workspace { branch: zeros(width)?, backward: differentiate.then(backward).transpose()? })
+        Ok(Workspace {
+            branch: zeros(width)?,
+            low: LowRank::reserve(device, rows, plan.rank, dtype, differentiate)?,
+            backward: differentiate.then(backward).transpose()?,
+        })
     }
 }
 
@@ -151,6 +158,7 @@ pub(super) struct Block<'a> {
     pub layer: usize,
     pub plan: &'a LayerPlan,
     pub parameters: &'a [Tensor],
+    pub adapters: Option<&'a Adapters>,
     pub geometry: &'a Geometry,
     pub rope: Option<&'a RopeTable>,
     pub cache_layout: &'a CacheLayout,
@@ -188,33 +196,37 @@ impl<'a> Block<'a> {
         }
     }
 
-    fn linear(&self, plan: &LinearPlan, x: View, y: ViewMut) -> Result<()> {
+    fn linear(&self, plan: &LinearPlan, x: View, mut y: ViewMut, low: &mut Option<LowRank>) -> Result<()> {
         let bias = plan.bias.map(|index| &self.parameters[index]);
-        linear::forward(x, &plan.projection, &self.parameters[plan.weight], bias, y)
+        linear::forward(x, &plan.projection, &self.parameters[plan.weight], bias, y.reborrow())?;
+        match (self.adapters, plan.adapter) {
+            (Some(adapters), Some(at)) => adapters.forward(at, &plan.projection, x, y, low),
+            _ => Ok(()),
+        }
     }
 
     fn linear_backward(
         &self,
         plan: &LinearPlan,
         (dy, x): (View, View),
-        dx: (ViewMut, Accumulate),
+        (mut dx, accumulate): (ViewMut, Accumulate),
         gradients: &mut Gradients,
+        low: &mut Option<LowRank>,
     ) -> Result<()> {
         let weight = &self.parameters[plan.weight];
-        let (dw, dbias) = match plan.bias {
-            Some(bias) => {
-                let [dw, dbias] = gradients.pair(plan.weight, bias);
-                (dw, Some(dbias))
-            }
+        let (dw, dbias) = match plan.bias.map(|bias| gradients.pair(plan.weight, bias)) {
+            Some(Some([dw, dbias])) => (Some(dw), Some(dbias)),
+            Some(None) => (None, None),
             None => (gradients.at(plan.weight), None),
         };
-        linear::backward(
-            dy,
-            x,
-            &plan.projection,
-            weight,
-            linear::Gradients { dx: Some(dx), dw: Some(dw), dbias },
-        )
+        let wanted = linear::Gradients { dx: Some((dx.reborrow(), accumulate)), dw, dbias };
+        linear::backward(dy, x, &plan.projection, weight, wanted)?;
+        match (self.adapters, plan.adapter) {
+            (Some(adapters), Some(at)) => {
+                adapters.backward(at, &plan.projection, (dy, x), dx, gradients, low)
+            }
+            _ => Ok(()),
+        }
     }
 
     /// Runs the layer: reads `x`, writes `y`, appends keys and values to `cache`, keeps `kept` at rows `at`.
@@ -239,15 +251,29 @@ impl<'a> Block<'a> {
             here(),
         )?;
         let normed = kept.normed1.rows(here())?;
-        self.linear(&plan.value, normed, kept.value.rows_mut(here())?)?;
+        self.linear(&plan.value, normed, kept.value.rows_mut(here())?, &mut work.low)?;
         match &mut kept.raw {
             None => {
-                self.linear(&plan.query, normed, kept.query.rows_mut(here())?)?;
-                self.linear(&plan.key, normed, kept.key.rows_mut(here())?)?;
+                self.linear(&plan.query, normed, kept.query.rows_mut(here())?, &mut work.low)?;
+                self.linear(&plan.key, normed, kept.key.rows_mut(here())?, &mut work.low)?;
             }
             Some([raw_query, raw_key]) => {
-                self.head_norm((&plan.query, &plan.query_norm), normed, &mut kept.query, raw_query, here())?;
-                self.head_norm((&plan.key, &plan.key_norm), normed, &mut kept.key, raw_key, here())?;
+                self.head_norm(
+                    (&plan.query, &plan.query_norm),
+                    normed,
+                    &mut kept.query,
+                    raw_query,
+                    here(),
+                    &mut work.low,
+                )?;
+                self.head_norm(
+                    (&plan.key, &plan.key_norm),
+                    normed,
+                    &mut kept.key,
+                    raw_key,
+                    here(),
+                    &mut work.low,
+                )?;
             }
         }
         if let Some(table) = self.rope {
@@ -263,7 +289,12 @@ impl<'a> Block<'a> {
             &mut kept.attention,
             here(),
         )?;
-        self.linear(&plan.output, kept.attended.rows(here())?, work.branch.rows_mut(run.clone())?)?;
+        self.linear(
+            &plan.output,
+            kept.attended.rows(here())?,
+            work.branch.rows_mut(run.clone())?,
+            &mut work.low,
+        )?;
         norm::forward_of_sum(
             &plan.norm2,
             self.parameters,
@@ -275,10 +306,10 @@ impl<'a> Block<'a> {
         )?;
         let middle = kept.middle.rows(here())?;
         let normed = kept.normed2.rows(here())?;
-        self.linear(&plan.up, normed, kept.up.rows_mut(here())?)?;
+        self.linear(&plan.up, normed, kept.up.rows_mut(here())?, &mut work.low)?;
         match (&plan.gate, &mut kept.gate) {
             (Some(plan), Some(gate)) => {
-                self.linear(plan, normed, gate.rows_mut(here())?)?;
+                self.linear(plan, normed, gate.rows_mut(here())?, &mut work.low)?;
                 swiglu::forward(gate.rows(here())?, kept.up.rows(here())?, kept.hidden.rows_mut(here())?)?;
             }
             _ => gelu::forward(kept.up.rows(here())?, kept.hidden.rows_mut(here())?)?,
@@ -287,7 +318,12 @@ impl<'a> Block<'a> {
             mask::apply(kept.hidden.rows_mut(here())?, mask)?;
         }
         let Some(y) = y else { return Ok(()) };
-        self.linear(&plan.down, kept.hidden.rows(here())?, work.branch.rows_mut(run.clone())?)?;
+        self.linear(
+            &plan.down,
+            kept.hidden.rows(here())?,
+            work.branch.rows_mut(run.clone())?,
+            &mut work.low,
+        )?;
         let mask = on.mask(self.layer, SiteKind::MlpOut);
         masked_residual::forward(middle, work.branch.rows(run)?, mask, y)
     }
@@ -300,10 +336,11 @@ impl<'a> Block<'a> {
         out: &mut Tensor,
         raw: &mut RawHeads,
         at: Range<usize>,
+        low: &mut Option<LowRank>,
     ) -> Result<()> {
         let Some(norm) = norm else { unreachable!("raw heads exist only where the plan has a norm") };
         let heads = linear.projection.outputs.len() / self.geometry.head_dim;
-        self.linear(linear, x, raw.projected.rows_mut(at.clone())?)?;
+        self.linear(linear, x, raw.projected.rows_mut(at.clone())?, low)?;
         let projected = raw.projected.rows(at.clone())?.split(heads)?;
         let out = out.rows_mut(at.clone())?.split(heads)?;
         norm::forward(norm, self.parameters, projected, out, &mut raw.norm, at.start * heads..at.end * heads)
@@ -327,14 +364,14 @@ impl<'a> Block<'a> {
         };
         let (plan, geometry, run) = (self.plan, self.geometry, 0..at.len());
         let here = || at.clone();
-        let branch = &mut work.branch;
+        let (branch, low) = (&mut work.branch, &mut work.low);
 
         // y = middle + mask(hidden Wdown)
         let mask = on.mask(self.layer, SiteKind::MlpOut);
         masked_residual::backward(dy.rows(run.clone())?, mask, branch.rows_mut(run.clone())?)?;
         let hidden = kept.hidden.rows(here())?;
         let d_hidden = (back.d_hidden.rows_mut(run.clone())?, Accumulate::Assign);
-        self.linear_backward(&plan.down, (branch.rows(run.clone())?, hidden), d_hidden, gradients)?;
+        self.linear_backward(&plan.down, (branch.rows(run.clone())?, hidden), d_hidden, gradients, low)?;
         if let Some(mask) = on.mask(self.layer, SiteKind::MlpHid) {
             mask::apply(back.d_hidden.rows_mut(run.clone())?, mask)?;
         }
@@ -345,14 +382,32 @@ impl<'a> Block<'a> {
             (Some(plan_gate), Some(gate), Some(d_gate)) => {
                 swiglu::backward(d_hidden, gate.rows(here())?, up, d_gate.rows_mut(run.clone())?, d_up)?;
                 let d_normed = (back.d_normed.rows_mut(run.clone())?, Accumulate::Assign);
-                self.linear_backward(plan_gate, (d_gate.rows(run.clone())?, normed), d_normed, gradients)?;
+                self.linear_backward(
+                    plan_gate,
+                    (d_gate.rows(run.clone())?, normed),
+                    d_normed,
+                    gradients,
+                    low,
+                )?;
                 let d_normed = (back.d_normed.rows_mut(run.clone())?, Accumulate::Add);
-                self.linear_backward(&plan.up, (back.d_up.rows(run.clone())?, normed), d_normed, gradients)?;
+                self.linear_backward(
+                    &plan.up,
+                    (back.d_up.rows(run.clone())?, normed),
+                    d_normed,
+                    gradients,
+                    low,
+                )?;
             }
             _ => {
                 gelu::backward(d_hidden, up, d_up)?;
                 let d_normed = (back.d_normed.rows_mut(run.clone())?, Accumulate::Assign);
-                self.linear_backward(&plan.up, (back.d_up.rows(run.clone())?, normed), d_normed, gradients)?;
+                self.linear_backward(
+                    &plan.up,
+                    (back.d_up.rows(run.clone())?, normed),
+                    d_normed,
+                    gradients,
+                    low,
+                )?;
             }
         }
 
@@ -368,7 +423,13 @@ impl<'a> Block<'a> {
         )?;
         let d_attended = (back.d_attended.rows_mut(run.clone())?, Accumulate::Assign);
         let attended = kept.attended.rows(here())?;
-        self.linear_backward(&plan.output, (branch.rows(run.clone())?, attended), d_attended, gradients)?;
+        self.linear_backward(
+            &plan.output,
+            (branch.rows(run.clone())?, attended),
+            d_attended,
+            gradients,
+            low,
+        )?;
         attention::backward(
             attention::BackwardInputs {
                 dout: back.d_attended.rows(run.clone())?,
@@ -410,7 +471,7 @@ impl<'a> Block<'a> {
             (&plan.value, &back.d_value, Accumulate::Add),
         ] {
             let d_normed = (d_normed.rows_mut(run.clone())?, accumulate);
-            self.linear_backward(plan, (d_projected.rows(run.clone())?, normed), d_normed, gradients)?;
+            self.linear_backward(plan, (d_projected.rows(run.clone())?, normed), d_normed, gradients, low)?;
         }
         let pair = (d_normed.rows(run.clone())?, x);
         let d_input = back.d_input.rows_mut(run.clone())?;

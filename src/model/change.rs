@@ -5,6 +5,7 @@ use super::{Model, Precision};
 use crate::base::{Dtype, Error, Result};
 use crate::device::Device;
 use crate::ops::elementwise;
+use std::sync::Arc;
 
 impl Model {
     /// The precision that parameters are held in.
@@ -13,11 +14,19 @@ impl Model {
         Precision { compute: self.dtype, storage: if bf16 { Dtype::Bf16 } else { self.dtype } }
     }
 
-    /// A second model with the same parameters, to the bit.
+    /// A second model with the same parameters, to the bit. Where an adapter is trained, the frozen weights are shared and
+    /// the adapter alone is copied.
     ///
     /// # Errors
     /// A device without the memory.
     pub fn duplicate(&self) -> Result<Model> {
+        if let Some(config) = self.adapter() {
+            let mut copy = self.base();
+            copy.adapt_with(config.clone(), |index, _, tensor| {
+                elementwise::copy(self.trained()[index].view(), tensor.view_mut())
+            })?;
+            return Ok(copy);
+        }
         let copy = Model::build(self.config.clone(), &self.device, self.precision(), |index, _, tensor| {
             elementwise::copy(self.parameters[index].view(), tensor.view_mut())
         })?;
@@ -32,22 +41,26 @@ impl Model {
         })
     }
 
-    /// A model of the same sizes and precision on `device`, all parameters zero.
+    /// A model of the same sizes and precision on `device`, its adapter included; all parameters are zero.
     ///
     /// # Errors
     /// A device without the memory.
     pub fn blank(&self, device: &Device) -> Result<Model> {
-        let model = Model::build(self.config.clone(), device, self.precision(), |_, _, _| Ok(()))?;
-        match self.projector() {
-            None => Ok(model),
-            Some(projector) => model.with_projector(projector, |_, _, _| Ok(())),
+        let mut model = Model::build(self.config.clone(), device, self.precision(), |_, _, _| Ok(()))?;
+        if let Some(projector) = self.projector() {
+            model = model.with_projector(projector, |_, _, _| Ok(()))?;
         }
+        if let Some(config) = self.adapter() {
+            model.adapt_with(config.clone(), |_, _, _| Ok(()))?;
+        }
+        Ok(model)
     }
 
-    /// Takes over the parameters of `other`, which has the same shapes: no memory is allocated.
+    /// Takes over the parameters of `other`, which has the same shapes: no memory is allocated. Of a model with an adapter,
+    /// the adapter.
     ///
     /// # Errors
-    /// Another architecture or precision.
+    /// Another architecture, precision or base.
     pub fn copy_from(&mut self, other: &Model) -> Result<()> {
         let projectors = self.projector() == other.projector();
         if self.config != other.config || self.precision() != other.precision() || !projectors {
@@ -57,7 +70,18 @@ impl Model {
                 "copy between models of one configuration",
             ));
         }
-        let mut pairs = self.parameters.iter_mut().zip(&other.parameters);
+        let shared = Arc::ptr_eq(&self.parameters, &other.parameters);
+        if self.adapter() != other.adapter() || (self.adapter().is_some() && !shared) {
+            return Err(Error::input(
+                "model to copy",
+                "another adapter, or an adapter of another base",
+                "copy between a model and its duplicates",
+            ));
+        }
+        if self.adapter().is_none() && shared {
+            return Ok(());
+        }
+        let mut pairs = self.trained_mut().iter_mut().zip(other.trained());
         pairs.try_for_each(|(to, from)| elementwise::copy(from.view(), to.view_mut()))
     }
 
@@ -68,6 +92,13 @@ impl Model {
     /// A smaller vocabulary, or a row that does not exist.
     pub fn with_vocabulary(&self, vocab: usize, like: u32) -> Result<Model> {
         let old = self.config.vocab;
+        if self.adapter().is_some() {
+            return Err(Error::input(
+                "vocabulary",
+                "the model has an adapter",
+                "let the vocabulary grow before the adapter is made",
+            ));
+        }
         if vocab < old || like as usize >= old {
             return Err(Error::input(
                 "vocabulary",

@@ -1,11 +1,11 @@
 //! Models from files to a device and back, one piece of a tensor at a time: never a second copy in memory.
 
-use super::safetensors_file::{TensorHeader, TensorWriter};
+use super::safetensors_file::{SafetensorsFile, TensorHeader, TensorWriter};
 use super::save::{self, Companions, Saving};
 use super::stored::{Stored, Target};
 use super::weights::Source;
 use super::{Model, Precision};
-use crate::base::{Dtype, Result};
+use crate::base::{Dtype, Error, Result};
 use crate::device::{Device, Element};
 use crate::ops::Tensor;
 use std::path::Path;
@@ -37,10 +37,12 @@ impl Model {
     }
 
     /// Writes a Hugging Face folder that transformers opens: config.json, model.safetensors, and the companions (the
-    /// tokenizer and other files of the source). A folder that exists is replaced file by file, by rename.
+    /// tokenizer and other files of the source). An adapter is merged into what is written. A folder that exists is
+    /// replaced file by file, by rename.
     ///
     /// # Errors
-    /// The place cannot be written to, or the disk is full. Whatever was there before is still there.
+    /// The place cannot be written to, the disk is full, or an adapter cannot be merged. Whatever was there before is
+    /// still there.
     pub fn save(&self, folder: &Path, companions: &Companions) -> Result<()> {
         let stored = match self.parameters.iter().map(Tensor::dtype).find(|dtype| *dtype == Dtype::Bf16) {
             Some(_) => Stored::Bf16,
@@ -51,24 +53,71 @@ impl Model {
         let own = self.projector.as_ref().map_or(self.parameters.len(), |plan| plan.first);
         let tensors: Vec<TensorHeader> = self.parameter_list()[..own]
             .iter()
-            .zip(&self.parameters)
+            .zip(self.parameters())
             .map(|(parameter, tensor)| TensorHeader {
                 name: parameter.name.clone(),
                 shape: parameter.shape.dims().to_vec(),
-                stored: match tensor.dtype() {
-                    Dtype::F64 => Stored::F64,
-                    Dtype::Bf16 => Stored::Bf16,
-                    _ => Stored::F32,
-                },
+                stored: stored_as(tensor.dtype()),
             })
             .collect();
         let contents = Saving { config: &self.config, stored, companions, tensors: &tensors };
-        save::save(folder, contents, &mut |index, writer| match self.parameters[index].dtype() {
-            Dtype::F64 => write::<f64>(&self.parameters[index], writer),
-            Dtype::Bf16 => write::<half::bf16>(&self.parameters[index], writer),
-            _ => write::<f32>(&self.parameters[index], writer),
+        self.check_mergeable()?;
+        save::save(folder, contents, &mut |index, writer| match self.merged(index)? {
+            Some(merged) => write_any(&merged, writer),
+            None => write_any(&self.parameters[index], writer),
         })
     }
+}
+
+/// How a tensor of a dtype is stored.
+pub(super) fn stored_as(dtype: Dtype) -> Stored {
+    match dtype {
+        Dtype::F64 => Stored::F64,
+        Dtype::Bf16 => Stored::Bf16,
+        _ => Stored::F32,
+    }
+}
+
+/// The elements of a float tensor, a piece at a time.
+pub(super) fn write_any(tensor: &Tensor, writer: &mut TensorWriter) -> Result<()> {
+    match tensor.dtype() {
+        Dtype::F64 => write::<f64>(tensor, writer),
+        Dtype::Bf16 => write::<half::bf16>(tensor, writer),
+        _ => write::<f32>(tensor, writer),
+    }
+}
+
+/// Fills a float tensor from one in a file, of the same shape and one element after the other.
+///
+/// # Errors
+/// A number that is NaN or infinite: in `file`, the tensor called `name`.
+pub(super) fn read_any(tensor: &mut Tensor, file: &SafetensorsFile, name: &str) -> Result<()> {
+    match tensor.dtype() {
+        Dtype::F64 => read::<f64>(tensor, file, name),
+        Dtype::Bf16 => read::<half::bf16>(tensor, file, name),
+        _ => read::<f32>(tensor, file, name),
+    }
+}
+
+fn read<T: Target + Element>(tensor: &mut Tensor, file: &SafetensorsFile, name: &str) -> Result<()> {
+    let stored = file.tensor(name)?;
+    let (rows, cols, step) = rows_at_once(tensor);
+    let width = cols * stored.stored.block_bytes();
+    let mut piece = vec![T::default(); step.min(rows) * cols];
+    for first in (0..rows).step_by(step) {
+        let last = (first + step).min(rows);
+        let piece = &mut piece[..(last - first) * cols];
+        stored.stored.decode(&stored.bytes[first * width..last * width], piece);
+        if let Some(at) = piece.iter().position(|value| !value.finite()) {
+            return Err(Error::NotFinite {
+                what: format!("{}: tensor \"{name}\"", file.path().display()),
+                found: format!("{} at [{}, {}]", piece[at].to_f64(), first + at / cols, at % cols),
+                advice: "the file is damaged, or comes from a run that diverged".into(),
+            });
+        }
+        tensor.upload_at(first * cols, piece)?;
+    }
+    Ok(())
 }
 
 /// Rows that make up a piece of a matrix.

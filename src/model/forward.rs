@@ -6,14 +6,15 @@ use super::block::{Block, Masks, Positions};
 use super::norm;
 use super::rows::Row;
 use super::segment::{Input, LatentNoise, Segment};
-use super::sequences::{Mixture, Sequences};
+use super::sequences::Sequences;
+use super::soft::SoftAt;
 use super::tape::{Entry, Feed, Record};
-use crate::base::{Dtype, Error, Result};
+use crate::base::{Error, Result};
 use crate::ops::embedding;
 use crate::ops::kv_cache::CacheLayout;
 use crate::ops::mask::{self, MaskSet, SiteKind};
 use crate::ops::rope::RopeTable;
-use crate::ops::{Tensor, View, index, latent, random};
+use crate::ops::{View, index, latent, random};
 use std::collections::HashMap;
 use std::ops::Range;
 
@@ -56,30 +57,21 @@ impl Model {
             false if masks.is_some() => index.instances.upload_at(at.start, &vec![-1_i32; segment.len()])?,
             false => {}
         }
-        let soft = match placed.soft {
-            None => None,
-            Some((ids, weights, terms)) => {
-                let shape = [ids.len() / terms, terms];
-                sequences.softs.push(Mixture {
-                    ids: Tensor::from_host(self.device(), shape, &ids)?,
-                    weights: match self.dtype() {
-                        Dtype::F64 => Tensor::from_host(self.device(), shape, &weights)?,
-                        _ => {
-                            let weights: Vec<f32> = weights.iter().map(|&w| w as f32).collect();
-                            Tensor::from_host(self.device(), shape, &weights)?
-                        }
-                    },
-                });
-                Some(sequences.softs.len() - 1)
+        let soft: Option<SoftAt> = match (placed.soft, &segment.draw) {
+            (Some((ids, weights, terms)), None) => {
+                let positions = runs(&placed.ids, at.start);
+                Some(sequences.soft.upload(self.device(), (&ids, &weights, terms), positions)?)
             }
+            (None, Some(draw)) => Some(self.draw(sequences, &placed.feedback_rows, draw, at.start)?),
+            _ => None,
         };
         let deviation = match &segment.noise {
             None => None,
             Some(noise) => Some(place_noise(sequences, segment, noise)?),
         };
         sequences.advance(&placed.rows, &placed.feeds, at.start);
-        let entry =
-            Entry { at: at.clone(), latent: !placed.feeds.is_empty(), masked, soft, feeds: placed.feeds };
+        let latent = !placed.feeds.is_empty() && segment.draw.is_none();
+        let entry = Entry { at: at.clone(), latent, masked, soft, feeds: placed.feeds };
         self.run(sequences, entry, masks, deviation)?;
         Ok(at)
     }
@@ -137,6 +129,14 @@ impl Model {
                 format!("{count} inputs and as many mask instances or none"),
             ));
         }
+        let drawn = segment.inputs.iter().filter(|input| **input == Input::Drawn).count();
+        if drawn != if segment.draw.is_some() { count } else { 0 } {
+            return Err(Error::input(
+                "drawn mixtures",
+                format!("{drawn} of {count} positions, a law is given: {}", segment.draw.is_some()),
+                "give a law (Segment::draw) to a segment of drawn mixtures alone, and to no other",
+            ));
+        }
         let mut placed = Placed {
             rows: segment.rows.clone(),
             positions: Vec::with_capacity(count),
@@ -162,19 +162,19 @@ impl Model {
                         "check that the tokenizer belongs to the model",
                     ));
                 }
-                Input::Latent | Input::LatentOf(_) if before > 0 => {
+                Input::Latent | Input::LatentOf(_) | Input::Drawn if before > 0 => {
                     return Err(Error::input(
                         "segment",
-                        format!("position {n} of row {row} is a latent, but an earlier position of the row stands in the same segment"),
+                        format!("position {n} of row {row} is a latent or drawn, but an earlier position of the row stands in the same segment"),
                         "begin a new segment at each latent: its input is the final hidden state of the position before",
                     ));
                 }
-                Input::Latent | Input::LatentOf(_) => {
+                Input::Latent | Input::LatentOf(_) | Input::Drawn => {
                     let of = if let Input::LatentOf(other) = input { *other } else { row };
                     let (feedback_row, source) = sequences.source_of(of)?;
                     placed.feedback_rows[n] = feedback_row;
                     placed.feeds.push(Feed { at: at + n, source, ordinal: state.latents, row });
-                    -1
+                    if *input == Input::Drawn { -2 - n as i32 } else { -1 }
                 }
                 Input::Soft(terms) => {
                     let soft = placed.soft.get_or_insert_with(|| (Vec::new(), Vec::new(), terms.len()));
@@ -239,7 +239,7 @@ impl Model {
             tape.filled = at.end;
             tape.entries.push(entry);
         } else {
-            sequences.softs.clear();
+            sequences.soft.drop_guests();
         }
         Ok(())
     }
@@ -254,7 +254,7 @@ impl Model {
     ) -> Result<()> {
         let at = entry.at.clone();
         let masks = masks.filter(|_| entry.masked);
-        let tape = &mut sequences.tape;
+        let (tape, soft) = (&mut sequences.tape, &sequences.soft);
         let index = &tape.index;
         let site = |kind| -> Result<_> {
             Ok(match masks {
@@ -277,11 +277,17 @@ impl Model {
                 random::add_normal(stream.rows_mut(at.clone())?, keys, deviation)?;
             }
         }
-        let inputs =
-            embedding::Inputs { ids, positions, soft: entry.soft.map(|soft| sequences.softs[soft].view()) };
+        let inputs = embedding::Inputs {
+            ids,
+            positions,
+            soft: entry.soft.as_ref().map(|at| soft.view(at)).transpose()?,
+        };
         let positions = self.architecture.position_embedding.map(|index| &self.parameters[index]);
-        let table = &self.parameters[self.architecture.token_embedding];
-        embedding::forward(&inputs, table, positions, stream.rows_mut(at.clone())?)?;
+        embedding::forward(&inputs, self.table(), positions, stream.rows_mut(at.clone())?)?;
+        if let (Some(deviation), false) = (noise, entry.latent) {
+            let keys = sequences.noise_keys.rows(0..at.len())?;
+            random::add_normal(stream.rows_mut(at.clone())?, keys, deviation)?;
+        }
         match embedding_mask {
             Some(mask) => mask::apply(stream.rows_mut(at)?, mask),
             None => Ok(()),
@@ -330,6 +336,7 @@ impl Model {
             layer,
             plan: &self.architecture.layers[layer],
             parameters: &self.parameters,
+            adapters: self.adapters.as_ref(),
             geometry: &self.geometry,
             rope,
             cache_layout,
@@ -337,9 +344,25 @@ impl Model {
     }
 }
 
+/// Runs of mixtures among `ids`, which stand at `at` of the tape.
+fn runs(ids: &[i32], at: usize) -> Vec<Range<usize>> {
+    let mut runs: Vec<Range<usize>> = Vec::new();
+    for n in (0..ids.len()).filter(|&n| ids[n] < -1) {
+        match runs.last_mut() {
+            Some(run) if run.end == at + n => run.end += 1,
+            _ => runs.push(at + n..at + n + 1),
+        }
+    }
+    runs
+}
+
 /// Checks the noise of a segment of latents and brings its keys to the device; returns its deviation.
 fn place_noise(sequences: &mut Sequences, segment: &Segment, noise: &LatentNoise) -> Result<f64> {
-    let latents = segment.inputs.iter().filter(|input| **input == Input::Latent).count();
+    let latents = segment
+        .inputs
+        .iter()
+        .filter(|input| matches!(input, Input::Latent | Input::Drawn | Input::Soft(_)))
+        .count();
     if latents != segment.len() || noise.keys.len() != segment.len() || !noise.deviation.is_finite() {
         return Err(Error::input(
             "latent noise",
@@ -349,7 +372,7 @@ fn place_noise(sequences: &mut Sequences, segment: &Segment, noise: &LatentNoise
                 noise.keys.len(),
                 segment.len()
             ),
-            "give a segment of latents alone one key a position and a finite deviation",
+            "give a segment of latents (or mixtures) alone one key a position and a finite deviation",
         ));
     }
     let keys: Vec<u32> = noise.keys.iter().flat_map(|(key, step)| [key.0[0], key.0[1], *step]).collect();

@@ -2,15 +2,19 @@
 //!
 //! ```text
 //! config, families      what a checkpoint says, and the list of its parameters
-//! weights, gguf, save   files in and out
+//! weights, gguf, save   files in and out; peft: adapters
 //! architecture          where each operation finds its weights
+//! adapter               low-rank adapters beside frozen weights
 //! rows, segment         sequences, shared prefixes, and what stands at a position
 //! block                 one layer, forward and backward
 //! tape, sequences       what is kept; forward: running segments; backward: walking them in reverse
 //! projector, taps       CODI: a trained map before the feedback; states of every layer, and gradients that enter there
+//! soft                  mixtures of token embeddings drawn on the device; soft_scores: their log-densities
 //! scores                log-probabilities of given tokens, where every loss enters
 //! ```
 
+mod adapted;
+pub mod adapter;
 mod architecture;
 mod backward;
 mod block;
@@ -26,6 +30,7 @@ pub mod gguf_model;
 pub mod mapped;
 mod norm;
 mod parameters;
+pub mod peft;
 pub mod projector;
 mod projector_file;
 mod rows;
@@ -34,11 +39,14 @@ pub mod save;
 mod scores;
 mod segment;
 mod sequences;
+pub mod soft;
+mod soft_scores;
 pub mod stored;
 mod tape;
 mod taps;
 pub mod weights;
 
+pub use adapter::{AdapterConfig, Embeddings};
 pub use backward::Truncation;
 pub use config::Config;
 pub use parameters::Gradients;
@@ -47,6 +55,8 @@ pub use rows::RowPlan;
 pub use scores::Scores;
 pub use segment::{Input, LatentNoise, Segment};
 pub use sequences::{Room, Sequences, SequencesPlan};
+pub use soft::{Action, Draw, SoftGradient, SoftLaw, SoftRoom};
+pub use soft_scores::SoftScores;
 pub use tape::Record;
 pub use taps::Taps;
 
@@ -56,7 +66,9 @@ use crate::device::{Arena, Device};
 use crate::ops::attention::Geometry;
 use crate::ops::rope::{self, RopeTable};
 use crate::ops::{Tensor, View, ViewMut, linear, random};
+use adapter::Adapters;
 use architecture::Architecture;
+use std::sync::Arc;
 
 /// A model: its configuration and its parameters on a device.
 #[derive(Debug)]
@@ -64,7 +76,9 @@ pub struct Model {
     config: Config,
     architecture: Architecture,
     geometry: Geometry,
-    parameters: Vec<Tensor>,
+    /// Shared with copies where an adapter is trained instead.
+    parameters: Arc<Vec<Tensor>>,
+    adapters: Option<Adapters>,
     device: Device,
     dtype: Dtype,
     projector: Option<projector::Plan>,
@@ -150,7 +164,8 @@ impl Model {
             config,
             architecture,
             geometry,
-            parameters,
+            parameters: Arc::new(parameters),
+            adapters: None,
             device: device.clone(),
             dtype: precision.compute,
             projector: None,
@@ -177,24 +192,14 @@ impl Model {
         &self.architecture.list
     }
 
-    /// The parameters.
+    /// The parameters, without those of an adapter.
     pub fn parameters(&self) -> &[Tensor] {
         &self.parameters
     }
 
-    /// The parameters, for the optimiser.
+    /// The parameters, to write. Those that another model shares are frozen: there are none of them here.
     pub fn parameters_mut(&mut self) -> &mut [Tensor] {
-        &mut self.parameters
-    }
-
-    /// Zero gradients of all parameters.
-    pub fn gradients(&self) -> Result<Gradients> {
-        Gradients::like(&self.device, &self.parameters, self.dtype)
-    }
-
-    /// The output head `[vocab, width]`: the token embedding when tied.
-    pub fn head(&self) -> &Tensor {
-        &self.parameters[self.architecture.head]
+        Arc::get_mut(&mut self.parameters).map_or(&mut [], |own| own.as_mut_slice())
     }
 
     /// Logits `[n, vocab]` of final hidden states `[n, width]`.

@@ -49,7 +49,7 @@ pub(super) fn forward(
     }
 }
 
-/// dx = gradient of the input (assigned); the gain's and bias's gradients are added.
+/// dx = gradient of the input (assigned); the gain's and bias's gradients are added where they are trained.
 pub(super) fn backward(
     plan: &NormPlan,
     parameters: &[Tensor],
@@ -62,8 +62,8 @@ pub(super) fn backward(
     let gain = &parameters[plan.gain];
     match (saved, plan.bias) {
         (Saved::Layer(saved), Some(bias)) => {
-            let [dw, db] = gradients.pair(plan.gain, bias);
-            layernorm::backward(dy, x, gain, saved, at, dx, layernorm::Gradients { dw, db })
+            let both = gradients.pair(plan.gain, bias).map(|[dw, db]| layernorm::Gradients { dw, db });
+            layernorm::backward(dy, x, gain, saved, at, dx, both)
         }
         (Saved::Rms(saved), _) => rmsnorm::backward(dy, x, gain, saved, at, dx, gradients.at(plan.gain)),
         (Saved::Layer(_), None) => unreachable!("Saved::reserve made a layer norm for a plan with a bias"),
@@ -103,8 +103,8 @@ pub(super) fn backward_of_sum(
     let w = &parameters[plan.gain];
     let norm = match (saved, plan.bias) {
         (Saved::Layer(saved), Some(bias)) => {
-            let [dw, db] = gradients.pair(plan.gain, bias);
-            let gradients = layernorm::Gradients { dw, db };
+            let both = gradients.pair(plan.gain, bias);
+            let gradients = both.map(|[dw, db]| layernorm::Gradients { dw, db });
             residual_norm::NormGradients::Layer { w, saved, gradients }
         }
         (Saved::Rms(saved), _) => residual_norm::NormGradients::Rms { w, saved, dw: gradients.at(plan.gain) },

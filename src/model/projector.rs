@@ -23,6 +23,7 @@ use crate::ops::mask::MaskAt;
 use crate::ops::scatter::Order;
 use crate::ops::{Tensor, View, ViewMut, gather, gelu, index, latent, random};
 use std::ops::Range;
+use std::sync::Arc;
 
 /// What a projector is.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -93,6 +94,7 @@ impl Plan {
         let linear = |weight, inputs, outputs| LinearPlan {
             weight,
             bias: Some(weight + 1),
+            adapter: None,
             projection: Projection::whole(linear::Layout::OutIn, inputs, outputs),
         };
         Plan {
@@ -128,13 +130,20 @@ impl Model {
             ));
         }
         let (width, first, precision) = (self.config.width, self.parameters.len(), self.precision());
+        let (Some(own), None) = (Arc::get_mut(&mut self.parameters), &self.adapters) else {
+            return Err(Error::input(
+                "projector",
+                "the model's weights are shared or have an adapter",
+                "add the projector before the adapter is made",
+            ));
+        };
         let _arena = Arena::Weights.enter();
         for (index, parameter) in parameters(&projector, width).into_iter().enumerate() {
             let mut tensor =
                 Tensor::zeros(&self.device, parameter.shape, Precision::of_parameter(precision, &parameter))?;
             fill(index, &parameter, &mut tensor)?;
             self.architecture.list.push(parameter);
-            self.parameters.push(tensor);
+            own.push(tensor);
         }
         self.projector = Some(Plan::new(projector, width, first));
         Ok(self)
@@ -273,9 +282,12 @@ impl Room {
         let (parameters, run) = (&model.parameters, 0..at.len());
         let here = || at.clone();
         let linear = |plan: &LinearPlan, (dy, x): (View, View), dx: ViewMut, all: &mut Gradients| {
-            let [dw, dbias] = all.pair(plan.weight, plan.weight + 1);
-            let gradients =
-                linear::Gradients { dx: Some((dx, Accumulate::Assign)), dw: Some(dw), dbias: Some(dbias) };
+            // Beside an adapter the projector is frozen, as all of the base is.
+            let (dw, dbias) = match all.pair(plan.weight, plan.weight + 1) {
+                Some([dw, dbias]) => (Some(dw), Some(dbias)),
+                None => (None, None),
+            };
+            let gradients = linear::Gradients { dx: Some((dx, Accumulate::Assign)), dw, dbias };
             linear::backward(dy, x, &plan.projection, &parameters[plan.weight], gradients)
         };
         // Positions of the segment that are no latents have no part in this: their rows stay zero.

@@ -12,6 +12,7 @@ use super::safetensors_file::{self, TensorHeader, TensorWriter};
 use super::stored::Stored;
 use super::weights::Source;
 use crate::base::{Error, Result};
+use serde_json::Value;
 use std::ffi::OsStr;
 use std::fs::{self, File};
 use std::io::{BufWriter, Write};
@@ -60,6 +61,7 @@ impl Companions {
                     && !weights
                     && !hidden
                     && name != "config.json"
+                    && name != "adapter_config.json"
                     && name != CHECKSUMS
                     && !name.ends_with(".index.json")
                 {
@@ -107,6 +109,19 @@ pub struct Saving<'a> {
     pub tensors: &'a [TensorHeader],
 }
 
+/// The same with names: a model's folder, or an adapter's.
+#[derive(Clone, Copy)]
+pub(super) struct FolderOf<'a> {
+    /// Name of the file of tensors.
+    pub weights: &'a str,
+    /// Its metadata.
+    pub metadata: &'a [(&'a str, &'a str)],
+    pub tensors: &'a [TensorHeader],
+    pub companions: &'a Companions,
+    /// Name and contents of the configuration; written last.
+    pub config: (&'a str, &'a Value),
+}
+
 /// Writes `folder`: config.json, model.safetensors and the companions. `fill(i, writer)` writes the bytes of tensor `i`
 /// (row-major, little-endian), in pieces if it likes, so that no second copy of a model is needed.
 ///
@@ -115,6 +130,22 @@ pub struct Saving<'a> {
 pub fn save(
     folder: &Path,
     contents: Saving,
+    fill: &mut dyn FnMut(usize, &mut TensorWriter) -> Result<()>,
+) -> Result<()> {
+    let contents = FolderOf {
+        weights: "model.safetensors",
+        metadata: &[("format", "pt")],
+        tensors: contents.tensors,
+        companions: contents.companions,
+        config: ("config.json", &contents.config.to_json(contents.stored)),
+    };
+    save_folder(folder, contents, fill)
+}
+
+/// Writes a folder as [`save`] does.
+pub(super) fn save_folder(
+    folder: &Path,
+    contents: FolderOf,
     fill: &mut dyn FnMut(usize, &mut TensorWriter) -> Result<()>,
 ) -> Result<()> {
     let existing = folder.is_dir();
@@ -135,7 +166,9 @@ pub fn save(
             }
             fs::rename(&from, &to).map_err(Error::io(&to, "cannot replace"))?;
         }
-        remove_older_weights(folder, &names)?;
+        if contents.weights == "model.safetensors" {
+            remove_older_weights(folder, &names)?;
+        }
         return sync_folder(folder);
     }
     readable_by_others(staging.path(), parent)?;
@@ -185,14 +218,14 @@ fn parent(folder: &Path) -> &Path {
 fn write_all(
     staging: &Path,
     folder: &Path,
-    contents: &Saving,
+    contents: &FolderOf,
     fill: &mut dyn FnMut(usize, &mut TensorWriter) -> Result<()>,
 ) -> Result<Vec<String>> {
     let mut names = Vec::new();
-    let weights = "model.safetensors";
+    let weights = contents.weights;
     // Errors name the file the user knows, not the temporary one.
     write_file(&staging.join(weights), &folder.join(weights), &mut |path, out| {
-        safetensors_file::write(path, out, contents.tensors, &[("format", "pt")], fill)
+        safetensors_file::write(path, out, contents.tensors, contents.metadata, fill)
     })?;
     names.push(weights.to_string());
     for (name, file) in &contents.companions.files {
@@ -215,11 +248,11 @@ fn write_all(
         })?;
         names.push(name.clone());
     }
-    let config = pretty(&contents.config.to_json(contents.stored));
-    write_file(&staging.join("config.json"), &folder.join("config.json"), &mut |target, out| {
-        out.write_all(&config).map_err(Error::io(target, "cannot write"))
+    let (name, config) = contents.config;
+    write_file(&staging.join(name), &folder.join(name), &mut |target, out| {
+        out.write_all(&pretty(config)).map_err(Error::io(target, "cannot write"))
     })?;
-    names.push("config.json".to_string());
+    names.push(name.to_string());
     Ok(names)
 }
 

@@ -117,7 +117,7 @@ impl Scores {
         values(&self.entropy, self.count)
     }
 
-    /// Adds the gradient of `sum_i coefficients[i] * log_probability[i]` to the head and to the sequences'
+    /// Adds the gradient of `sum_i coefficients[i] * log_probability[i]` to the head (if it is trained) and to the sequences'
     /// hidden states (one upload).
     ///
     /// # Errors
@@ -165,8 +165,7 @@ impl Scores {
             inverse_temperature: self.inverse_temperature,
         };
         let dh = self.hidden_gradient.rows_mut(0..count)?;
-        let dw = gradients.at(model.architecture.head);
-        log_probability::backward(&upstream, &inputs, &mut self.saved, 0..count, dh, dw)?;
+        log_probability::backward(&upstream, &inputs, &mut self.saved, 0..count, dh, gradients.head())?;
         let Some(into) = &mut sequences.hidden_gradient else { return Err(not_recording()) };
         let (from, index) = (self.hidden_gradient.rows(0..count)?, self.index.rows(0..count)?);
         gather::backward(from, index, into.view_mut(), &mut self.order)

@@ -3,6 +3,7 @@
 //! Everything a latent model does is a list of segments: the prompt (many tokens), latent steps (one position a
 //! row, fed the row's previous final hidden state), the answer (one token a row while sampling, or all at once).
 
+use super::soft::Draw;
 use crate::base::rng::StreamKey;
 
 /// What stands at a position in place of a token embedding.
@@ -17,6 +18,9 @@ pub enum Input {
     LatentOf(u32),
     /// A weighted sum of token embeddings; every soft position of one segment has the same number of terms.
     Soft(Vec<(u32, f64)>),
+    /// A mixture that the device draws from what the row's previous position predicts, under the law of
+    /// [`Segment::draw`]. As for a latent, that position must have run already; it begins a segment of its own kind.
+    Drawn,
 }
 
 /// Positions to append, packed: no padding, any order of rows, each row's positions in rising order.
@@ -28,11 +32,13 @@ pub struct Segment {
     pub inputs: Vec<Input>,
     /// The mask instance of each position (-1 = unmasked); empty = nothing is masked.
     pub instances: Vec<i32>,
-    /// Gaussian noise on the inputs of a segment of latents.
+    /// Gaussian noise on the inputs of a segment of latents, or of drawn mixtures.
     pub noise: Option<LatentNoise>,
+    /// How the mixtures of a segment of [`Input::Drawn`] are drawn.
+    pub draw: Option<Draw>,
 }
 
-/// Gaussian noise that is added to each latent of a segment. A constant of the rollout, as its masks are: gradients
+/// Gaussian noise that is added to each latent, or drawn mixture, of a segment. A constant of the rollout, as its masks are: gradients
 /// pass it by.
 #[derive(Clone, Debug)]
 pub struct LatentNoise {

@@ -3,10 +3,10 @@
 
 use super::Model;
 use super::rows::{self, Row, RowPlan};
+use super::soft::{Action, Draws, SoftRoom, SoftTape};
 use super::tape::{Feed, Record, Tape};
 use crate::base::{Dtype, Error, Result};
 use crate::device::{Arena, Device};
-use crate::ops::embedding::Soft;
 use crate::ops::kv_cache::{CacheLayout, CacheSpan, KvCache, SLOT_BLOCK};
 use crate::ops::rope::RopeTable;
 use crate::ops::{Tensor, View, ViewMut};
@@ -36,25 +36,14 @@ pub struct Room {
     pub longest: usize,
     /// Positions on the tape: of all segments when recording, of the longest segment otherwise.
     pub tape_positions: usize,
+    /// Mixtures that are drawn, or given in that many terms.
+    pub soft: SoftRoom,
 }
 
 impl Room {
     /// Slots that a row with so many positions of its own may take.
     pub fn slots_of(own_positions: usize, shares_a_prefix: bool) -> usize {
         (own_positions + usize::from(shares_a_prefix) * (SLOT_BLOCK - 1)).next_multiple_of(SLOT_BLOCK)
-    }
-}
-
-/// The soft inputs of one segment: `[positions, terms]` token ids and weights.
-#[derive(Debug)]
-pub(super) struct Mixture {
-    pub ids: Tensor,
-    pub weights: Tensor,
-}
-
-impl Mixture {
-    pub fn view(&self) -> Soft<'_> {
-        Soft { ids: self.ids.view(), weights: self.weights.view() }
     }
 }
 
@@ -72,7 +61,8 @@ pub struct Sequences {
     /// Keys of a latent segment's noise `[rows, 3]`.
     pub(super) noise_keys: Tensor,
     pub(super) tape: Tape,
-    pub(super) softs: Vec<Mixture>,
+    pub(super) soft: SoftTape,
+    pub(super) draws: Draws,
     /// Gradient of the final hidden states, by position on the tape; filled by scores and latents.
     pub(super) hidden_gradient: Option<Tensor>,
     pub(super) cache_gradient: Vec<KvCache>,
@@ -93,6 +83,7 @@ impl Sequences {
             slots,
             longest: plan.rows.iter().map(|row| row.capacity).max().unwrap_or(0),
             tape_positions: plan.tape_positions,
+            soft: SoftRoom::default(),
         };
         let mut sequences = Sequences::reserve(model, model.device(), room, plan.record)?;
         sequences.layout(&plan.rows)?;
@@ -144,7 +135,8 @@ impl Sequences {
                 dtype,
                 record,
             )?,
-            softs: Vec::new(),
+            soft: SoftTape::reserve(model, device, room.soft)?,
+            draws: Draws::reserve(model, device, room.soft)?,
             hidden_gradient: records
                 .then(|| Tensor::zeros(device, [room.tape_positions, width], dtype))
                 .transpose()?,
@@ -199,11 +191,35 @@ impl Sequences {
         }
         self.tape.filled = 0;
         self.tape.entries.clear();
-        self.softs.clear();
+        self.soft.clear();
         match &mut self.hidden_gradient {
             Some(gradient) => gradient.clear(),
             None => Ok(()),
         }
+    }
+
+    /// The actions drawn since the rows were laid out, in the order of drawing (a few downloads).
+    ///
+    /// # Errors
+    /// A device that failed.
+    pub fn actions(&self) -> Result<Vec<Action>> {
+        self.soft.actions(self.soft.filled())
+    }
+
+    /// The latest `count` of them.
+    ///
+    /// # Errors
+    /// Fewer were drawn.
+    pub fn latest_actions(&self, count: usize) -> Result<Vec<Action>> {
+        self.soft.actions(count)
+    }
+
+    /// The proxy ids of the latest `count` mixtures that were drawn (one download).
+    ///
+    /// # Errors
+    /// Fewer were drawn.
+    pub fn proxies(&self, count: usize) -> Result<Vec<u32>> {
+        self.soft.proxies(count)
     }
 
     /// What was reserved.

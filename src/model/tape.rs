@@ -8,6 +8,7 @@
 use super::architecture::Architecture;
 use super::block::{Activations, Workspace};
 use super::norm;
+use super::soft::{SoftAt, SoftGradient};
 use crate::base::{Dtype, Error, Result};
 use crate::device::{Arena, Device};
 use crate::ops::Tensor;
@@ -31,12 +32,12 @@ pub(super) struct Entry {
     pub at: Range<usize>,
     pub latent: bool,
     pub masked: bool,
-    pub soft: Option<usize>,
-    /// The latent inputs.
+    pub soft: Option<SoftAt>,
+    /// The latent inputs, or the positions that drawn mixtures were predicted from.
     pub feeds: Vec<Feed>,
 }
 
-/// One latent input: position `at` of the tape read the final hidden state of position `source`.
+/// One latent input, or drawn mixture: position `at` of the tape read the final hidden state of position `source`.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Feed {
     pub at: usize,
@@ -166,13 +167,15 @@ impl Tape {
         (&self.inputs[last], &mut self.hidden, &mut self.final_norm)
     }
 
-    /// Runs of entries that backward walks as one: a new run begins where an input was fed back (or is a soft
-    /// mixture, whose tensors belong to one segment).
-    pub fn units(&self) -> Vec<Range<usize>> {
+    /// Runs of entries that backward walks as one: a new run begins where an input was fed back, or is a soft mixture,
+    /// whose tensors belong to one segment, unless mixtures are constants.
+    pub fn units(&self, soft: SoftGradient) -> Vec<Range<usize>> {
         let mut units: Vec<Range<usize>> = Vec::new();
         for (index, entry) in self.entries.iter().enumerate() {
             match units.last_mut() {
-                Some(unit) if !entry.latent && entry.soft.is_none() => unit.end = index + 1,
+                Some(unit) if !entry.latent && !(entry.soft.is_some() && soft != SoftGradient::Nothing) => {
+                    unit.end = index + 1;
+                }
                 _ => units.push(index..index + 1),
             }
         }

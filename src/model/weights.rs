@@ -9,6 +9,7 @@ use super::families::{self, FEWEST_PER_LAYER, Found, LayerRole, Names, Parameter
 use super::folder;
 use super::gguf::GgufFile;
 use super::gguf_model::{self, Arrangement};
+use super::peft;
 use super::safetensors_file::{SafetensorsFile, StoredTensor};
 use super::save::Companions;
 use super::stored::{Stored, Target};
@@ -95,6 +96,10 @@ impl Source {
     /// Anything that is missing, damaged, contradictory or not supported; the message names it.
     pub fn open(path: &Path) -> Result<Source> {
         let metadata = std::fs::metadata(path).map_err(Error::io(path, "cannot open"))?;
+        if peft::is_adapter(path) {
+            let advice = "name the base model instead, and this folder with --adapter";
+            return Err(Error::file(path, "is an adapter, not a model", advice));
+        }
         if metadata.is_dir() {
             let config = Config::from_folder(path)?;
             return Source::bind(path, config, Container::Folder(folder::open(path)?));

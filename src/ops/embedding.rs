@@ -178,16 +178,16 @@ pub fn forward(
     Ok(())
 }
 
-/// Gradients of [`forward`]: adds to `dtable[V, d]` and `dposition[P, d]`, assigns `dweights[S, k]`, all in the
+/// Gradients of [`forward`]: adds to `dtable[V, d]` (none = a frozen table) and `dposition[P, d]`, assigns `dweights[S, k]`, all in the
 /// accumulation dtype of `dx[N, d]`. The gradient of a latent row is `dx` itself (see [`super::latent::backward`]).
 ///
 /// # Errors
 /// Shapes or dtypes that do not fit; an id or a position outside its table.
-pub fn backward(
+pub fn backward<'a>(
     dx: View,
     inputs: &Inputs,
     table: &Tensor,
-    dtable: &mut Tensor,
+    dtable: impl Into<Option<&'a mut Tensor>>,
     dposition: Option<&mut Tensor>,
     dweights: Option<ViewMut>,
     order: &mut Order,
@@ -195,13 +195,18 @@ pub fn backward(
     let (rows, cols, dtype) = (dx.count(), dx.cols(), dx.dtype());
     let vocabulary = expect_table("embedding table", table, cols)?;
     inputs.expect(rows, dtype)?;
-    dtable.expect_shape("embedding dtable", [vocabulary, cols])?;
-    dtable.expect_dtype("embedding dtable", dtype.accumulation())?;
+    let dtable: Option<&mut Tensor> = dtable.into();
+    if let Some(dtable) = &dtable {
+        dtable.expect_shape("embedding dtable", [vocabulary, cols])?;
+        dtable.expect_dtype("embedding dtable", dtype.accumulation())?;
+    }
     match dx.device() {
         Device::Cpu(_) => table_dispatch!("embedding table", table.dtype(), dtype, W, T => {
             let dx = dx.slice::<T>()?;
             let soft = inputs.host::<T>(vocabulary)?;
-            cpu::embedding::backward_table(dx, soft, cols, dtable.view_mut().slice()?);
+            if let Some(dtable) = dtable {
+                cpu::embedding::backward_table(dx, soft, cols, dtable.view_mut().slice()?);
+            }
             if let Some(dposition) = dposition {
                 let length = expect_table("embedding dposition", dposition, cols)?;
                 let positions = inputs.positions.slice()?;
@@ -216,8 +221,10 @@ pub fn backward(
             }
         }),
         Device::Gpu(gpu) => {
-            let tokens = Contributions::Tokens(inputs.ids, inputs.soft);
-            scatter::add(&**gpu, tokens, dx, dtable.view_mut(), order)?;
+            if let Some(dtable) = dtable {
+                let tokens = Contributions::Tokens(inputs.ids, inputs.soft);
+                scatter::add(&**gpu, tokens, dx, dtable.view_mut(), order)?;
+            }
             if let Some(dposition) = dposition {
                 expect_table("embedding dposition", dposition, cols)?;
                 dposition.expect_dtype("embedding dposition", dtype.accumulation())?;

@@ -1,11 +1,11 @@
 //! Layer norm. Kernels: cuda/layernorm.cu. CPU: cpu/layernorm.rs. Parity: tests/parity/layernorm.rs.
 
 use super::launch::{arguments, by_dtype, kernels, size};
-use super::row_blocks::{RowBlocks, fold, reserve_partial};
+use super::row_blocks::{RowBlocks, address_of, fold, reserve_partial};
 use super::{Tensor, View, ViewMut, float_dispatch};
 use crate::base::{Dtype, Error, Result};
 use crate::cpu;
-use crate::device::{Device, Launcher};
+use crate::device::{Argument, Device, Launcher};
 use std::ops::Range;
 
 kernels!("layernorm":
@@ -45,14 +45,14 @@ impl Saved {
     }
 }
 
-/// Adds blocks' partial sums to the gradients of gain and bias.
+/// Adds blocks' partial sums to the gradients of gain and bias, if they are wanted.
 pub(super) fn add_partial(
     gpu: &dyn Launcher,
     partial: &Tensor,
     parts: u32,
-    [dw, db]: [&Tensor; 2],
+    gradients: Option<[&Tensor; 2]>,
 ) -> Result<()> {
-    fold(gpu, &BACKWARD_DW, partial, parts, &[dw, db])
+    gradients.map_or(Ok(()), |gradients| fold(gpu, &BACKWARD_DW, partial, parts, &gradients))
 }
 
 /// Gradients of gain and bias, `[cols]` each; [`backward`] adds to them.
@@ -62,6 +62,18 @@ pub struct Gradients<'a> {
     pub dw: &'a mut Tensor,
     /// Gradient of the bias.
     pub db: &'a mut Tensor,
+}
+
+impl Gradients<'_> {
+    /// Both, to read where they are.
+    pub(super) fn both(&self) -> [&Tensor; 2] {
+        [self.dw, self.db]
+    }
+}
+
+/// Where kernels find the gradients; nowhere when they are not wanted.
+pub(super) fn addresses_of(both: Option<[&Tensor; 2]>) -> Result<[Argument; 2]> {
+    Ok([address_of(both.map(|[dw, _]| dw))?, address_of(both.map(|[_, db]| db))?])
 }
 
 /// y = (x - mean) * rstd * w + b over rows of `x[rows, cols]`, rstd = 1/sqrt(variance + eps); `w[cols]`, `b[cols]`.
@@ -104,38 +116,44 @@ pub fn forward(
     Ok(())
 }
 
-/// Gradients of [`forward`]: assigns `dx`, adds to `gradients`. `x` and `at` are those of the forward call.
+/// Gradients of [`forward`]: assigns `dx`, adds to `gradients`, which a frozen norm has not. `x` and `at` are those of
+/// the forward call.
 ///
 /// # Errors
 /// Shapes or dtypes that do not fit.
-pub fn backward(
+pub fn backward<'a>(
     dy: View,
     x: View,
     w: &Tensor,
     saved: &Saved,
     at: Range<usize>,
     mut dx: ViewMut,
-    gradients: Gradients,
+    gradients: impl Into<Option<Gradients<'a>>>,
 ) -> Result<()> {
     let (rows, cols, dtype) = (x.count(), x.cols(), x.dtype());
     if at.len() != rows {
         return Err(Error::shape("layernorm saved", format!("{at:?}"), format!("{rows} rows")));
     }
-    let Gradients { dw, db } = gradients;
+    let gradients: Option<Gradients> = gradients.into();
     dy.expect("layernorm dy", rows, cols, dtype)?;
     dx.expect("layernorm dx", rows, cols, dtype)?;
-    let vectors = [("layernorm weight", w), ("layernorm dw", &*dw), ("layernorm db", &*db)];
-    for (what, vector) in vectors {
-        vector.expect_shape(what, [cols])?;
-        vector.expect_dtype(what, dtype.accumulation())?;
+    w.expect_shape("layernorm weight", [cols])?;
+    w.expect_dtype("layernorm weight", dtype.accumulation())?;
+    if let Some(Gradients { dw, db }) = &gradients {
+        for (what, vector) in [("layernorm dw", dw), ("layernorm db", db)] {
+            vector.expect_shape(what, [cols])?;
+            vector.expect_dtype(what, dtype.accumulation())?;
+        }
     }
     let statistics = saved.statistics.rows(at)?;
     match x.device() {
         Device::Cpu(_) => float_dispatch!("layernorm", dtype, T => {
             let (dy, x, statistics) = (dy.slice::<T>()?, x.slice::<T>()?, statistics.slice::<T>()?);
             cpu::layernorm::backward_dx(dy, x, w.view().slice()?, statistics, dx.slice()?);
-            let (mut dw, mut db) = (dw.view_mut(), db.view_mut());
-            cpu::layernorm::backward_parameters(dy, x, statistics, dw.slice()?, db.slice()?);
+            if let Some(Gradients { dw, db }) = gradients {
+                let (mut dw, mut db) = (dw.view_mut(), db.view_mut());
+                cpu::layernorm::backward_parameters(dy, x, statistics, dw.slice()?, db.slice()?);
+            }
         }),
         Device::Gpu(_) if rows == 0 => {}
         Device::Gpu(gpu) => {
@@ -144,11 +162,12 @@ pub fn backward(
             let partial = saved.partial(grid.blocks[0], cols)?;
             let (dy, x, w) = (dy.address()?, x.address()?, w.view().address()?);
             let (kept, dx, sums) = (statistics.address()?, dx.address()?, partial.view().address()?);
-            let (dw_at, db_at) = (dw.view().address()?, db.view().address()?);
+            let both = gradients.as_ref().map(Gradients::both);
+            let [dw_at, db_at] = addresses_of(both)?;
             let (rows, cols) = (rows as u32, size("layernorm columns", cols)?);
             let arguments = arguments![dy, x, w, kept, rows, cols, each, dx, sums, dw_at, db_at];
             gpu.launch(kernel, grid, &arguments)?;
-            add_partial(&**gpu, partial, grid.blocks[0], [dw, db])?;
+            add_partial(&**gpu, partial, grid.blocks[0], both)?;
         }
     }
     Ok(())

@@ -143,7 +143,15 @@ pub struct Gradients<'a, 'b> {
 /// # Errors
 /// Shapes or dtypes that do not fit.
 pub fn forward(x: View, p: &Projection, w: &Tensor, bias: Option<&Tensor>, y: ViewMut) -> Result<()> {
-    run(x, p, w, bias, y, None)
+    run(x, p, w, bias, (y, Accumulate::Assign), None)
+}
+
+/// y += x w; on a CPU each output continues its chain of sums from what stands there, on a GPU the sum is added to it.
+///
+/// # Errors
+/// As [`forward`].
+pub fn forward_add(x: View, p: &Projection, w: &Tensor, y: ViewMut) -> Result<()> {
+    run(x, p, w, None, (y, Accumulate::Add), None)
 }
 
 /// u = x w + bias, which backward needs, and y = gelu(u): the bits of [`forward`] followed by [`gelu::forward`],
@@ -160,7 +168,7 @@ pub fn forward_gelu(
     y: ViewMut,
 ) -> Result<()> {
     y.expect("linear gelu", u.count(), u.cols(), u.dtype())?;
-    run(x, p, w, bias, u, Some(y))
+    run(x, p, w, bias, (u, Accumulate::Assign), Some(y))
 }
 
 fn run(
@@ -168,7 +176,7 @@ fn run(
     p: &Projection,
     w: &Tensor,
     bias: Option<&Tensor>,
-    mut y: ViewMut,
+    (mut y, accumulate): (ViewMut, Accumulate),
     activated: Option<ViewMut>,
 ) -> Result<()> {
     let (rows, dtype) = (x.count(), x.dtype());
@@ -187,13 +195,13 @@ fn run(
             let b = Bf16Operand::Stored(p.matrix(w.view().slice::<bf16>()?, total));
             let bias = window::<f32>(bias, &p.outputs)?;
             let c = MatrixMut::row_major(y.slice()?, rows, p.outputs.len());
-            gemm_bf16(a, b, c, Accumulate::Assign, bias);
+            gemm_bf16(a, b, c, accumulate, bias);
         }
         Device::Cpu(_) => float_dispatch!("linear", dtype, T => {
             let a = Matrix::<T>::row_major(x.slice()?, rows, p.inputs);
             let b = p.matrix(w.view().slice()?, total);
             let bias = window(bias, &p.outputs)?;
-            gemm(a, b, MatrixMut::row_major(y.slice()?, rows, p.outputs.len()), Accumulate::Assign, bias);
+            gemm(a, b, MatrixMut::row_major(y.slice()?, rows, p.outputs.len()), accumulate, bias);
         }),
         Device::Gpu(gpu) => {
             let form = if p.layout == Layout::OutIn { Form::Nt } else { Form::Nn };
@@ -205,6 +213,7 @@ fn run(
                 [rows, p.outputs.len(), p.inputs],
             );
             product.c_dtype = y.dtype();
+            product.add = accumulate == Accumulate::Add;
             if let Some(bias) = bias {
                 let bias = Strided { address: bias.view().address()?, stride: 1 };
                 product.bias = bias.offset(p.outputs.start, Dtype::F32).address;

@@ -134,18 +134,20 @@ pub fn forward(inputs: &Inputs, mut out: Outputs, saved: &mut Saved, at: Range<u
     Ok(())
 }
 
-/// Gradients of [`forward`]: assigns `dh[rows, width]`, of the dtype of `h`, adds to `dw[vocabulary, width]`. `inputs` and `at` are those of the forward call.
+/// Gradients of [`forward`]: assigns `dh[rows, width]`, of the dtype of `h`, adds to `dw[vocabulary, width]`, which a
+/// frozen head has not. `inputs` and `at` are those of the forward call.
 ///
 /// # Errors
 /// Shapes or dtypes that do not fit; a target outside the vocabulary.
-pub fn backward(
+pub fn backward<'a>(
     upstream: &Upstream,
     inputs: &Inputs,
     saved: &mut Saved,
     at: Range<usize>,
     mut dh: ViewMut,
-    dw: &mut Tensor,
+    dw: impl Into<Option<&'a mut Tensor>>,
 ) -> Result<()> {
+    let mut dw: Option<&mut Tensor> = dw.into();
     let (rows, dtype) = check(inputs)?;
     if at.len() != rows {
         return Err(Error::shape("log_probability saved", format!("{at:?}"), format!("{rows} rows")));
@@ -156,8 +158,10 @@ pub fn backward(
     if let Some(d_entropy) = upstream.d_entropy {
         d_entropy.expect("log_probability d_entropy", rows, 1, dtype)?;
     }
-    dw.expect_shape("log_probability dw", inputs.w.shape())?;
-    dw.expect_dtype("log_probability dw", dtype)?;
+    if let Some(dw) = &dw {
+        dw.expect_shape("log_probability dw", inputs.w.shape())?;
+        dw.expect_dtype("log_probability dw", dtype)?;
+    }
     let maximum = saved.maximum.rows(at.clone())?;
     maximum.expect("log_probability saved", rows, 1, dtype)?;
     let (log_sum, entropy) = (saved.log_sum.rows(at.clone())?, saved.entropy.rows(at)?);
@@ -171,7 +175,9 @@ pub fn backward(
                 entropy: entropy.slice()?,
             };
             let operands = operands::<T, W>(inputs)?;
-            cpu::log_probability::backward(operands, upstream, dh.slice()?, dw.view_mut().slice()?);
+            let mut dw = dw.as_mut().map(|dw| dw.view_mut());
+            let dw = dw.as_mut().map(ViewMut::slice).transpose()?;
+            cpu::log_probability::backward(operands, upstream, dh.slice()?, dw);
         }),
         Device::Gpu(_) if rows == 0 => {}
         Device::Gpu(gpu) => {

@@ -6,6 +6,7 @@
 //! clipped (PPO, GRPO)  s = min(min(rho, delta) A, clip(rho, 1 - low, 1 + high) A);  A < 0: s = max(s, dual A)
 //! weighted (CISPO)     s = stop_gradient(min(rho, high)) A ln pi
 //! soft (SAPO)          s = (4/t) sigmoid(t (rho - 1)) A,  t by the sign of A
+//! plain (LEPO latents) s = A ln pi;   rho counts as 1
 //! D   = ln pi - ln pi_ref;   k1 = D;   k2 = D^2/2;   k3 = exp(-D) - 1 + D;   k3+ = k3 with the gradient of k2
 //! term = -s + beta k;   loss = sum_n weight_n term_n;   coefficient_n = d loss / d ln pi_n
 //! ```
@@ -63,6 +64,9 @@ pub enum Surrogate {
         /// Temperature for the others; positive.
         negative: f64,
     },
+    /// REINFORCE without a ratio: the old log-probabilities are not read. `ln pi` may be any score, such as LEPO's
+    /// soft cross-entropy (ops/soft_action.rs).
+    Plain,
 }
 
 /// The penalty towards a reference.
@@ -218,6 +222,7 @@ impl Hyper {
                 demand("temperature", positive, positive > 0.0, "a positive number")?;
                 demand("temperature", negative, negative > 0.0, "a positive number")?;
             }
+            Surrogate::Plain => {}
         }
         if let Some(kl) = self.kl {
             demand("beta", kl.beta, kl.beta >= 0.0 && kl.beta.is_finite(), "0 or more")?;
@@ -313,6 +318,7 @@ fn rule_arguments(rule: &cpu::policy_loss::Rule<f32>) -> [Argument; 11] {
         Kind::Clipped { lowest, highest, delta, dual } => (0_u32, [lowest, highest, delta, dual]),
         Kind::Weighted { highest } => (1, [highest, 0.0, 0.0, 0.0]),
         Kind::Soft { positive, negative } => (2, [positive, negative, 0.0, 0.0]),
+        Kind::Plain => (3, [0.0; 4]),
     };
     let (estimator, beta, difference, cap) = match rule.penalty {
         None => (0_u32, 0.0, f32::INFINITY, f32::INFINITY),
@@ -358,6 +364,7 @@ fn rule<T: cpu::Float>(hyper: &Hyper) -> cpu::policy_loss::Rule<T> {
             Surrogate::Soft { positive, negative } => {
                 kernel::Surrogate::Soft { positive: T::from_f64(positive), negative: T::from_f64(negative) }
             }
+            Surrogate::Plain => kernel::Surrogate::Plain,
         },
         penalty: hyper.kl.map(|kl| kernel::Penalty {
             estimator: kl.estimator,

@@ -11,7 +11,7 @@
 
 use super::launch::{arguments, by_dtype, kernels, size};
 use super::mask::{MaskAt, mask_arguments};
-use super::row_blocks::RowBlocks;
+use super::row_blocks::{RowBlocks, address_of};
 use super::{Tensor, View, ViewMut, float_dispatch, layernorm, rmsnorm};
 use crate::base::{Dtype, Result};
 use crate::cpu;
@@ -59,8 +59,8 @@ pub enum NormGradients<'a> {
         w: &'a Tensor,
         /// What forward kept.
         saved: &'a rmsnorm::Saved,
-        /// Gradient of the gain; added to.
-        dw: &'a mut Tensor,
+        /// Gradient of the gain; added to. None where it is frozen.
+        dw: Option<&'a mut Tensor>,
     },
     /// Layer norm.
     Layer {
@@ -68,8 +68,8 @@ pub enum NormGradients<'a> {
         w: &'a Tensor,
         /// What forward kept.
         saved: &'a layernorm::Saved,
-        /// Gradients of gain and bias; added to.
-        gradients: layernorm::Gradients<'a>,
+        /// Gradients of gain and bias; added to. None where they are frozen.
+        gradients: Option<layernorm::Gradients<'a>>,
     },
 }
 
@@ -150,7 +150,7 @@ pub fn forward(
 }
 
 /// Gradients of [`forward`]. `dy` holds the gradient that reaches `y` along the residual stream and becomes the whole
-/// gradient of `y`, which is also that of `x`; `dbranch` is assigned; the norm's parameters are added to. `y`, the mask
+/// gradient of `y`, which is also that of `x`; `dbranch` is assigned; the norm's gradients are added to. `y`, the mask
 /// and `at` are those of the forward call.
 ///
 /// # Errors
@@ -171,20 +171,21 @@ pub fn backward(
         mask.expect("residual_norm", rows, cols)?;
     }
     let (w, kept, dw, db) = match &norm {
-        NormGradients::Rms { w, saved, dw } => (*w, saved.rstd.rows(at)?, &**dw, None),
+        NormGradients::Rms { w, saved, dw } => (*w, saved.rstd.rows(at)?, dw.as_deref(), None),
         NormGradients::Layer { w, saved, gradients } => {
-            (*w, saved.statistics.rows(at)?, &*gradients.dw, Some(&*gradients.db))
+            let [dw, db] = gradients.as_ref().map_or([None; 2], |gradients| gradients.both().map(Some));
+            (*w, saved.statistics.rows(at)?, dw, db)
         }
     };
-    let vectors =
-        [("residual_norm weight", Some(w)), ("residual_norm dw", Some(dw)), ("residual_norm db", db)];
+    let statistics = if matches!(norm, NormGradients::Layer { .. }) { 2 } else { 1 };
+    let vectors = [("residual_norm weight", Some(w)), ("residual_norm dw", dw), ("residual_norm db", db)];
     for (what, vector) in vectors {
         if let Some(vector) = vector {
             vector.expect_shape(what, [cols])?;
             vector.expect_dtype(what, accumulation)?;
         }
     }
-    kept.expect("residual_norm saved", rows, if db.is_some() { 2 } else { 1 }, accumulation)?;
+    kept.expect("residual_norm saved", rows, statistics, accumulation)?;
     match y.device() {
         Device::Cpu(_) => float_dispatch!("residual_norm", dtype, T => {
             let (dnormed, y, kept) = (dnormed.slice::<T>()?, y.slice::<T>()?, kept.slice::<T>()?);
@@ -193,12 +194,16 @@ pub fn backward(
             match norm {
                 NormGradients::Rms { w, dw, .. } => {
                     cpu::rmsnorm::backward_dx(dnormed, y, w.view().slice()?, kept, scratch);
-                    cpu::rmsnorm::backward_dw(dnormed, y, kept, dw.view_mut().slice()?);
+                    if let Some(dw) = dw {
+                        cpu::rmsnorm::backward_dw(dnormed, y, kept, dw.view_mut().slice()?);
+                    }
                 }
                 NormGradients::Layer { w, gradients, .. } => {
-                    let (mut dw, mut db) = (gradients.dw.view_mut(), gradients.db.view_mut());
                     cpu::layernorm::backward_dx(dnormed, y, w.view().slice()?, kept, scratch);
-                    cpu::layernorm::backward_parameters(dnormed, y, kept, dw.slice()?, db.slice()?);
+                    if let Some(layernorm::Gradients { dw, db }) = gradients {
+                        let (mut dw, mut db) = (dw.view_mut(), db.view_mut());
+                        cpu::layernorm::backward_parameters(dnormed, y, kept, dw.slice()?, db.slice()?);
+                    }
                 }
             }
             cpu::elementwise::add(scratch, stream);
@@ -230,25 +235,27 @@ fn launch_backward(
         NormGradients::Rms { w, saved, dw } => {
             let kernel = by_dtype("residual_norm", dtype, &BACKWARD_RMS_F32, &BACKWARD_RMS_BF16)?;
             let partial = saved.partial(parts, cols)?;
-            let (w, sums, total) = (w.view().address()?, partial.view().address()?, dw.view().address()?);
+            let (w, sums, total) =
+                (w.view().address()?, partial.view().address()?, address_of(dw.as_deref())?);
             let arguments = arguments![
                 dnormed, y, bits, instance, instances, stride, offset, scale, w, kept, rows32, cols32, each,
                 dy, dbranch, sums, total
             ];
             gpu.launch(kernel, grid, &arguments)?;
-            rmsnorm::add_partial(gpu, partial, parts, dw)
+            rmsnorm::add_partial(gpu, partial, parts, dw.as_deref())
         }
-        NormGradients::Layer { w, saved, gradients: layernorm::Gradients { dw, db } } => {
+        NormGradients::Layer { w, saved, gradients } => {
             let kernel = by_dtype("residual_norm", dtype, &BACKWARD_LAYER_F32, &BACKWARD_LAYER_BF16)?;
             let partial = saved.partial(parts, cols)?;
             let (w, sums) = (w.view().address()?, partial.view().address()?);
-            let (dw_at, db_at) = (dw.view().address()?, db.view().address()?);
+            let both = gradients.as_ref().map(layernorm::Gradients::both);
+            let [dw_at, db_at] = layernorm::addresses_of(both)?;
             let arguments = arguments![
                 dnormed, y, bits, instance, instances, stride, offset, scale, w, kept, rows32, cols32, each,
                 dy, dbranch, sums, dw_at, db_at
             ];
             gpu.launch(kernel, grid, &arguments)?;
-            layernorm::add_partial(gpu, partial, parts, [dw, db])
+            layernorm::add_partial(gpu, partial, parts, both)
         }
     }
 }

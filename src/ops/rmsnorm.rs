@@ -2,7 +2,7 @@
 //! benches/ops/rmsnorm.rs.
 
 use super::launch::{arguments, by_dtype, kernels, size};
-use super::row_blocks::{RowBlocks, fold, reserve_partial};
+use super::row_blocks::{RowBlocks, address_of, fold, reserve_partial};
 use super::{Tensor, View, ViewMut, float_dispatch};
 use crate::base::{Dtype, Error, Result};
 use crate::cpu;
@@ -46,9 +46,14 @@ impl Saved {
     }
 }
 
-/// Adds blocks' partial sums to the gain's gradient.
-pub(super) fn add_partial(gpu: &dyn Launcher, partial: &Tensor, parts: u32, dw: &Tensor) -> Result<()> {
-    fold(gpu, &BACKWARD_DW, partial, parts, &[dw])
+/// Adds blocks' partial sums to the gain's gradient, if it is wanted.
+pub(super) fn add_partial(
+    gpu: &dyn Launcher,
+    partial: &Tensor,
+    parts: u32,
+    dw: Option<&Tensor>,
+) -> Result<()> {
+    dw.map_or(Ok(()), |dw| fold(gpu, &BACKWARD_DW, partial, parts, &[dw]))
 }
 
 /// y = x * rstd * w over rows of `x[rows, cols]`, rstd = 1/sqrt(mean(x^2) + eps); `w[cols]`.
@@ -87,19 +92,21 @@ pub fn forward(
     Ok(())
 }
 
-/// Gradients of [`forward`]: assigns `dx`, adds to `dw`. `x` and `at` are those of the forward call.
+/// Gradients of [`forward`]: assigns `dx`, adds to `dw`, which a frozen gain has not. `x` and `at` are those of the
+/// forward call.
 ///
 /// # Errors
 /// Shapes or dtypes that do not fit.
-pub fn backward(
+pub fn backward<'a>(
     dy: View,
     x: View,
     w: &Tensor,
     saved: &Saved,
     at: Range<usize>,
     mut dx: ViewMut,
-    dw: &mut Tensor,
+    dw: impl Into<Option<&'a mut Tensor>>,
 ) -> Result<()> {
+    let dw: Option<&mut Tensor> = dw.into();
     let (rows, cols, dtype) = (x.count(), x.cols(), x.dtype());
     if at.len() != rows {
         return Err(Error::shape("rmsnorm saved", format!("{at:?}"), format!("{rows} rows")));
@@ -108,14 +115,18 @@ pub fn backward(
     dx.expect("rmsnorm dx", rows, cols, dtype)?;
     w.expect_shape("rmsnorm weight", [cols])?;
     w.expect_dtype("rmsnorm weight", dtype.accumulation())?;
-    dw.expect_shape("rmsnorm dw", [cols])?;
-    dw.expect_dtype("rmsnorm dw", dtype.accumulation())?;
+    if let Some(dw) = &dw {
+        dw.expect_shape("rmsnorm dw", [cols])?;
+        dw.expect_dtype("rmsnorm dw", dtype.accumulation())?;
+    }
     let rstd = saved.rstd.rows(at)?;
     match x.device() {
         Device::Cpu(_) => float_dispatch!("rmsnorm", dtype, T => {
             let (dy, x, rstd) = (dy.slice::<T>()?, x.slice::<T>()?, rstd.slice::<T>()?);
             cpu::rmsnorm::backward_dx(dy, x, w.view().slice()?, rstd, dx.slice()?);
-            cpu::rmsnorm::backward_dw(dy, x, rstd, dw.view_mut().slice()?);
+            if let Some(dw) = dw {
+                cpu::rmsnorm::backward_dw(dy, x, rstd, dw.view_mut().slice()?);
+            }
         }),
         Device::Gpu(_) if rows == 0 => {}
         Device::Gpu(gpu) => {
@@ -124,10 +135,10 @@ pub fn backward(
             let partial = saved.partial(grid.blocks[0], cols)?;
             let sums: Argument = partial.view().address()?;
             let (dy, x, w, rstd) = (dy.address()?, x.address()?, w.view().address()?, rstd.address()?);
-            let (dx, total) = (dx.address()?, dw.view().address()?);
+            let (dx, total) = (dx.address()?, address_of(dw.as_deref())?);
             let (rows, cols) = (rows as u32, size("rmsnorm columns", cols)?);
             gpu.launch(kernel, grid, &arguments![dy, x, w, rstd, rows, cols, each, dx, sums, total])?;
-            add_partial(&**gpu, partial, grid.blocks[0], dw)?;
+            add_partial(&**gpu, partial, grid.blocks[0], dw.as_deref())?;
         }
     }
     Ok(())

@@ -5,9 +5,9 @@
 //! of the number of rows and of the width, never of the device.
 
 use super::Tensor;
-use super::launch::{arguments, size};
+use super::launch::{ABSENT, arguments, size};
 use crate::base::{Dtype, Result};
-use crate::device::{Device, Grid, Kernel, Launcher};
+use crate::device::{Argument, Device, Grid, Kernel, Launcher};
 
 /// Widest row that a warp owns; wider ones belong to a block.
 const NARROW: usize = 1024;
@@ -109,6 +109,11 @@ pub(super) fn fold(
         }
         _ => unreachable!("norms have one or two parameters"),
     }
+}
+
+/// Where a kernel finds the gradient of a parameter; nowhere when it is frozen.
+pub(super) fn address_of(gradient: Option<&Tensor>) -> Result<Argument> {
+    gradient.map_or(Ok(ABSENT), |gradient| gradient.view().address())
 }
 
 #[cfg(test)]

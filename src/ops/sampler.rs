@@ -17,11 +17,14 @@
 mod kernels;
 mod mixture;
 mod score;
+mod support;
 
+pub(in crate::ops) use kernels::{mixture_backward as launch_mixture_backward, support_at};
 pub use mixture::{Mixed, Mixture, expect_mixed, mixture, mixture_backward};
 pub use score::{Scored, score_on_support, score_on_support_backward};
+pub use support::Support;
 
-use super::{Tensor, View, ViewMut, float_dispatch};
+use super::{View, ViewMut, float_dispatch};
 use crate::base::{Dtype, Error, Result};
 use crate::cpu;
 use crate::cpu::sampler::{Fault, Filters, Problem};
@@ -116,34 +119,6 @@ pub struct Noise<'a> {
     pub steps: View<'a>,
     /// Philox site.
     pub site: u32,
-}
-
-/// Kept ids of sampled tokens, so that an update scores them under the law they were sampled from. Reserved once
-/// for a tape of tokens; only [`sample`] fills it. No ids stand for the whole vocabulary (greedy, or no filter).
-#[derive(Debug)]
-pub struct Support {
-    ids: Tensor,
-    counts: Tensor,
-}
-
-impl Support {
-    /// Room for `rows` tokens with up to `capacity` kept ids each; top-k never keeps more than k.
-    pub fn reserve(device: &Device, rows: usize, capacity: usize) -> Result<Support> {
-        Ok(Support {
-            ids: Tensor::zeros(device, [rows, capacity], Dtype::U32)?,
-            counts: Tensor::zeros(device, [rows, 1], Dtype::U32)?,
-        })
-    }
-
-    /// Kept ids, u32 `[rows, capacity]`: ascending, the first `counts[row]` of each row.
-    pub fn ids(&self) -> &Tensor {
-        &self.ids
-    }
-
-    /// Number of kept ids, u32 `[rows, 1]`; 0 for the whole vocabulary.
-    pub fn counts(&self) -> &Tensor {
-        &self.counts
-    }
 }
 
 /// Where [`sample`] writes.
@@ -276,7 +251,7 @@ fn diagnose(row: usize, logits: View, law: &Law) -> Result<Error> {
 }
 
 /// A fault in words.
-fn explain(Fault { row, problem }: Fault, capacity: usize) -> Error {
+pub(in crate::ops) fn explain(Fault { row, problem }: Fault, capacity: usize) -> Error {
     match problem {
         Problem::NotFinite { id, value } => Error::NotFinite {
             what: "sampler logits".into(),
@@ -302,6 +277,16 @@ fn explain(Fault { row, problem }: Fault, capacity: usize) -> Error {
             "sampler support",
             format!("row {row} holds ids outside the logits' vocabulary"),
             "score with the model family that sampled",
+        ),
+        Problem::Unordered => Error::input(
+            "sampler support",
+            format!("the ids of row {row} do not ascend"),
+            "store the ids of a row in ascending order, each once, with their numbers beside them",
+        ),
+        Problem::Empty => Error::input(
+            "sampler support",
+            format!("row {row} keeps no ids, and an action needs at least one"),
+            "fill the support by sampler::mixture, or upload the stored one",
         ),
     }
 }

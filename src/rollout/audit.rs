@@ -3,8 +3,9 @@
 
 use super::group::{Drawing, Form, Trajectory};
 use super::masks::{MaskPlan, Part, Rollout};
+use super::sharing::soft_room;
 use crate::base::{Dtype, Result};
-use crate::model::{Input, LatentNoise, Model, Record, Room, RowPlan, Scores, Segment, Sequences};
+use crate::model::{Draw, Input, LatentNoise, Model, Record, Room, RowPlan, Scores, Segment, Sequences};
 use crate::ops::mask::MaskSet;
 use std::ops::Range;
 
@@ -44,6 +45,7 @@ impl Audit {
             slots: 2 * Room::slots_of(longest, false),
             longest,
             tape_positions: longest + prompt_tokens,
+            soft: soft_room(model, &form, &drawing, 1),
         };
         Ok(Audit {
             sequences: Sequences::reserve(model, model.device(), room, Record::LayerInputs)?,
@@ -77,7 +79,24 @@ impl Audit {
         let replayed = self.log_probabilities(model, prompt, trajectory, perturb)?;
         let pairs = replayed.iter().zip(&trajectory.log_probabilities);
         // NaN must not pass for a small gap.
-        Ok(pairs.map(|(a, b)| (a - b).abs()).fold(0.0, worse))
+        let gap = pairs.map(|(a, b)| (a - b).abs()).fold(0.0, worse);
+        Ok(worse(gap, self.gap_of_actions(trajectory)?))
+    }
+
+    /// The largest difference of a perturbed log-probability at a soft step; infinite where other ids were kept.
+    fn gap_of_actions(&self, trajectory: &Trajectory) -> Result<f64> {
+        if trajectory.actions.is_empty() {
+            return Ok(0.0);
+        }
+        let drawn = self.sequences.actions()?;
+        let mut gap = 0.0;
+        for (now, then) in drawn.iter().zip(&trajectory.actions) {
+            if now.ids != then.ids || now.proxy != then.proxy {
+                return Ok(f64::INFINITY);
+            }
+            gap = now.perturbed.iter().zip(&then.perturbed).map(|(a, b)| (a - b).abs()).fold(gap, worse);
+        }
+        Ok(gap)
     }
 
     /// The thoughts of the rollout that was audited last; none without latents (one download).
@@ -112,6 +131,9 @@ impl Audit {
         trajectory: &Trajectory,
         perturb: impl FnOnce(&mut MaskSet) -> Result<()>,
     ) -> Result<Vec<f64>> {
+        // A rollout that a proxy stopped has no end marker and no answer.
+        let silent = trajectory.tokens.is_empty();
+        let steps = if self.drawing.soft.is_some() { trajectory.actions.len() } else { self.form.latents };
         let length = self.form.positions(prompt.len(), trajectory.tokens.len());
         self.sequences.layout(&[RowPlan::own(prompt.len()), RowPlan::own(length)])?;
         let stranger = Rollout { rollout: u32::MAX, ..trajectory.member.coordinates };
@@ -149,15 +171,27 @@ impl Audit {
             latest = model.forward(&mut self.sequences, &segment, masks)?.start;
             position += 1;
         }
-        self.thoughts = latest..latest + self.form.latents;
-        for step in 1..=self.form.latents {
-            let mut segment = one(Input::Latent, plan.instance(audited, Part::Latent(step), position));
+        self.thoughts = latest..latest + steps;
+        for step in 1..=steps {
+            let instance = plan.instance(audited, Part::Latent(step), position);
+            let mut segment = match self.drawing.soft {
+                None => one(Input::Latent, instance),
+                Some(soft) => {
+                    let mut segment = one(Input::Drawn, instance);
+                    let key = trajectory.member.coordinates.gumbel(self.drawing.seed);
+                    segment.draw = Some(Draw { law: soft.law, keys: vec![(key, step as u32)], stored: None });
+                    segment
+                }
+            };
             segment.noise = (self.drawing.latent_noise != 0.0).then(|| LatentNoise {
                 deviation: self.drawing.latent_noise,
                 keys: vec![(trajectory.member.coordinates.noise(self.drawing.seed), step as u32)],
             });
             latest = model.forward(&mut self.sequences, &segment, masks)?.start;
             position += 1;
+        }
+        if silent {
+            return Ok(Vec::new());
         }
         // The end marker and the answer in cuts of one, two, three, ... tokens.
         let answer = &trajectory.tokens[..trajectory.tokens.len().saturating_sub(1)];

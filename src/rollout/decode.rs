@@ -69,8 +69,14 @@ impl Decoder {
         self.steps.upload_at(0, &steps)
     }
 
-    /// Samples the first token of each member from the latest hidden state of row `sources[member]`.
-    pub fn first(&mut self, model: &Model, sequences: &Sequences, sources: &[u32]) -> Result<Vec<u32>> {
+    /// Samples the first token of each of `active` from the latest hidden state of the row in `sources`.
+    pub fn first(
+        &mut self,
+        model: &Model,
+        sequences: &Sequences,
+        active: &[usize],
+        sources: &[u32],
+    ) -> Result<Vec<u32>> {
         let count = sources.len();
         self.sources.upload_at(0, sources)?;
         gather::forward(
@@ -79,7 +85,7 @@ impl Decoder {
             self.hidden.rows_mut(0..count)?,
         )?;
         model.logits(self.hidden.rows(0..count)?, self.logits.rows_mut(0..count)?)?;
-        self.draw(0..count)
+        self.draw(active.iter().copied())
     }
 
     /// Samples one token for each of `active` from the hidden states at `at`, which stand in the same order.

@@ -57,6 +57,7 @@ pub fn generate(
     let drawing = Drawing {
         masking: Masking::NONE,
         latent_noise: 0.0,
+        soft: None,
         thoughts: Thoughts::Own,
         law: options.law,
         seed: options.seed,

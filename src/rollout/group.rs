@@ -12,12 +12,16 @@ use super::decode::Decoder;
 use super::masks::{MaskPlan, Part};
 use super::sharing::Rows;
 use crate::base::{Error, Result};
-use crate::model::{Input, LatentNoise, Model, Record, RowPlan, Segment, Sequences};
+use crate::model::{Input, Model, Record, RowPlan, Segment, Sequences};
 use crate::ops::mask::MaskSet;
 use std::ops::{ControlFlow, Range};
 use std::time::Instant;
 
-pub use super::plan::{Drawing, Form, Limits, Member, Thoughts, Timing, Trajectory};
+mod think;
+
+pub use super::plan::{
+    Drawing, Form, Limits, Member, SoftReplay, SoftThoughts, Thoughts, Timing, Trajectory,
+};
 pub use super::sharing::{Share, room, share};
 
 /// Room for rollouts of one [`Form`], reused batch after batch.
@@ -31,6 +35,12 @@ pub struct Rollouts {
     masks: Option<MaskSet>,
     /// Position on the tape that predicts each answer token, by member.
     predictors: Vec<Vec<u32>>,
+    /// The same of each soft step.
+    thinking: Vec<Vec<u32>>,
+    /// The member of each mixture that was drawn, in the order of drawing.
+    drawn: Vec<usize>,
+    /// Members that a proxy stopped.
+    ended: Vec<bool>,
     timing: Timing,
 }
 
@@ -46,7 +56,10 @@ impl Rollouts {
         limits: Limits,
         record: Record,
     ) -> Result<Rollouts> {
-        let room = room(&form, &drawing, limits, record);
+        if let Some(soft) = &drawing.soft {
+            soft.law.validate()?;
+        }
+        let room = room(model, &form, &drawing, limits, record);
         let masks = drawing.masking.reserve(model, form.latents, room.longest, limits.members)?;
         Ok(Rollouts {
             sequences: Sequences::reserve(model, model.device(), room, record)?,
@@ -56,6 +69,9 @@ impl Rollouts {
             drawing,
             limits,
             predictors: Vec::new(),
+            thinking: Vec::new(),
+            drawn: Vec::new(),
+            ended: Vec::new(),
             timing: Timing::default(),
         })
     }
@@ -90,6 +106,11 @@ impl Rollouts {
         &self.predictors
     }
 
+    /// By member, the position on the tape that predicts each soft step of the last batch.
+    pub fn thinking(&self) -> &[Vec<u32>] {
+        &self.thinking
+    }
+
     /// Where the time of the last [`Rollouts::sample`] went.
     pub fn timing(&self) -> Timing {
         self.timing
@@ -110,6 +131,7 @@ impl Rollouts {
         let began = Instant::now();
         let blank = |&member: &Member| Trajectory {
             member,
+            actions: Vec::new(),
             tokens: Vec::new(),
             log_probabilities: Vec::new(),
             stopped: false,
@@ -123,21 +145,22 @@ impl Rollouts {
         let rows = self.lay_out(prompts, members, &vec![self.form.max_new_tokens; members.len()], &plan)?;
         let mut latest = self.think(model, prompts, members, &rows, &plan)?;
         self.end(model, &rows, &plan, &mut latest)?;
+        self.note_actions(&mut trajectories)?;
         self.timing.prefill = began.elapsed();
         self.predictors = vec![Vec::new(); members.len()];
-        if self.form.max_new_tokens == 0 {
+        let mut active: Vec<usize> = (0..members.len()).filter(|&index| !self.ended[index]).collect();
+        if self.form.max_new_tokens == 0 || active.is_empty() {
             return Ok(trajectories);
         }
 
         let decoding = Instant::now();
         self.decoder.restart();
-        self.decoder.pack(members.iter().map(|member| member.coordinates), 0)?;
-        let sources: Vec<u32> = (0..members.len()).map(|index| rows.source(index, members)).collect();
-        let mut tokens = self.decoder.first(model, &self.sequences, &sources)?;
-        for (index, source) in sources.iter().enumerate() {
+        self.decoder.pack(active.iter().map(|&index| members[index].coordinates), 0)?;
+        let sources: Vec<u32> = active.iter().map(|&index| rows.source(index, members)).collect();
+        let mut tokens = self.decoder.first(model, &self.sequences, &active, &sources)?;
+        for (&index, source) in active.iter().zip(&sources) {
             self.predictors[index].push(latest[*source as usize]);
         }
-        let mut active: Vec<usize> = (0..members.len()).collect();
         let mut at: Option<Range<usize>> = None;
         for step in 1.. {
             self.timing.tokens += tokens.len();
@@ -197,7 +220,11 @@ impl Rollouts {
     ) -> Result<()> {
         let members: Vec<Member> = trajectories.iter().map(|trajectory| trajectory.member).collect();
         let answers: Vec<usize> = trajectories.iter().map(|trajectory| trajectory.tokens.len()).collect();
-        if let Some(index) = answers.iter().position(|&n| n == 0 || n > self.form.max_new_tokens) {
+        let silent = |index: usize| {
+            self.drawing.soft.is_some() && trajectories[index].actions.len() <= self.form.latents
+        };
+        let fits = |(index, &n): (usize, &usize)| n <= self.form.max_new_tokens && (n > 0 || silent(index));
+        if let Some(index) = answers.iter().enumerate().position(|answer| !fits(answer)) {
             return Err(Error::shape(
                 format!("answer of trajectory {index}"),
                 format!("{} tokens", answers[index]),
@@ -206,16 +233,24 @@ impl Rollouts {
         }
         let plan = self.mask_plan(prompts, &members);
         let rows = self.lay_out(prompts, &members, &answers, &plan)?;
-        let mut latest = self.think(model, prompts, &members, &rows, &plan)?;
+        let mut latest = match self.drawing.soft {
+            None => self.think(model, prompts, &members, &rows, &plan)?,
+            Some(soft) => self.think_again(model, prompts, trajectories, soft, &rows, &plan)?,
+        };
         self.end(model, &rows, &plan, &mut latest)?;
-        self.predictors =
-            (0..members.len()).map(|index| vec![latest[rows.source(index, &members) as usize]]).collect();
+        self.predictors = (trajectories.iter().enumerate())
+            .map(|(index, trajectory)| match trajectory.tokens.is_empty() {
+                true => Vec::new(),
+                false => vec![latest[rows.source(index, &members) as usize]],
+            })
+            .collect();
         let mut segment = Segment::new();
         let mut of = Vec::new();
         for (index, trajectory) in trajectories.iter().enumerate() {
             let row = rows.members[index];
             let first = self.sequences.length(row);
-            for (n, &token) in trajectory.tokens[..trajectory.tokens.len() - 1].iter().enumerate() {
+            let read = trajectory.tokens.len().saturating_sub(1);
+            for (n, &token) in trajectory.tokens[..read].iter().enumerate() {
                 segment.push_under(row, Input::Token(token), plan.instance(index, Part::Answer, first + n));
                 of.push(index);
             }
@@ -303,100 +338,4 @@ impl Rollouts {
             )),
         }
     }
-
-    /// Runs prompts, start markers and latent steps; returns each row's latest position on the tape.
-    fn think(
-        &mut self,
-        model: &Model,
-        prompts: &[Vec<u32>],
-        members: &[Member],
-        rows: &Rows,
-        plan: &MaskPlan,
-    ) -> Result<Vec<u32>> {
-        let masks = self.masks.as_ref();
-        let mut latest = vec![0; rows.owners.len() + rows.members.len()];
-        let mut segment = Segment::new();
-        match rows.share {
-            Share::Nothing => {
-                for (index, member) in members.iter().enumerate() {
-                    for (position, &token) in prompts[member.prompt].iter().enumerate() {
-                        let instance = plan.instance(index, Part::Prompt, position);
-                        segment.push_under(rows.members[index], Input::Token(token), instance);
-                    }
-                }
-                for (&owner, prompt) in rows.owners.iter().zip(prompts) {
-                    segment.extend_tokens(owner, prompt);
-                    segment.extend_tokens(owner, &self.form.start);
-                }
-            }
-            _ => {
-                for (owner, prompt) in rows.owners.iter().zip(prompts) {
-                    segment.extend_tokens(*owner, prompt);
-                }
-            }
-        }
-        run(model, &mut self.sequences, &segment, masks, &mut latest)?;
-        let thinkers = rows.thinkers();
-        let mut segment = Segment::new();
-        for (index, &row) in thinkers.iter().enumerate() {
-            let first = self.sequences.length(row);
-            for (n, &token) in self.form.start.iter().enumerate() {
-                segment.push_under(
-                    row,
-                    Input::Token(token),
-                    rows.instance(plan, index, Part::Start, first + n),
-                );
-            }
-        }
-        run(model, &mut self.sequences, &segment, masks, &mut latest)?;
-        for step in 1..=self.form.latents {
-            let mut segment = Segment::new();
-            for (index, &row) in thinkers.iter().enumerate() {
-                let position = self.sequences.length(row);
-                let instance = rows.instance(plan, index, Part::Latent(step), position);
-                segment.push_under(row, rows.thought(index, members), instance);
-            }
-            // Shuffled thoughts come from rows that think for themselves.
-            for &owner in rows.owners.iter().filter(|_| rows.share == Share::Nothing) {
-                segment.push(owner, Input::Latent);
-            }
-            segment.noise = (self.drawing.latent_noise != 0.0 && !segment.is_empty()).then(|| LatentNoise {
-                deviation: self.drawing.latent_noise,
-                keys: members.iter().map(|m| (m.coordinates.noise(self.drawing.seed), step as u32)).collect(),
-            });
-            run(model, &mut self.sequences, &segment, masks, &mut latest)?;
-        }
-        Ok(latest)
-    }
-
-    /// Runs the end markers.
-    fn end(&mut self, model: &Model, rows: &Rows, plan: &MaskPlan, latest: &mut [u32]) -> Result<()> {
-        let mut segment = Segment::new();
-        for (index, &row) in rows.thinkers().iter().enumerate() {
-            let first = self.sequences.length(row);
-            for (n, &token) in self.form.end.iter().enumerate() {
-                segment.push_under(
-                    row,
-                    Input::Token(token),
-                    rows.instance(plan, index, Part::Answer, first + n),
-                );
-            }
-        }
-        run(model, &mut self.sequences, &segment, self.masks.as_ref(), latest)
-    }
-}
-
-/// Runs a segment and notes where each of its rows stands now.
-fn run(
-    model: &Model,
-    sequences: &mut Sequences,
-    segment: &Segment,
-    masks: Option<&MaskSet>,
-    latest: &mut [u32],
-) -> Result<()> {
-    let at = model.forward(sequences, segment, masks)?;
-    for (&row, position) in segment.rows.iter().zip(at) {
-        latest[row as usize] = position as u32;
-    }
-    Ok(())
 }

@@ -114,6 +114,11 @@ pub struct Rollout {
 }
 
 impl Rollout {
+    /// The stream of its soft steps' noise.
+    pub fn gumbel(&self, seed: u64) -> StreamKey {
+        StreamKey::new(seed, self.update, self.prompt, self.rollout, Purpose::Gumbel)
+    }
+
     /// The stream of its noise on latents.
     pub fn noise(&self, seed: u64) -> StreamKey {
         StreamKey::new(seed, self.update, self.prompt, self.rollout, Purpose::LatentNoise)

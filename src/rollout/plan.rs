@@ -1,6 +1,7 @@
 //! What a batch of rollouts is: its form, its members, and what came of them.
 
 use super::masks::{Masking, Rollout};
+use crate::model::{Action, SoftLaw};
 use crate::ops::sampler::Law;
 use std::time::Duration;
 
@@ -9,7 +10,8 @@ use std::time::Duration;
 pub struct Form {
     /// Tokens between prompt and thoughts, e.g. the start-of-thought marker.
     pub start: Vec<u32>,
-    /// Latent steps: the final hidden state is fed back so many times (Coconut A.5).
+    /// Latent steps: the final hidden state is fed back so many times (Coconut A.5), or so many mixtures are drawn
+    /// ([`Drawing::soft`]).
     pub latents: usize,
     /// Tokens between thoughts and answer, e.g. the end-of-thought marker.
     pub end: Vec<u32>,
@@ -31,8 +33,10 @@ impl Form {
 pub struct Drawing {
     /// Dropout of each rollout.
     pub masking: Masking,
-    /// Standard deviation of Gaussian noise on each latent input; 0 = none.
+    /// Standard deviation of Gaussian noise on each latent input, or drawn mixture; 0 = none.
     pub latent_noise: f64,
+    /// Latents are mixtures of token embeddings instead of hidden states (LEPO, algorithms C.1).
+    pub soft: Option<SoftThoughts>,
     /// Whose thoughts each answer is conditioned on.
     pub thoughts: Thoughts,
     /// Law of the answer's tokens.
@@ -41,6 +45,26 @@ pub struct Drawing {
     pub seed: u64,
     /// Whether members share what is the same for all of them. Results are the same to the bit.
     pub share: bool,
+}
+
+/// Thoughts that are mixtures of token embeddings.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct SoftThoughts {
+    /// How they are drawn.
+    pub law: SoftLaw,
+    /// Whether a proxy id that is a stop token ends the rollout.
+    pub proxies_stop: bool,
+    /// What a replay feeds.
+    pub replay: SoftReplay,
+}
+
+/// What a replay feeds at soft steps.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SoftReplay {
+    /// The stored weights: actions are constants, so all steps of a rollout run in one segment.
+    Actions,
+    /// The weights that the stored noise gives under the weights of now, on the stored support, step by step.
+    Noise,
 }
 
 /// Whose thoughts an answer is conditioned on: questions asked of a model that may not need them.
@@ -79,12 +103,21 @@ pub struct Member {
 pub struct Trajectory {
     /// Which rollout.
     pub member: Member,
-    /// Sampled tokens, the stop token included.
+    /// What was drawn at each soft step; fewer than the form's latents where a proxy stopped the rollout.
+    pub actions: Vec<Action>,
+    /// Sampled tokens, the stop token included; none where a proxy stopped the rollout.
     pub tokens: Vec<u32>,
     /// Log-probability of each under the law it was sampled from (nats).
     pub log_probabilities: Vec<f64>,
-    /// Whether a stop token ended it.
+    /// Whether a stop token (or a proxy that is one) ended it.
     pub stopped: bool,
+}
+
+impl Trajectory {
+    /// All that it says: the proxies of soft steps, then the sampled tokens.
+    pub fn said(&self) -> Vec<u32> {
+        self.actions.iter().map(|action| action.proxy).chain(self.tokens.iter().copied()).collect()
+    }
 }
 
 /// Where the time of [`Rollouts::sample`] went.

@@ -2,7 +2,7 @@
 
 use super::masks::{MaskPlan, Part, Scope};
 use super::plan::{Drawing, Form, Limits, Member, Thoughts};
-use crate::model::{Input, Record, Room};
+use crate::model::{Input, Model, Record, Room, SoftRoom};
 
 /// What the members of a prompt share.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -18,7 +18,7 @@ pub enum Share {
 /// What the members of a prompt share.
 pub fn share(form: &Form, drawing: &Drawing, prompts: usize, members: usize) -> Share {
     let thinks = !form.start.is_empty() || form.latents > 0;
-    let noisy = drawing.latent_noise != 0.0 && form.latents > 0;
+    let noisy = (drawing.latent_noise != 0.0 || drawing.soft.is_some()) && form.latents > 0;
     if drawing.thoughts == Thoughts::Shuffled {
         return Share::Nothing;
     }
@@ -34,7 +34,7 @@ pub fn share(form: &Form, drawing: &Drawing, prompts: usize, members: usize) -> 
 }
 
 /// The room that batches within `limits` may take.
-pub fn room(form: &Form, drawing: &Drawing, limits: Limits, record: Record) -> Room {
+pub fn room(model: &Model, form: &Form, drawing: &Drawing, limits: Limits, record: Record) -> Room {
     let longest = form.positions(limits.prompt_tokens, form.max_new_tokens);
     let Limits { prompts, members, prompt_tokens } = limits;
     let share = share(form, drawing, prompts, members);
@@ -48,7 +48,9 @@ pub fn room(form: &Form, drawing: &Drawing, limits: Limits, record: Record) -> R
     let unshared = prompts.min(members) * longest;
     let shuffled = drawing.thoughts == Thoughts::Shuffled;
     let thinking = if shuffled { prompts * form.positions(prompt_tokens, 0) } else { 0 };
-    let step = form.start.len().max(form.end.len()).max(form.max_new_tokens).max(1);
+    // A replay runs all soft steps of a rollout at once.
+    let soft_steps = if drawing.soft.is_some() { form.latents } else { 0 };
+    let step = form.start.len().max(form.end.len()).max(form.max_new_tokens).max(soft_steps).max(1);
     Room {
         rows: prompts + members,
         slots: prompts * Room::slots_of(shared.max(thinking), false) + members * own,
@@ -59,6 +61,20 @@ pub fn room(form: &Form, drawing: &Drawing, limits: Limits, record: Record) -> R
                 (Record::Nothing, _) => (prompts * prompt_tokens).max(members * step),
                 _ => (prompts * shared + members * (longest - shared)).max(unshared),
             },
+        soft: soft_room(model, form, drawing, if shuffled { prompts + members } else { members }),
+    }
+}
+
+/// The room for the mixtures of so many rows.
+pub(super) fn soft_room(model: &Model, form: &Form, drawing: &Drawing, rows: usize) -> SoftRoom {
+    match drawing.soft {
+        Some(soft) if form.latents > 0 => SoftRoom {
+            positions: rows * form.latents,
+            rows,
+            terms: soft.law.terms(model.config().vocab),
+            hard: soft.law.hard,
+        },
+        _ => SoftRoom::default(),
     }
 }
 

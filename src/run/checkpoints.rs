@@ -2,7 +2,8 @@
 //!
 //! ```text
 //! checkpoints/step-000200/
-//!   config.json, model.safetensors, companions   opens in transformers
+//!   config.json, model.safetensors, companions   opens in transformers; or, where an adapter is trained,
+//!   adapter_config.json, adapter_model.safetensors, companions   opens in PEFT
 //!   train_state.safetensors                      AdamW's moments and masters; step, score and the job's state as text
 //!   checksums.sha256                             of all others, as sha256sum -c reads it; written last
 //! ```
@@ -10,13 +11,15 @@
 //! Everything is written into a hidden folder, synced, and renamed: a step's folder appears whole or not at all. Should a
 //! disk lose or change something later, the checksums tell, and the checkpoint before it is used.
 
+use super::adapters;
+use super::recipe::Recipe;
 use crate::base::{Dtype, Error, Result};
 use crate::device::{Device, Element};
 use crate::learn::optimizer::Optimizer;
 use crate::model::safetensors_file::{self, SafetensorsFile, TensorHeader, TensorWriter};
 use crate::model::save::{CHECKSUMS, Companions};
 use crate::model::stored::Stored;
-use crate::model::{Model, Precision};
+use crate::model::{Model, Precision, peft};
 use crate::ops::Tensor;
 use sha2::{Digest, Sha256};
 use std::fs::{self, File};
@@ -27,6 +30,8 @@ use std::path::{Path, PathBuf};
 const TRAIN_STATE: &str = "train_state.safetensors";
 /// Without these a folder is no checkpoint. They stand last in the checksums, so that a cut list lacks one of them.
 const REQUIRED: [&str; 3] = ["config.json", "model.safetensors", TRAIN_STATE];
+/// The same, where the model is an adapter.
+const REQUIRED_OF_ADAPTERS: [&str; 3] = [peft::CONFIG_FILE, peft::WEIGHTS_FILE, TRAIN_STATE];
 /// Ends the name of a checkpoint while it takes the place of an older one of the same step.
 const AGAIN: &str = "-again";
 /// Begins the names of folders that are being written or removed.
@@ -116,7 +121,7 @@ impl Checkpoints {
         fs::create_dir_all(folder).map_err(Error::io(folder, "cannot create the folder"))?;
         let staging = staging(folder)?;
         let new = staging.path().join("checkpoint");
-        model.save(&new, companions)?;
+        adapters::save_exact(model, &new, companions)?;
         write_train_state(&new.join(TRAIN_STATE), step, model, optimizer, state)?;
         write_checksums(&new)?;
         sync(&new)?;
@@ -254,7 +259,15 @@ impl Checkpoint {
         self.optimizer_step.is_some()
     }
 
-    /// The model, as it was to the bit when `precision` is that of the run.
+    /// The model, as it was to the bit when the recipe is that of the run; an adapter shares the base of `model`.
+    ///
+    /// # Errors
+    /// Those of [`adapters::load_exact`].
+    pub fn model_like(&self, recipe: &Recipe, model: &Model) -> Result<Model> {
+        adapters::load_exact(recipe, model, &self.path)
+    }
+
+    /// The model, as it was to the bit when `precision` is that of the run; not where it is an adapter.
     ///
     /// # Errors
     /// Those of [`Model::load`].
@@ -428,7 +441,8 @@ fn write_checksums(folder: &Path) -> Result<()> {
     let mut files = Vec::new();
     list_files(folder, "", &mut files)?;
     files.retain(|name| name != CHECKSUMS);
-    files.sort_by_key(|name| (REQUIRED.iter().position(|required| required == name), name.clone()));
+    let required = required(&files);
+    files.sort_by_key(|name| (required.iter().position(|required| required == name), name.clone()));
     let mut text = String::new();
     for name in &files {
         text.push_str(&format!("{}  {name}\n", sum(&folder.join(name))?.0));
@@ -448,6 +462,12 @@ fn list_files(folder: &Path, inside: &str, files: &mut Vec<String>) -> Result<()
         }
     }
     Ok(())
+}
+
+/// What a checkpoint with these files must have.
+fn required<S: AsRef<str>>(names: &[S]) -> [&'static str; 3] {
+    let adapter = names.iter().any(|name| name.as_ref() == peft::CONFIG_FILE);
+    if adapter { REQUIRED_OF_ADAPTERS } else { REQUIRED }
 }
 
 /// SHA-256 of a file in hexadecimal, and its length.
@@ -492,7 +512,7 @@ fn verify(folder: &Path) -> Result<()> {
         }
         named.push(name);
     }
-    match REQUIRED.iter().find(|required| !named.contains(required)) {
+    match required(&named).iter().find(|required| !named.contains(required)) {
         Some(missing) => Err(Error::file(&list, format!("has no checksum of {missing}"), advice)),
         None => Ok(()),
     }

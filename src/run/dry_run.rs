@@ -16,6 +16,7 @@ use crate::learn::optimizer::Optimizer;
 use crate::learn::policy::Source;
 use crate::model::Model;
 use crate::model::Record::Nothing;
+use crate::ops::Tensor;
 use crate::ops::sampler::Law;
 use crate::rollout::group::{Drawing, Form, Limits, Rollouts, Thoughts};
 use crate::rollout::masks::Masking;
@@ -55,8 +56,9 @@ const PROGRAM: u64 = 24 << 20;
 /// Settings that contradict each other, or one group of rollouts that does not fit the tape.
 pub fn forecast(recipe: &Recipe, student: &Student, problems: &Problems) -> Result<Forecast> {
     let model = &student.model;
-    let parameters: usize = model.parameters().iter().map(|p| p.shape().elements()).sum();
-    let weights: usize = model.parameters().iter().map(|p| p.bytes()).sum();
+    let elements = |list: &[Tensor]| -> usize { list.iter().map(|tensor| tensor.shape().elements()).sum() };
+    let bytes = |list: &[Tensor]| -> u64 { list.iter().map(|tensor| tensor.bytes() as u64).sum() };
+    let parameters = elements(model.parameters());
     let mut lines = vec![
         format!(
             "model     {} {} layers, width {}, vocabulary {}: {parameters} parameters",
@@ -76,10 +78,20 @@ pub fn forecast(recipe: &Recipe, student: &Student, problems: &Problems) -> Resu
             problems.overlap[1],
         ),
     ];
+    if let Some(config) = model.adapter() {
+        let trained = elements(model.trained());
+        lines.push(format!(
+            "adapter   rank {}, scale {}: {trained} of {} parameters are trained ({:.2} %)",
+            config.rank,
+            config.scale(),
+            parameters + trained,
+            100.0 * trained as f64 / (parameters + trained) as f64
+        ));
+    }
     let items = &problems.prompts().items;
-    let mut largest: (usize, String) = (0, "no updates".into());
+    let mut largest = (Moment::default(), "no updates".to_string());
     for part in parts(recipe) {
-        let (bytes, line) = match &part {
+        let (moment, line) = match &part {
             Part::Phase(phase) | Part::Continued(phase) => school(recipe, student, phase, problems)?,
             Part::Arm(plan) => {
                 let curriculum = settings::curriculum(recipe);
@@ -99,7 +111,8 @@ pub fn forecast(recipe: &Recipe, student: &Student, problems: &Problems) -> Resu
                     closing =
                         closing.max(asks(&set.items, 1)?).max(asks(&set.items, recipe.evaluation.masks)?);
                 }
-                let bytes = (updates + between).max(closing);
+                let training = Moment { bytes: updates + between, gradients: true, optimizer: true };
+                let moment = training.or(Moment { bytes: closing, ..Moment::default() });
                 let policy = arm.policy();
                 let how = match policy.source() {
                     Source::Tape => "gradients read the tape of sampling",
@@ -113,25 +126,72 @@ pub fn forecast(recipe: &Recipe, student: &Student, problems: &Problems) -> Resu
                     plan.group,
                     policy.prompts_at_once().min(plan.prompts),
                 );
-                (bytes, line)
+                (moment, line)
             }
         };
-        if bytes > largest.0 {
-            largest = (bytes, line.split_whitespace().next().unwrap_or_default().to_string());
+        if moment.bytes > largest.0.bytes {
+            largest = (moment, line.split_whitespace().next().unwrap_or_default().to_string());
         }
         lines.push(line);
     }
     let row = |name: &str, bytes: u64, certainty| MemoryRow { name: name.into(), bytes, certainty };
-    let memory = vec![
-        row("weights", weights as u64, Certainty::Exact),
-        row(&format!("largest part ({})", largest.1), largest.0 as u64, Certainty::Exact),
-        row("program and problems", PROGRAM, Certainty::Estimate),
-    ];
+    let exact = |name: &str, bytes: u64| row(name, bytes, Certainty::Exact);
+    let (moment, part) = largest;
+    let largest = format!("largest part ({part})");
+    let mut memory = match model.adapter() {
+        None => vec![exact("weights", bytes(model.parameters())), exact(&largest, moment.bytes as u64)],
+        Some(_) => {
+            let [gradients, optimizer] = training_bytes(model)?;
+            let [gradients, optimizer] = [(gradients, moment.gradients), (optimizer, moment.optimizer)]
+                .map(|(bytes, held)| bytes * u64::from(held));
+            vec![
+                exact("frozen weights", bytes(model.parameters())),
+                exact("adapters", bytes(model.trained())),
+                exact("gradients of adapters", gradients),
+                exact("optimiser of adapters", optimizer),
+                exact(&format!("{largest}, the rest"), moment.bytes as u64 - gradients - optimizer),
+            ]
+        }
+    };
+    memory.push(row("program and problems", PROGRAM, Certainty::Estimate));
     Ok(Forecast { lines, memory })
 }
 
-/// Bytes of a supervised phase: the larger of its updates and of the evaluation after it, with the optimiser in both.
-fn school(recipe: &Recipe, student: &Student, phase: &Phase, problems: &Problems) -> Result<(usize, String)> {
+/// What is held at one moment of a part, beside the model.
+#[derive(Clone, Copy, Debug, Default)]
+struct Moment {
+    bytes: usize,
+    /// Whether gradients and the optimiser's state are part of it.
+    gradients: bool,
+    optimizer: bool,
+}
+
+impl Moment {
+    /// The one that takes more.
+    fn or(self, other: Moment) -> Moment {
+        if other.bytes > self.bytes { other } else { self }
+    }
+}
+
+/// Bytes of the gradients and of an optimiser of what `model` trains.
+fn training_bytes(model: &Model) -> Result<[u64; 2]> {
+    let (before, stand_in) = stand_in(model)?;
+    let held = || (stand_in.device().traffic().count().bytes_held - before) as u64;
+    let gradients = stand_in.gradients()?;
+    let of_gradients = held();
+    let optimizer = Optimizer::new(&stand_in, settings::optimizer(0.0, 0.0))?;
+    let of_both = held();
+    drop((gradients, optimizer));
+    Ok([of_gradients, of_both - of_gradients])
+}
+
+/// A supervised phase: the larger of its updates and of the evaluation after it, with the optimiser in both.
+fn school(
+    recipe: &Recipe,
+    student: &Student,
+    phase: &Phase,
+    problems: &Problems,
+) -> Result<(Moment, String)> {
     let items = &problems.train.items;
     let limits = limits_of(phase, items, student.markers);
     // The same reservations, on a model of its own device, whose pages are never touched.
@@ -156,7 +216,8 @@ fn school(recipe: &Recipe, student: &Student, phase: &Phase, problems: &Problems
         phase.batch,
         limits.longest
     );
-    Ok((training.max(asking), line))
+    let training = Moment { bytes: training, gradients: true, optimizer: true };
+    Ok((training.or(Moment { bytes: asking, gradients: false, optimizer: true }), line))
 }
 
 /// Bytes of asking `items` so many answers each, in the way that takes most.
@@ -175,6 +236,7 @@ fn examination(recipe: &Recipe, model: &Model, form: Form, items: &[Item], sampl
         let drawing = Drawing {
             masking: scope.map_or(Masking::NONE, |scope| settings::masking(&recipe.mask, scope)),
             latent_noise: 0.0,
+            soft: None,
             thoughts,
             law: Law::Greedy,
             seed: recipe.seed,

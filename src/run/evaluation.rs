@@ -2,6 +2,7 @@
 //! removed, or taken from another problem.
 
 use super::problems::Item;
+use super::reinforcement::SoftPlan;
 use crate::base::{Error, Result};
 use crate::learn::coconut::{Curriculum, Markers};
 use crate::learn::estimators;
@@ -48,6 +49,8 @@ pub struct Ask {
     pub samples: usize,
     /// What becomes of the latents.
     pub thoughts: Thoughts,
+    /// Latents that are mixtures of token embeddings; none = those of the curriculum.
+    pub soft: Option<SoftPlan>,
     /// Keeps the randomness of different evaluations apart: stands in the place of the update.
     pub key: u32,
 }
@@ -61,6 +64,7 @@ impl Ask {
             temperature: None,
             samples: 1,
             thoughts: Thoughts::Own,
+            soft: None,
             key: u32::MAX,
         }
     }
@@ -156,7 +160,12 @@ impl Examiner<'_> {
         ask: &Ask,
         answers: &mut [Vec<Answer>],
     ) -> Result<()> {
-        let form = if ask.thoughts == Thoughts::Removed { Form { latents: 0, ..form } } else { form };
+        let soft = ask.soft.filter(|_| ask.thoughts != Thoughts::Removed);
+        let form = match (ask.thoughts, soft) {
+            (Thoughts::Removed, _) => Form { latents: 0, ..form },
+            (_, Some(soft)) => Form { latents: soft.latents, ..form },
+            (_, None) => form,
+        };
         let prompts_at_once = (self.batch / ask.samples).clamp(1, indices.len());
         let law = match ask.temperature {
             None => Law::Greedy,
@@ -165,6 +174,7 @@ impl Examiner<'_> {
         let drawing = Drawing {
             masking: ask.masking.clone(),
             latent_noise: 0.0,
+            soft: soft.map(|soft| soft.thoughts),
             thoughts: ask.thoughts,
             law,
             seed: self.seed,
@@ -193,13 +203,17 @@ impl Examiner<'_> {
                 .collect();
             for trajectory in rollouts.sample(model, &prompts, &members, |_, _| ControlFlow::Continue(()))? {
                 let index = part[trajectory.member.prompt];
-                let text = self.tokenizer.decode(&trajectory.tokens, true)?;
+                let said = match soft {
+                    Some(soft) if soft.proxy_in_reward => trajectory.said(),
+                    _ => trajectory.tokens,
+                };
+                let text = self.tokenizer.decode(&said, true)?;
                 let gold = &items[index].problem.answer;
                 answers[index].push(Answer {
                     value: answer::extracted(self.extractor, &text),
                     right: answer::reward(self.extractor, &text, trajectory.stopped, gold) > 0.0,
                     log_probability: trajectory.log_probabilities.iter().sum(),
-                    ids: trajectory.tokens,
+                    ids: said,
                     text,
                 });
             }

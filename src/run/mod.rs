@@ -14,6 +14,7 @@
 //! probe                  the public oracle
 //! ```
 
+pub mod adapters;
 pub mod checkpoints;
 pub mod dry_run;
 pub mod environment;

@@ -43,6 +43,7 @@ impl Examiner<'_> {
         let drawing = Drawing {
             masking: ask.masking.clone(),
             latent_noise: 0.0,
+            soft: None,
             thoughts: ask.thoughts,
             law: Law::PLAIN,
             seed: self.seed,
@@ -65,6 +66,7 @@ impl Examiner<'_> {
                             attempt: 0,
                         },
                     },
+                    actions: Vec::new(),
                     tokens: candidate.ids.clone(),
                     log_probabilities: Vec::new(),
                     stopped: true,

@@ -50,7 +50,7 @@ pub struct Answer {
     pub logits: Vec<f64>,
     /// Mean cross-entropy over all trained labels; absent when there are none.
     pub loss: Option<f64>,
-    /// One gradient a parameter, in the order of [`Model::parameter_list`]; empty without labels.
+    /// One gradient for each trained tensor, in the order of [`Model::trained`]; empty without labels.
     pub gradients: Vec<Vec<f64>>,
 }
 
@@ -326,8 +326,9 @@ pub fn write(path: &Path, model: &Model, request: &Request, answer: &Answer) -> 
     if let Some(loss) = &loss {
         list.push(("loss".into(), vec![1], loss));
     }
-    for (parameter, gradient) in model.parameter_list().iter().zip(&answer.gradients) {
-        list.push((format!("grad/{}", parameter.name), parameter.shape.dims().to_vec(), gradient));
+    for ((name, tensor), gradient) in model.trained_names().iter().zip(model.trained()).zip(&answer.gradients)
+    {
+        list.push((format!("grad/{name}"), tensor.shape().dims().to_vec(), gradient));
     }
     let stored = if model.dtype() == Dtype::F64 { Stored::F64 } else { Stored::F32 };
     let bytes: Vec<Vec<u8>> = list.iter().map(|(_, _, values)| encode(values, stored)).collect();

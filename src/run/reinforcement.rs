@@ -1,17 +1,19 @@
 //! One arm of reinforcement learning: prompts in an order that all arms share, rewards, updates.
 
 use super::problems::Item;
-use super::recipe::Recipe;
+use super::recipe::{Recipe, Schedule};
 use super::schooling::order;
 use super::settings;
 use crate::base::Result;
 use crate::learn::coconut::{Curriculum, Markers};
 use crate::learn::objective::Objective;
-use crate::learn::optimizer::Optimizer;
+use crate::learn::optimizer::{self, Optimizer};
 use crate::learn::policy::{Policy, Replay, Settings};
 use crate::learn::policy_report::{Question, Report};
+use crate::learn::soft_policy::SoftObjective;
 use crate::model::{Model, Truncation};
-use crate::rollout::group::{Drawing, Form, Thoughts};
+use crate::ops::soft_action::Perturbation;
+use crate::rollout::group::{Drawing, Form, SoftThoughts, Thoughts};
 use crate::rollout::masks::Masking;
 use crate::text::Tokenizer;
 use crate::text::answer::{self, Extractor};
@@ -21,10 +23,14 @@ use crate::text::answer::{self, Extractor};
 pub struct ArmPlan {
     /// What it is called in tables.
     pub name: String,
+    /// It starts from the model that reasons in words, whatever the recipe's curriculum makes of it.
+    pub words: bool,
     /// Dropout of its rollouts.
     pub masking: Masking,
     /// Gaussian noise on its latents; 0 = none.
     pub latent_noise: f64,
+    /// Latents that are mixtures of token embeddings (LEPO).
+    pub soft: Option<SoftPlan>,
     /// What it optimises.
     pub objective: Objective,
     /// Which mask its updates run under.
@@ -42,14 +48,54 @@ impl ArmPlan {
     pub fn of(recipe: &Recipe, name: &str, masking: Masking) -> ArmPlan {
         ArmPlan {
             name: name.into(),
+            words: false,
             masking,
             latent_noise: 0.0,
+            soft: None,
             objective: settings::objective(&recipe.grpo),
             replay: Replay::Same,
             truncation: settings::truncation(&recipe.grpo),
             group: recipe.grpo.group,
             prompts: recipe.grpo.prompts,
         }
+    }
+
+    /// The arm of a recipe with the soft thoughts of its `[lepo]`.
+    pub fn lepo(recipe: &Recipe, name: &str) -> ArmPlan {
+        ArmPlan {
+            latent_noise: recipe.lepo.embedding_noise,
+            soft: Some(settings::soft(&recipe.lepo)),
+            ..ArmPlan::of(recipe, name, Masking::NONE)
+        }
+    }
+
+    /// The form of its rollouts, where others take `form`.
+    pub fn form(&self, form: Form) -> Form {
+        match self.soft {
+            None => form,
+            Some(soft) => Form { latents: soft.latents, ..form },
+        }
+    }
+}
+
+/// Soft thoughts of an arm.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct SoftPlan {
+    /// Soft steps: the first positions after the question.
+    pub latents: usize,
+    /// How they are drawn.
+    pub thoughts: SoftThoughts,
+    /// How they are trained.
+    pub objective: SoftObjective,
+    /// Whether rewards read the proxies of soft steps before the sampled tokens.
+    pub proxy_in_reward: bool,
+}
+
+impl SoftPlan {
+    /// The same without noise: what greedy evaluation runs.
+    pub fn quiet(mut self) -> SoftPlan {
+        self.thoughts.law.perturbation = Perturbation::None;
+        self
     }
 }
 
@@ -60,6 +106,8 @@ pub struct Arm<'a> {
     items: &'a [Item],
     tokenizer: &'a Tokenizer,
     extractor: Extractor,
+    /// Whether rewards read proxies.
+    proxies: bool,
     policy: Policy,
     /// Questions drawn so far.
     pub drawn: usize,
@@ -87,9 +135,11 @@ impl<'a> Arm<'a> {
         reference: Option<Model>,
     ) -> Result<Arm<'a>> {
         let keys = &recipe.grpo;
+        let form = plan.form(form);
         let drawing = Drawing {
             masking: plan.masking.clone(),
             latent_noise: plan.latent_noise,
+            soft: plan.soft.map(|soft| soft.thoughts),
             thoughts: Thoughts::Own,
             law: settings::law(keys),
             seed: recipe.seed,
@@ -106,11 +156,15 @@ impl<'a> Arm<'a> {
             reference_masked: settings::reference_masked(keys),
             refills: keys.dynamic_sampling_refills,
             replay: plan.replay,
+            soft: plan.soft.map(|soft| soft.objective),
         };
-        let optimizer = Optimizer::new(model, settings::optimizer(keys.weight_decay, keys.clip))?;
+        let optimizer_settings =
+            optimizer::Settings { beta2: keys.beta2, ..settings::optimizer(keys.weight_decay, keys.clip) };
+        let optimizer = Optimizer::new(model, optimizer_settings)?;
         Ok(Arm {
             policy: Policy::new(model, (form, drawing), plan.objective, settings, optimizer, reference)?,
             extractor: settings::extractor(recipe),
+            proxies: plan.soft.is_some_and(|soft| soft.proxy_in_reward),
             recipe,
             items,
             tokenizer,
@@ -132,8 +186,16 @@ impl<'a> Arm<'a> {
     /// Learning rate of update number `update`, from 0.
     pub fn learning_rate(&self, update: usize) -> f64 {
         let keys = &self.recipe.grpo;
-        let done = update as f64 / keys.updates.max(1) as f64;
-        keys.learning_rate * (1.0 - (1.0 - keys.decay) * done.min(1.0))
+        let rise = ((update + 1) as f64 / keys.warmup_steps.max(1) as f64).min(1.0);
+        let warm = keys.warmup_steps.min(update);
+        let done = ((update - warm) as f64
+            / (keys.updates - keys.warmup_steps.min(keys.updates)).max(1) as f64)
+            .min(1.0);
+        let fallen = match keys.schedule {
+            Schedule::Linear => done,
+            Schedule::Cosine => 0.5 * (1.0 - (std::f64::consts::PI * done).cos()),
+        };
+        keys.learning_rate * rise * (1.0 - (1.0 - keys.decay) * fallen)
     }
 
     /// Update number `update`, from 0.
@@ -142,7 +204,7 @@ impl<'a> Arm<'a> {
     /// A loss or gradient that is not finite.
     pub fn update(&mut self, model: &mut Model, update: usize) -> Result<Report> {
         let learning_rate = self.learning_rate(update);
-        let Arm { recipe, items, tokenizer, extractor, policy, drawn, order: current } = self;
+        let Arm { recipe, items, tokenizer, extractor, proxies, policy, drawn, order: current } = self;
         let draw = |count: usize| -> Vec<Question> {
             (0..count)
                 .map(|_| {
@@ -158,7 +220,8 @@ impl<'a> Arm<'a> {
                 .collect()
         };
         policy.update(model, update as u32, learning_rate, draw, |question, trajectory| {
-            let text = tokenizer.decode(&trajectory.tokens, true)?;
+            let said = if *proxies { trajectory.said() } else { trajectory.tokens.clone() };
+            let text = tokenizer.decode(&said, true)?;
             let gold = &items[question.number as usize].problem.answer;
             Ok(answer::reward(*extractor, &text, trajectory.stopped, gold))
         })

@@ -1,5 +1,6 @@
 //! A logged rollout run again: from the run's folder, the checkpoint it was sampled from, and its line in samples.jsonl.
 
+use super::adapters;
 use super::checkpoints::Checkpoint;
 use super::folder::RunFolder;
 use super::metrics;
@@ -10,7 +11,7 @@ use super::story::{Part, parts};
 use super::student::Student;
 use crate::base::{Error, Result};
 use crate::device::Device;
-use crate::model::{Model, Precision, Record};
+use crate::model::{Model, Record};
 use crate::rollout::group::{Drawing, Limits, Member, Rollouts, Thoughts, Trajectory};
 use crate::rollout::masks::Rollout;
 use crate::text::Problem;
@@ -48,12 +49,11 @@ pub fn replay(samples: &Path, number: usize, device: &Device) -> Result<Replayed
     let text = |key: &str| line[key].as_str().map(String::from).ok_or_else(|| wrong(key));
     let (step, update, part) = (count("step")?, count("update")?, text("part")?);
     let plan = plan(&recipe, &part).ok_or_else(|| wrong("arm of the recipe"))?;
-    let base = run.join("models").join("coconut");
     let student = Student::of(&recipe, device)?;
     let model = if update == 1 {
-        Model::load(&base, device, Precision::of(recipe.model.dtype))?
+        adapters::load_start(&recipe, &student.model, &run.join("models"))?
     } else {
-        before(run, step, &recipe, device)?
+        before(run, step, &recipe, &student.model)?
     };
     let coordinate = |key: &str| -> Result<u32> { u32::try_from(count(key)?).map_err(|_| wrong(key)) };
     let coordinates = Rollout {
@@ -66,10 +66,11 @@ pub fn replay(samples: &Path, number: usize, device: &Device) -> Result<Replayed
     let problem = Problem { question: question.clone(), steps: Vec::new(), answer: text("gold")? };
     let prompt = problem.encode(&student.tokenizer, student.markers.stop)?.question;
     let curriculum = settings::curriculum(&recipe);
-    let form = reinforcement::form(&recipe, &curriculum, &student.markers);
+    let form = plan.form(reinforcement::form(&recipe, &curriculum, &student.markers));
     let drawing = Drawing {
         masking: plan.masking,
         latent_noise: plan.latent_noise,
+        soft: plan.soft.map(|soft| soft.thoughts),
         thoughts: Thoughts::Own,
         law: settings::law(&recipe.grpo),
         seed: recipe.seed,
@@ -102,11 +103,11 @@ fn plan(recipe: &Recipe, name: &str) -> Option<ArmPlan> {
 }
 
 /// The model before step `step`.
-fn before(run: &Path, step: u64, recipe: &Recipe, device: &Device) -> Result<Model> {
+fn before(run: &Path, step: u64, recipe: &Recipe, model: &Model) -> Result<Model> {
     let folder = run.join("checkpoints");
     let wanted = folder.join(format!("step-{:06}", step - 1));
     if wanted.is_dir() {
-        return Checkpoint::open(&wanted)?.model(device, Precision::of(recipe.model.dtype));
+        return Checkpoint::open(&wanted)?.model_like(recipe, model);
     }
     let names = std::fs::read_dir(&folder).map_err(Error::io(&folder, "cannot list"))?;
     let mut kept: Vec<String> =

@@ -1,9 +1,11 @@
 //! A recipe's keys as the settings of the floors below.
 
 use super::recipe::{
-    Baseline as BaselineKey, Extractor as ExtractorKey, GrpoKeys, KlEstimator, KlReference, MaskKeys,
-    Preset as PresetKey, Recipe, RemovalSide, Variant as VariantKey,
+    Baseline as BaselineKey, Extractor as ExtractorKey, GrpoKeys, KlEstimator, KlReference, LepoKeys,
+    MaskKeys, Preset as PresetKey, Recipe, RemovalSide, SoftEstimator as SoftEstimatorKey, SoftNoise,
+    SoftProxy, Variant as VariantKey,
 };
+use super::reinforcement::SoftPlan;
 use super::school_room::Distillation;
 use crate::learn::advantages::Baseline;
 use crate::learn::coconut::{Curriculum, Variant};
@@ -11,11 +13,17 @@ use crate::learn::codi::Weights;
 use crate::learn::implicit::{Removal, Side};
 use crate::learn::objective::{Objective, Preset};
 use crate::learn::optimizer;
-use crate::model::Truncation;
-use crate::ops::policy_loss::{Estimator, Kl};
+use crate::learn::soft_policy::{SoftEstimator, SoftObjective};
+use crate::model::{SoftGradient, SoftLaw, Truncation};
+use crate::ops::policy_loss::{Estimator, Hyper, Kl, Ratio, Surrogate};
 use crate::ops::sampler::Law;
+use crate::ops::soft_action::{Perturbation, Proxy};
+use crate::rollout::group::SoftThoughts;
 use crate::rollout::masks::{Masking, Mode, Scope};
 use crate::text::answer::Extractor;
+
+/// Bounds in `[lepo]` from which on there are none.
+const UNBOUNDED: f64 = 1e9;
 
 /// The curriculum of a recipe.
 pub fn curriculum(recipe: &Recipe) -> Curriculum {
@@ -151,6 +159,60 @@ pub fn truncation(keys: &GrpoKeys) -> Truncation {
         detach_latent: keys.detach_latent,
         detach_kv: keys.detach_kv,
         latent_steps: (keys.bptt > 0).then_some(keys.bptt),
+        // What flows into mixtures is their estimator's.
+        soft: SoftGradient::default(),
+    }
+}
+
+/// Soft thoughts.
+pub fn soft(keys: &LepoKeys) -> SoftPlan {
+    let perturbation = match keys.noise {
+        SoftNoise::None => Perturbation::None,
+        SoftNoise::Gumbel => {
+            let bounded = keys.gumbel_low > -UNBOUNDED || keys.gumbel_high < UNBOUNDED;
+            Perturbation::Gumbel { clamp: bounded.then_some((keys.gumbel_low, keys.gumbel_high)) }
+        }
+        SoftNoise::Gaussian => Perturbation::Gaussian { strength: keys.noise_strength },
+        SoftNoise::Dirichlet => Perturbation::Dirichlet { concentration: keys.noise_strength },
+    };
+    let estimator = match keys.estimator {
+        SoftEstimatorKey::None => SoftEstimator::None,
+        SoftEstimatorKey::SoftCe => SoftEstimator::SoftCe { full: keys.full_softmax },
+        SoftEstimatorKey::Concrete => SoftEstimator::Concrete { mean: keys.mean_over_ids },
+        SoftEstimatorKey::GumbelG => SoftEstimator::GumbelG {
+            floor: (keys.floor > -UNBOUNDED).then_some(keys.floor),
+            mean: keys.mean_over_ids,
+        },
+        SoftEstimatorKey::Pathwise => SoftEstimator::Pathwise,
+        SoftEstimatorKey::StraightThrough => SoftEstimator::StraightThrough,
+    };
+    let surrogate = match keys.ratio {
+        false => Surrogate::Plain,
+        true => Surrogate::Clipped { low: keys.clip_low, high: keys.clip_high, delta: None, dual: None },
+    };
+    SoftPlan {
+        latents: keys.latents,
+        thoughts: SoftThoughts {
+            law: SoftLaw {
+                law: Law::Categorical {
+                    temperature: keys.temperature,
+                    top_k: Some(keys.top_k),
+                    top_p: (keys.top_p < 1.0).then_some(keys.top_p),
+                    min_p: (keys.min_p > 0.0).then_some(keys.min_p),
+                },
+                tau: keys.tau,
+                perturbation,
+                proxy: if keys.proxy == SoftProxy::Argmax { Proxy::Argmax } else { Proxy::Draw },
+                hard: estimator == SoftEstimator::StraightThrough,
+            },
+            proxies_stop: keys.proxies_stop,
+            replay: estimator.replay(),
+        },
+        objective: SoftObjective {
+            estimator,
+            loss: Hyper { ratio: Ratio::Token, surrogate, clamp: Some(20.0), kl: None },
+        },
+        proxy_in_reward: keys.proxy_in_reward,
     }
 }
 

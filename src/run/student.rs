@@ -1,5 +1,6 @@
 //! The model of a run with its tokenizer: fresh, or loaded and given the tokens that the curriculum needs.
 
+use super::adapters;
 use super::recipe::{Family, Recipe, Variant};
 use crate::base::{Error, Result};
 use crate::device::Device;
@@ -12,7 +13,7 @@ use crate::text::{
     END_OF_TEXT, LatentTokens, Tokenizer, add_pause, builtin_files, builtin_tokenizer, initial_row_token,
 };
 use serde_json::json;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 /// A model that can be asked questions.
 #[derive(Debug)]
@@ -25,31 +26,32 @@ pub struct Student {
     pub markers: Markers,
     /// Files saved beside the weights.
     pub companions: Companions,
+    /// The folder that the model was loaded from, where nothing was added to it.
+    pub unchanged: Option<PathBuf>,
 }
 
 pub use crate::model::LATENT_CONFIG;
 
 impl Student {
-    /// The model that `recipe` begins with.
+    /// The model that `recipe` begins with, its adapter included.
     ///
     /// # Errors
     /// Sizes that no model can have, or a folder or file that cannot be read.
     pub fn of(recipe: &Recipe, device: &Device) -> Result<Student> {
         let precision = Precision::of(recipe.model.dtype);
-        let student = match recipe.model.path.as_str() {
-            "" => fresh(recipe, device, precision)?,
-            path => Student::load(Path::new(path), device, precision)?,
-        };
+        let mut student = match recipe.model.path.as_str() {
+            "" => fresh(recipe, device, precision),
+            path => Student::load(Path::new(path), device, precision),
+        }?;
         // A checkpoint that has a projector goes on with it.
-        match recipe.coconut.variant == Variant::Codi && student.model.projector().is_none() {
-            false => Ok(student),
-            true => {
-                let width = student.model.config().width;
-                let hidden = if recipe.codi.projector == 0 { width } else { recipe.codi.projector };
-                let model = student.model.with_random_projector(Projector::of(hidden), recipe.seed)?;
-                Ok(Student { model, ..student })
-            }
+        if recipe.coconut.variant == Variant::Codi && student.model.projector().is_none() {
+            let width = student.model.config().width;
+            let hidden = if recipe.codi.projector == 0 { width } else { recipe.codi.projector };
+            student.model = student.model.with_random_projector(Projector::of(hidden), recipe.seed)?;
+            student.unchanged = None;
         }
+        adapters::attach(recipe, &mut student.model)?;
+        Ok(student)
     }
 
     /// Loads a model and adds the tokens that are missing; new rows of the vocabulary are copies of the row of `<<`, or of
@@ -70,13 +72,15 @@ impl Student {
         let markers = markers(&mut tokenizer, stop)?;
         let loaded = Model::from_source(&source, device, precision)?;
         let vocab = tokenizer.id_bound();
-        let model = match vocab > loaded.config().vocab {
+        let grows = vocab > loaded.config().vocab;
+        let model = match grows {
             true => loaded.with_vocabulary(vocab, initial_row_token(&tokenizer).unwrap_or(stop))?,
             false => loaded,
         };
         let mut companions = source.companions()?;
         companions.set("tokenizer.json", tokenizer.to_json()?.into_bytes());
-        Ok(Student { model, tokenizer, markers, companions })
+        let unchanged = (!grows && path.is_dir()).then(|| path.to_path_buf());
+        Ok(Student { model, tokenizer, markers, companions, unchanged })
     }
 
     /// Notes in the files beside the weights how thoughts are asked for.
@@ -146,5 +150,5 @@ fn fresh(recipe: &Recipe, device: &Device, precision: Precision) -> Result<Stude
     let config = Config::from_json(config, Path::new("the recipe"))?;
     let companions = Companions::of_contents(builtin_files(&tokenizer)?);
     let model = Model::random(config, recipe.seed, device, precision)?;
-    Ok(Student { model, tokenizer, markers, companions })
+    Ok(Student { model, tokenizer, markers, companions, unchanged: None })
 }

@@ -38,7 +38,7 @@ fn a_models_memory_is_booked_by_what_it_is_for() {
         "two moments, and masters of bf16"
     );
 
-    let room = Room { rows: 2, slots: 128, longest: 64, tape_positions: 100 };
+    let room = Room { rows: 2, slots: 128, longest: 64, tape_positions: 100, soft: Default::default() };
     let sequences = Sequences::reserve(&model, &device, room, Record::Everything).unwrap();
     assert_eq!(held(&device, Arena::Masks), 2 * 3 * 4, "the keys of the latents' noise");
     // Keys and values of two layers, and their gradients.

@@ -5,4 +5,5 @@ mod codi;
 mod estimators;
 mod implicit;
 mod intervals;
+mod lepo;
 mod objective;

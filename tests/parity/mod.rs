@@ -25,6 +25,7 @@ mod rmsnorm;
 mod rope;
 mod sampler;
 mod smooth_l1;
+mod soft_action;
 mod swiglu;
 
 use latch::cpu::parallel;

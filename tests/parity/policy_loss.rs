@@ -149,6 +149,7 @@ impl Problem {
                         let gate = 1.0 / (1.0 + (-t * (rho - 1.0)).exp());
                         (4.0 / t * gate * a, 4.0 * gate * (1.0 - gate) * rho * a * moves)
                     }
+                    Surrogate::Plain => (a * f64::from(self.log_probability[n]), a),
                 }
             };
             let penalty = |n: usize| -> (f64, f64) {
@@ -163,8 +164,8 @@ impl Problem {
                 };
                 (kl.beta * value, kl.beta * slope)
             };
-            let shared =
-                hyper.ratio == Ratio::Sequence && !matches!(hyper.surrogate, Surrogate::Weighted { .. });
+            let shared = hyper.ratio == Ratio::Sequence
+                && matches!(hyper.surrogate, Surrogate::Clipped { .. } | Surrogate::Soft { .. });
             let row_slope: f64 =
                 tokens.clone().map(|n| f64::from(self.weight[n]) * surrogate(n).1).sum::<f64>()
                     / tokens.len() as f64;
@@ -185,7 +186,7 @@ fn hypers() -> Vec<Hyper> {
     let soft = Surrogate::Soft { positive: 1.0, negative: 1.05 };
     let estimators = [Estimator::K1, Estimator::K2, Estimator::K3, Estimator::K3Plus];
     let mut all = Vec::new();
-    for surrogate in [clipped, both, weighted, soft] {
+    for surrogate in [clipped, both, weighted, soft, Surrogate::Plain] {
         for ratio in [Ratio::Token, Ratio::Sequence] {
             let plain = Hyper { ratio, surrogate, clamp: Some(20.0), kl: None };
             all.push(plain);

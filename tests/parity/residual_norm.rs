@@ -48,10 +48,10 @@ fn run(device: &Device, dtype: Dtype, run: Run) -> [Vec<f64>; 6] {
         let outputs = (y.view_mut(), normed.view_mut());
         forward((x.view(), branch.view()), mask, norm, EPS, outputs, at.clone()).unwrap();
         let norm = match layer {
-            false => NormGradients::Rms { w: &w, saved: &rms, dw: &mut dw },
+            false => NormGradients::Rms { w: &w, saved: &rms, dw: Some(&mut dw) },
             true => {
                 let gradients = layernorm::Gradients { dw: &mut dw, db: &mut db };
-                NormGradients::Layer { w: &w, saved: &kept, gradients }
+                NormGradients::Layer { w: &w, saved: &kept, gradients: Some(gradients) }
             }
         };
         let streams = (dy.view_mut(), dbranch.view_mut());

@@ -124,7 +124,7 @@ fn wrong_values_name_what_was_found_and_what_was_expected() {
         ("[mask]\np = nan", &["`mask.p` is nan", "a number"]),
         (
             "[grpo]\narms = [\"temp\", \"drop\"]",
-            &["[\"temp\", \"drop\"]", "temp, dropout_latent, dropout_all, sft"],
+            &["[\"temp\", \"drop\"]", "temp, dropout_latent, dropout_all, lepo, sft"],
         ),
         ("[mask]\nmode = \"sharde\"", &["\"sharde\"", "one of shared, per_step, per_position, none"]),
         ("[grpo]\ntemperature = 0", &["is 0", "above 0", "no score function"]),
@@ -161,7 +161,7 @@ fn contradictions_are_found_after_all_overrides() {
         let overrides: Vec<String> = overrides.iter().map(|text| text.to_string()).collect();
         Recipe::resolve(None, &overrides)
     };
-    let cases: [(&[&str], &[&str]); 8] = [
+    let cases: [(&[&str], &[&str]); 9] = [
         (
             &["model.width=100", "model.heads=3", "model.kv_heads=3"],
             &["model.width = 100", "model.heads = 3"],
@@ -175,6 +175,10 @@ fn contradictions_are_found_after_all_overrides() {
         (&["data.source=file"], &["data.train"]),
         (&["grpo.group=1"], &["grpo.group = 1", "grpo.baseline"]),
         (&["mask.p=0"], &["grpo.arms", "mask.p = 0"]),
+        (
+            &["coconut.variant=codi", "adapter.rank=4", "adapter.targets=all-linear"],
+            &["codi", "adapter.rank = 4", "projector"],
+        ),
         (&["evaluation.masks=4", "evaluation.k=8"], &["evaluation.k = 8", "evaluation.masks = 4"]),
     ];
     for (overrides, words) in cases {

@@ -134,18 +134,18 @@ impl<T: Float> isa::Kernel for DifferentiateRow<'_, '_, T> {
 
 /// Problems met by parallel tasks; the lowest row's is told.
 #[derive(Default)]
-struct Faults(Mutex<Option<Fault>>);
+pub(in crate::cpu) struct Faults(Mutex<Option<Fault>>);
 
 impl Faults {
     #[cold]
-    fn note(&self, fault: Fault) {
+    pub(in crate::cpu) fn note(&self, fault: Fault) {
         let mut first = self.0.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
         if first.is_none_or(|first| fault.row < first.row) {
             *first = Some(fault);
         }
     }
 
-    fn first(self) -> Result<(), Fault> {
+    pub(in crate::cpu) fn first(self) -> Result<(), Fault> {
         self.0.into_inner().unwrap_or_else(|poisoned| poisoned.into_inner()).map_or(Ok(()), Err)
     }
 }

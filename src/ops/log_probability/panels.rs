@@ -154,7 +154,7 @@ impl Workspace {
         Ok(())
     }
 
-    /// Gradients: assigns `dh`, adds to `dw`.
+    /// Gradients: assigns `dh`, adds to `dw` if it is wanted.
     pub fn backward(
         &mut self,
         gpu: &dyn Launcher,
@@ -162,7 +162,7 @@ impl Workspace {
         upstream: &Upstream,
         statistics: &Statistics,
         mut dh: ViewMut,
-        dw: &mut Tensor,
+        mut dw: Option<&mut Tensor>,
     ) -> Result<()> {
         let vocabulary = self.vocabulary(inputs)?;
         for rows in blocks(inputs.h.count(), self.rows) {
@@ -199,7 +199,7 @@ impl Workspace {
                 };
                 let accumulate = if ids.start == 0 { Accumulate::Assign } else { Accumulate::Add };
                 let gradients =
-                    Gradients { dx: Some((dx, accumulate)), dw: Some(&mut *dw), ..Gradients::default() };
+                    Gradients { dx: Some((dx, accumulate)), dw: dw.as_deref_mut(), ..Gradients::default() };
                 let dy = d_logits.matrix(rows.len(), ids.len())?;
                 linear::backward(dy, inputs.h.rows(rows.clone())?, &projection, inputs.w, gradients)?;
             }

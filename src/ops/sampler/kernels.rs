@@ -131,7 +131,7 @@ pub(super) fn draw(
 }
 
 /// Addresses of rows of a support.
-fn support_at(support: &Support, at: &Range<usize>) -> Result<[Argument; 3]> {
+pub(in crate::ops) fn support_at(support: &Support, at: &Range<usize>) -> Result<[Argument; 3]> {
     Ok([
         support.ids.rows(at.clone())?.address()?,
         support.counts.rows(at.clone())?.address()?,
@@ -188,7 +188,7 @@ pub(super) fn score_backward(
 }
 
 /// Gradient of mixtures.
-pub(super) fn mixture_backward(
+pub(in crate::ops) fn mixture_backward(
     gpu: &dyn Launcher,
     dy: View,
     weights: View,

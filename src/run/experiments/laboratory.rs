@@ -6,11 +6,12 @@ use crate::base::{Error, Result};
 use crate::device::Device;
 use crate::learn::coconut::Curriculum;
 use crate::learn::optimizer::Optimizer;
-use crate::model::{Model, Precision};
+use crate::model::Model;
+use crate::run::adapters;
 use crate::run::evaluation::{Ask, Examiner};
 use crate::run::problems::{self, Item, Problems};
-use crate::run::recipe::Recipe;
-use crate::run::reinforcement::{self, Arm, ArmPlan};
+use crate::run::recipe::{Recipe, Variant};
+use crate::run::reinforcement::{self, Arm, ArmPlan, SoftPlan};
 use crate::run::schooling::{self, School};
 use crate::run::settings;
 use crate::run::story::longest;
@@ -130,14 +131,26 @@ impl Laboratory {
         let known = |findings: &[Finding], key: &str| {
             findings.iter().find(|found| found.seed == seed && found.key == key).cloned()
         };
-        if keys.iter().any(|key| known(&self.findings, key).is_none()) {
-            let Some(bench) = self.bench(&recipe, watch)? else { return Ok(Vec::new()) };
-            if known(&self.findings, "base").is_none() {
+        let missing = |findings: &[Finding], words: bool| {
+            let base = !words && known(findings, "base").is_none();
+            base || variations
+                .iter()
+                .zip(&keys[1..])
+                .any(|(variation, key)| variation.words() == words && known(findings, key).is_none())
+        };
+        for words in [false, true] {
+            if !missing(&self.findings, words) {
+                continue;
+            }
+            let Some(bench) = self.bench(&based(&recipe, words), words, watch)? else {
+                return Ok(Vec::new());
+            };
+            if !words && known(&self.findings, "base").is_none() {
                 let found = bench.finding("base", &bench.student.model)?;
                 self.keep(found, watch)?;
             }
             for (variation, key) in variations.iter().zip(&keys[1..]) {
-                if known(&self.findings, key).is_some() {
+                if variation.words() != words || known(&self.findings, key).is_some() {
                     continue;
                 }
                 if watch(&Notice::Begins { seed, what: variation.name() }).is_break() {
@@ -164,14 +177,15 @@ impl Laboratory {
     }
 
     /// The base model of a seed, trained or loaded.
-    fn bench(&self, recipe: &Recipe, watch: Watch) -> Result<Option<Bench>> {
-        let folder = self.folder.join("base").join(format!("seed-{}", recipe.seed));
+    fn bench(&self, recipe: &Recipe, words: bool, watch: Watch) -> Result<Option<Bench>> {
+        let kind = if words { "-words" } else { "" };
+        let folder = self.folder.join("base").join(format!("seed-{}{kind}", recipe.seed));
         let curriculum = settings::curriculum(recipe);
         let mut student = Student::of(recipe, &self.device)?;
         let limit = longest(recipe, &student.model);
         let problems = problems::load(recipe, &student.tokenizer, student.markers.stop, &curriculum, limit)?;
-        if folder.join("model.safetensors").is_file() {
-            student.model = Model::load(&folder, &self.device, Precision::of(recipe.model.dtype))?;
+        if folder.is_dir() {
+            student.model = adapters::load_exact(recipe, &student.model, &folder)?;
         } else {
             if watch(&Notice::Begins { seed: recipe.seed, what: "base" }).is_break() {
                 return Ok(None);
@@ -179,10 +193,19 @@ impl Laboratory {
             if teach(recipe, &mut student, &problems, watch)?.is_break() {
                 return Ok(None);
             }
-            student.model.save(&folder, &student.companions)?;
+            adapters::save_exact(&student.model, &folder, &student.companions)?;
         }
         Ok(Some(Bench { recipe: recipe.clone(), curriculum, student, problems }))
     }
+}
+
+/// The recipe of a base: the whole curriculum, or its part in words.
+fn based(recipe: &Recipe, words: bool) -> Recipe {
+    let mut recipe = recipe.clone();
+    if words {
+        recipe.coconut.variant = Variant::Cot;
+    }
+    recipe
 }
 
 /// Words and curriculum.
@@ -230,6 +253,7 @@ impl Bench {
                 self.arm(&ArmPlan { latent_noise, ..(**plan).clone() }, variation.key(), watch)
             }
             Variation::Continued(_) => self.continued(variation.key(), watch),
+            Variation::Words(_) => self.finding(&variation.key(), &self.student.model).map(Some),
         }
     }
 
@@ -263,7 +287,7 @@ impl Bench {
             let distinct: usize = (0..report.questions.len())
                 .map(|question| {
                     let of = report.rollouts_of(&(question..question + 1));
-                    report.rollouts[of].iter().map(|j| &j.trajectory.tokens).collect::<BTreeSet<_>>().len()
+                    report.rollouts[of].iter().map(|j| j.trajectory.said()).collect::<BTreeSet<_>>().len()
                 })
                 .sum();
             finding.distinct_answers += distinct as f64 / report.questions.len() as f64 / updates as f64;
@@ -273,7 +297,7 @@ impl Bench {
         }
         finding.dead_groups = dead as f64 / groups.max(1) as f64;
         finding.seconds = began.elapsed().as_secs_f64();
-        self.examine(&model, finding).map(Some)
+        self.examine(&model, plan.soft, finding).map(Some)
     }
 
     fn continued(&self, key: String, watch: Watch) -> Result<Option<Finding>> {
@@ -295,15 +319,15 @@ impl Bench {
             }
         }
         let seconds = began.elapsed().as_secs_f64();
-        self.examine(&model, Finding { updates, seconds, ..Finding::blank(seed, key) }).map(Some)
+        self.examine(&model, None, Finding { updates, seconds, ..Finding::blank(seed, key) }).map(Some)
     }
 
     fn finding(&self, key: &str, model: &Model) -> Result<Finding> {
-        self.examine(model, Finding::blank(self.recipe.seed, key.into()))
+        self.examine(model, None, Finding::blank(self.recipe.seed, key.into()))
     }
 
-    /// Fills in the accuracies.
-    fn examine(&self, model: &Model, mut finding: Finding) -> Result<Finding> {
+    /// Fills in the accuracies; soft latents are asked without their noise.
+    fn examine(&self, model: &Model, soft: Option<SoftPlan>, mut finding: Finding) -> Result<Finding> {
         let examiner = Examiner {
             curriculum: &self.curriculum,
             markers: self.student.markers,
@@ -313,7 +337,10 @@ impl Bench {
             batch: self.recipe.evaluation.batch,
             seed: self.recipe.seed,
         };
-        let ask = Ask::deterministic(self.curriculum.max_latent_stage + 1);
+        let ask = Ask {
+            soft: soft.map(SoftPlan::quiet),
+            ..Ask::deterministic(self.curriculum.max_latent_stage + 1)
+        };
         let accuracy = |items: &[Item]| -> Result<(f64, String)> {
             let right = examiner.ask(model, items, &ask)?.first_right();
             let marks = right.iter().map(|&right| if right { '1' } else { '0' }).collect();

@@ -27,8 +27,15 @@ pub(super) fn spread(
     // The state that begins the answer: with no token sampled, each member's latest state is the one after the end
     // marker. A mask that is not active would let members share it, so nothing is shared.
     let form = Form { max_new_tokens: 0, ..form.clone() };
-    let drawing =
-        Drawing { masking, latent_noise, thoughts: Thoughts::Own, law: Law::PLAIN, seed, share: false };
+    let drawing = Drawing {
+        masking,
+        latent_noise,
+        soft: None,
+        thoughts: Thoughts::Own,
+        law: Law::PLAIN,
+        seed,
+        share: false,
+    };
     let limits = Limits {
         prompts: items.len(),
         members: items.len() * GROUP as usize,

@@ -12,12 +12,14 @@ pub use laboratory::{Finding, Laboratory, Notice};
 pub use table::{Comparison, compare, text};
 
 use super::recipe::Recipe;
-use super::reinforcement::ArmPlan;
+use super::reinforcement::{ArmPlan, SoftPlan};
 use super::settings;
 use crate::learn::advantages::{Baseline, Scale};
 use crate::learn::policy::Replay;
+use crate::learn::soft_policy::SoftEstimator;
 use crate::model::Truncation;
 use crate::ops::mask::SiteKind;
+use crate::ops::soft_action::Perturbation;
 use crate::rollout::masks::{Masking, Mode, Scope};
 use std::str::FromStr;
 
@@ -42,11 +44,15 @@ pub enum Experiment {
     E8,
     /// Other distributions.
     E10,
+    /// Methods against each other.
+    Methods,
+    /// Estimators and settings of soft latents.
+    Soft,
 }
 
 impl Experiment {
     /// All experiments, with their names and what they ask.
-    pub const ALL: [(Experiment, &'static str, &'static str); 9] = [
+    pub const ALL: [(Experiment, &'static str, &'static str); 11] = [
         (Experiment::E1, "e1", "does one mask held over all steps differ from fresh ones, or none?"),
         (Experiment::E2, "e2", "which dropout probability?"),
         (Experiment::E3, "e3", "which sites, in which scope?"),
@@ -56,6 +62,8 @@ impl Experiment {
         (Experiment::E7, "e7", "does Gaussian noise of the same spread do as well?"),
         (Experiment::E8, "e8", "is the gradient through the latents needed?"),
         (Experiment::E10, "e10", "does the gain carry over to other stories and longer chains?"),
+        (Experiment::Methods, "methods", "how do the methods compare at equal updates and rollouts?"),
+        (Experiment::Soft, "soft", "which estimator, noise, tau and number of soft latents?"),
     ];
 
     /// Its name.
@@ -81,6 +89,8 @@ impl Experiment {
             })
         };
         match self {
+            Experiment::Methods => methods(recipe),
+            Experiment::Soft => soft(recipe),
             Experiment::E1 => {
                 let mut list = vec![temp()];
                 for (name, mode) in [
@@ -207,6 +217,8 @@ pub enum Variation {
     Matched(Box<ArmPlan>, Box<ArmPlan>),
     /// Supervised training continued.
     Continued(String),
+    /// The model that reasons in words, as it is.
+    Words(String),
 }
 
 impl Variation {
@@ -214,7 +226,16 @@ impl Variation {
     pub fn name(&self) -> &str {
         match self {
             Variation::Arm(plan) | Variation::Matched(plan, _) => &plan.name,
-            Variation::Continued(name) => name,
+            Variation::Continued(name) | Variation::Words(name) => name,
+        }
+    }
+
+    /// Whether it starts from the model that reasons in words.
+    pub fn words(&self) -> bool {
+        match self {
+            Variation::Arm(plan) => plan.words,
+            Variation::Words(_) => true,
+            _ => false,
         }
     }
 
@@ -228,8 +249,68 @@ impl Variation {
             Variation::Arm(plan) => of(plan),
             Variation::Matched(plan, like) => format!("matched {} {}", of(plan), of(like)),
             Variation::Continued(_) => "continued".into(),
+            Variation::Words(_) => "words".into(),
         }
     }
+}
+
+/// An arm with soft latents, which starts from the model that reasons in words.
+fn lepo(recipe: &Recipe, name: &str, change: impl FnOnce(&mut SoftPlan)) -> Variation {
+    let mut plan = ArmPlan { words: true, ..ArmPlan::lepo(recipe, name) };
+    if let Some(soft) = &mut plan.soft {
+        change(soft);
+    }
+    Variation::Arm(Box::new(plan))
+}
+
+fn with_estimator(estimator: SoftEstimator) -> impl FnOnce(&mut SoftPlan) {
+    move |soft| {
+        soft.objective.estimator = estimator;
+        soft.thoughts.law.hard = estimator == SoftEstimator::StraightThrough;
+    }
+}
+
+fn methods(recipe: &Recipe) -> Vec<Variation> {
+    let tokens = ArmPlan { words: true, ..ArmPlan::of(recipe, "words, temp", Masking::NONE) };
+    vec![
+        Variation::Arm(Box::new(ArmPlan::of(recipe, "coconut, temp", Masking::NONE))),
+        Variation::Arm(Box::new(arm(recipe, "coconut, dropout latent", Scope::Latent))),
+        Variation::Arm(Box::new(arm(recipe, "coconut, dropout all", Scope::All))),
+        Variation::Words("words, before".into()),
+        Variation::Arm(Box::new(tokens)),
+        lepo(recipe, "words, lepo soft_ce", with_estimator(SoftEstimator::SoftCe { full: true })),
+        lepo(recipe, "words, lepo pathwise", with_estimator(SoftEstimator::Pathwise)),
+    ]
+}
+
+fn soft(recipe: &Recipe) -> Vec<Variation> {
+    let own = recipe.lepo.latents;
+    let mut list = vec![Variation::Words("words, before".into())];
+    for estimator in [
+        SoftEstimator::SoftCe { full: true },
+        SoftEstimator::Concrete { mean: true },
+        SoftEstimator::GumbelG { floor: None, mean: true },
+        SoftEstimator::Pathwise,
+        SoftEstimator::StraightThrough,
+        SoftEstimator::None,
+    ] {
+        list.push(lepo(recipe, estimator.name(), with_estimator(estimator)));
+    }
+    list.push(lepo(recipe, "noise off", |soft| {
+        soft.thoughts.law.perturbation = Perturbation::None;
+        soft.objective.estimator = SoftEstimator::None;
+    }));
+    for tau in [0.1, 0.3, 0.5, 1.0] {
+        list.push(lepo(recipe, &format!("tau {tau}"), |soft| soft.thoughts.law.tau = tau));
+    }
+    for (name, latents) in [("half", own.div_ceil(2)), ("twice", 2 * own)] {
+        list.push(lepo(recipe, &format!("L_g {latents} ({name})"), |soft| soft.latents = latents));
+    }
+    list.push(Variation::Arm(Box::new(ArmPlan {
+        words: true,
+        ..ArmPlan::of(recipe, "L_g 0 (tokens alone)", Masking::NONE)
+    })));
+    list
 }
 
 fn arm(recipe: &Recipe, name: &str, scope: Scope) -> ArmPlan {

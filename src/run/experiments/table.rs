@@ -47,10 +47,16 @@ const RESAMPLES: u32 = 2000;
 /// Seeds with different numbers of problems.
 pub fn compare(variations: &[Variation], findings: &[Vec<Finding>]) -> Result<Vec<Comparison>> {
     let names = std::iter::once("before").chain(variations.iter().map(Variation::name));
-    names.enumerate().map(|(index, name)| comparison(name, index, findings)).collect()
+    // What each variation started from.
+    let words = variations.iter().position(|variation| matches!(variation, Variation::Words(_)));
+    let base = |index: usize| match words {
+        Some(words) if index > 0 && variations[index - 1].words() => words + 1,
+        _ => 0,
+    };
+    names.enumerate().map(|(index, name)| comparison(name, index, base(index), findings)).collect()
 }
 
-fn comparison(name: &str, index: usize, findings: &[Vec<Finding>]) -> Result<Comparison> {
+fn comparison(name: &str, index: usize, base: usize, findings: &[Vec<Finding>]) -> Result<Comparison> {
     let of: Vec<&Finding> = findings.iter().map(|seed| &seed[index]).collect();
     let mean = |value: &dyn Fn(&Finding) -> f64| of.iter().map(|f| value(f)).sum::<f64>() / of.len() as f64;
     let interval = |values: Vec<f64>| -> Share {
@@ -71,7 +77,7 @@ fn comparison(name: &str, index: usize, findings: &[Vec<Finding>]) -> Result<Com
         name: name.into(),
         seeds: of.len(),
         accuracy: interval(of.iter().map(|f| f.accuracy).collect()),
-        gain: interval(findings.iter().map(|seed| seed[index].accuracy - seed[0].accuracy).collect()),
+        gain: interval(findings.iter().map(|seed| seed[index].accuracy - seed[base].accuracy).collect()),
         difference: Share { value: paired.estimate, low: paired.low, high: paired.high },
         p: intervals::mcnemar(only_first, only_own),
         dead_groups: mean(&|f| f.dead_groups),

@@ -7,12 +7,14 @@ mod keys;
 mod schema;
 
 pub use schema::{
-    Arm, Baseline, CoconutKeys, CodiKeys, CotKeys, DataKeys, EvaluationKeys, EvaluationMode, Extractor,
-    Family, Format, GrpoKeys, IcotKeys, KlEstimator, KlReference, MaskKeys, ModelKeys, Preset, Recipe,
-    RemovalSide, ResetOptimizer, RunKeys, Source, Variant,
+    AdapterKeys, AdapterSave, Arm, Baseline, CoconutKeys, CodiKeys, CotKeys, DataKeys, EvaluationKeys,
+    EvaluationMode, Extractor, Family, Format, GrpoKeys, IcotKeys, KlEstimator, KlReference, LepoKeys,
+    MaskKeys, ModelKeys, Preset, Recipe, RemovalSide, ResetOptimizer, RunKeys, Schedule, SoftEstimator,
+    SoftNoise, SoftProxy, Source, Variant,
 };
 
 use crate::base::{Error, Result};
+use crate::model::adapter;
 use crate::rollout::masks::Mode;
 use std::fmt::Write;
 use std::ops::Range;
@@ -20,13 +22,17 @@ use std::path::Path;
 use toml::de::{DeTable, DeValue};
 
 /// The recipes inside the program, by name. The first one runs when none is named.
-pub const BUILT_IN: [(&str, &str); 7] = [
+pub const BUILT_IN: [(&str, &str); 11] = [
     ("default", include_str!("../../../recipes/default.toml")),
     ("gsm8k-gpt2", include_str!("../../../recipes/gsm8k-gpt2.toml")),
-    ("gsm8k-icot", include_str!("../../../recipes/gsm8k-icot.toml")),
     ("gsm8k-smollm2", include_str!("../../../recipes/gsm8k-smollm2.toml")),
+    ("gsm8k-icot", include_str!("../../../recipes/gsm8k-icot.toml")),
     ("codi-small", include_str!("../../../recipes/codi-small.toml")),
     ("icot-small", include_str!("../../../recipes/icot-small.toml")),
+    ("lepo-small", include_str!("../../../recipes/lepo-small.toml")),
+    ("lepo-qwen2.5-3b", include_str!("../../../recipes/lepo-qwen2.5-3b.toml")),
+    ("lepo-llama3.2-3b", include_str!("../../../recipes/lepo-llama3.2-3b.toml")),
+    ("soft-grpo", include_str!("../../../recipes/soft-grpo.toml")),
     ("prosqa", include_str!("../../../recipes/prosqa.toml")),
 ];
 
@@ -227,12 +233,14 @@ impl Recipe {
     /// # Errors
     /// The first contradiction, with its keys.
     pub fn check(&self, place: &str) -> Result<()> {
-        let Recipe { model, data, grpo, mask, evaluation, .. } = self;
+        let Recipe { model, adapter, data, grpo, mask, evaluation, .. } = self;
         let fresh = model.path.is_empty();
         let needs_masks = grpo.arms.iter().any(|arm| matches!(arm, Arm::DropoutLatent | Arm::DropoutAll));
         let no_masks = mask.mode == Mode::None || mask.sites.is_empty() || mask.p == 0.0;
         let alone = grpo.group == 1 && grpo.baseline != Baseline::None && !grpo.arms.is_empty();
         let head_dim = model.width / model.heads;
+        let adapters = adapter.rank > 0;
+        let every = adapter::ALL_LINEAR;
         let wrong = [
             (
                 fresh && !model.width.is_multiple_of(model.heads),
@@ -281,8 +289,27 @@ impl Recipe {
                     .into(),
             ),
             (
+                adapters && self.coconut.variant == Variant::Codi,
+                format!(
+                    "coconut.variant = \"codi\" trains a projector, which adapter.rank = {} would freeze; set adapter.rank = 0",
+                    adapter.rank
+                ),
+            ),
+            (
                 needs_masks && no_masks,
                 "grpo.arms has dropout, but mask.p = 0, mask.mode = \"none\" or mask.sites = [] leaves no masks".into(),
+            ),
+            (
+                adapters && adapter.targets.is_empty() && !adapter.train_embeddings,
+                format!("adapter.rank = {} trains nothing: adapter.targets is empty", adapter.rank),
+            ),
+            (
+                adapters && adapter.targets.len() > 1 && adapter.targets.iter().any(|target| target == every),
+                format!("adapter.targets has {every} beside other names; it stands alone"),
+            ),
+            (
+                !adapters && (adapter.train_embeddings || adapter.rslora),
+                "adapter.rank = 0, but adapter.train_embeddings or adapter.rslora is true; give a rank, e.g. 16".into(),
             ),
             (
                 evaluation.k > evaluation.masks,

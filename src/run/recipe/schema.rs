@@ -18,6 +18,8 @@ section! {
     } holds {
         /// The model.
         model: ModelKeys,
+        /// Low-rank adapters.
+        adapter: AdapterKeys,
         /// The problems.
         data: DataKeys,
         /// Chain-of-thought training.
@@ -30,6 +32,8 @@ section! {
         codi: CodiKeys,
         /// Reinforcement learning.
         grpo: GrpoKeys,
+        /// Soft latents.
+        lepo: LepoKeys,
         /// Dropout masks.
         mask: MaskKeys,
         /// Evaluation.
@@ -60,6 +64,24 @@ section! {
         max_positions: usize, between(8.0, 1e6);
         /// How matrices are stored; arithmetic is f32 either way.
         dtype: Dtype, ANY;
+    }
+}
+
+section! {
+    /// Low-rank adapters (LoRA): with them supervised and reinforcement training change the adapters alone.
+    AdapterKeys {
+        /// Rank of the adapters; 0 = none: every weight is trained.
+        rank: usize, between(0.0, 4096.0);
+        /// What their product is scaled by, over the rank.
+        alpha: f64, above(0.0, 1e6);
+        /// Which matrices get one, by the names in their files (q_proj, down_proj, c_attn, ...); all-linear = every one.
+        targets: Vec<String>, ANY;
+        /// Scale over the root of the rank, so that higher ranks learn as fast (rsLoRA).
+        rslora: bool, ANY;
+        /// Also train the token embedding and the output head, whole: tokens that were added have no other way to learn.
+        train_embeddings: bool, ANY;
+        /// merged = models are saved as if there had been no adapter; separate = adapters alone, as PEFT reads them.
+        save: AdapterSave, ANY;
     }
 }
 
@@ -223,7 +245,8 @@ section! {
     /// Reinforcement learning after the curriculum; each arm starts from the same model.
     GrpoKeys {
         /// What is compared: temp = answers sampled, no masks; dropout_latent and dropout_all = masks in scope latent or
-        /// all; sft = supervised training continued for as many updates. Empty = stop after the curriculum.
+        /// all; lepo = soft latents as [lepo] says; sft = supervised training continued for as many updates. Empty = stop after
+        /// the curriculum.
         arms: Vec<Arm>, ANY;
         /// Updates of each arm.
         updates: usize, between(0.0, MANY);
@@ -256,10 +279,16 @@ section! {
         max_new_tokens: usize, between(1.0, 65536.0);
         /// Passes over each batch of rollouts (mu); the first reuses what sampling computed.
         inner_epochs: usize, between(1.0, 64.0);
-        /// Learning rate at the start.
+        /// Learning rate after the warm-up.
         learning_rate: f64, between(0.0, 1.0);
-        /// What is left of the learning rate at the end of an arm, falling linearly; 1 = constant.
+        /// Updates over which the learning rate rises to its value.
+        warmup_steps: usize, between(0.0, MANY);
+        /// What is left of the learning rate at the end of an arm; 1 = constant.
         decay: f64, between(0.0, 1.0);
+        /// How it falls.
+        schedule: Schedule, ANY;
+        /// Decay of AdamW's mean of squared gradients.
+        beta2: f64, below(0.0, 1.0);
         /// Decoupled weight decay.
         weight_decay: f64, between(0.0, 1.0);
         /// Largest gradient norm; 0 = no clipping.
@@ -276,6 +305,54 @@ section! {
         dynamic_sampling_refills: usize, between(0.0, 64.0);
         /// Compute every rollout again from its key and compare, instead of one an update.
         verify_replay: bool, ANY;
+    }
+}
+
+section! {
+    /// Soft latents: the first positions after the question are mixtures of token embeddings (arms "lepo"; LEPO, SofT-GRPO, Soft Tokens).
+    LepoKeys {
+        /// Soft positions of a rollout (the papers' L_g).
+        latents: usize, between(1.0, 1e6);
+        /// Temperature of the mixture: small = nearly one token.
+        tau: f64, between(1e-6, 1e6);
+        /// Divides the logits before anything is kept.
+        temperature: f64, between(1e-6, 1e6);
+        /// Most tokens a mixture keeps; at least the vocabulary's size = all.
+        top_k: usize, between(1.0, 1e6);
+        /// Keep the fewest tokens whose mass reaches this; 1 = all.
+        top_p: f64, above(0.0, 1.0);
+        /// Keep tokens at least this fraction as probable as the first; 0 = all.
+        min_p: f64, between(0.0, 1.0);
+        /// Noise on the kept logits; none = deterministic mixtures.
+        noise: SoftNoise, ANY;
+        /// Gaussian noise: deviation over the root mean square of the kept logits. Dirichlet: concentration.
+        noise_strength: f64, above(0.0, 1e6);
+        /// Gumbel noise is never below this; -1e9 = no bound (SofT-GRPO: -1.5).
+        gumbel_low: f64, between(-1e9, 1e9);
+        /// Gumbel noise is never above this; 1e9 = no bound (SofT-GRPO: 3).
+        gumbel_high: f64, between(-1e9, 1e9);
+        /// Deviation of Gaussian noise on the mixed embedding; 0 = none.
+        embedding_noise: f64, between(0.0, 1e6);
+        /// What soft steps learn from.
+        estimator: SoftEstimator, ANY;
+        /// soft_ce: against the softmax over the whole vocabulary, untempered (as released), or over the kept tokens.
+        full_softmax: bool, ANY;
+        /// concrete, gumbel_g: the log-density is divided by the number of tokens that count.
+        mean_over_ids: bool, ANY;
+        /// gumbel_g: only tokens above this log-probability count; -1e9 = all (SofT-GRPO: -3).
+        floor: f64, between(-1e9, 0.0);
+        /// Soft steps have a clipped ratio like tokens; otherwise -advantage * score, as LEPO is released.
+        ratio: bool, ANY;
+        /// The ratio's lower clip.
+        clip_low: f64, between(0.0, 1e6);
+        /// The ratio's upper clip.
+        clip_high: f64, between(0.0, 1e6);
+        /// Which token stands for a soft step in text.
+        proxy: SoftProxy, ANY;
+        /// A proxy that is a stop token ends the rollout.
+        proxies_stop: bool, ANY;
+        /// Rewards read the proxies before the sampled tokens.
+        proxy_in_reward: bool, ANY;
     }
 }
 
@@ -336,6 +413,16 @@ choices! {
         Gpt2 = "gpt2",
         /// Rotary positions, RMS norm, SwiGLU.
         Llama = "llama",
+    }
+}
+
+choices! {
+    /// How models with adapters are saved.
+    AdapterSave {
+        /// Folded into the weights.
+        Merged = "merged",
+        /// In a folder of their own.
+        Separate = "separate",
     }
 }
 
@@ -436,8 +523,62 @@ choices! {
         DropoutLatent = "dropout_latent",
         /// Masks on every position.
         DropoutAll = "dropout_all",
+        /// Soft latents, as [lepo] says.
+        Lepo = "lepo",
         /// Supervised training continued.
         Sft = "sft",
+    }
+}
+
+choices! {
+    /// How a learning rate falls.
+    Schedule {
+        /// In a line.
+        Linear = "linear",
+        /// Along half a cosine.
+        Cosine = "cosine",
+    }
+}
+
+choices! {
+    /// Noise on the logits of soft latents.
+    SoftNoise {
+        /// Deterministic mixtures.
+        None = "none",
+        /// Gumbel-Softmax.
+        Gumbel = "gumbel",
+        /// Normal.
+        Gaussian = "gaussian",
+        /// Weights from a Dirichlet distribution around the softmax.
+        Dirichlet = "dirichlet",
+    }
+}
+
+choices! {
+    /// How soft latents are trained.
+    SoftEstimator {
+        /// Not at all: tokens alone.
+        None = "none",
+        /// Cross-entropy with the drawn weights, as LEPO is released.
+        SoftCe = "soft_ce",
+        /// The exact density of the weights.
+        Concrete = "concrete",
+        /// The density of the perturbed logits (SofT-GRPO).
+        GumbelG = "gumbel_g",
+        /// Through the weights, with the noise held: unbiased.
+        Pathwise = "pathwise",
+        /// One token forward, the mixture's gradient backward.
+        StraightThrough = "straight_through",
+    }
+}
+
+choices! {
+    /// Tokens that stand for soft latents.
+    SoftProxy {
+        /// The most probable one before noise.
+        Argmax = "argmax",
+        /// One drawn from the mixture.
+        Draw = "draw",
     }
 }
 
@@ -531,16 +672,18 @@ named!(SiteKind {
 
 impl Recipe {
     /// The sections by name; the keys outside any section come first, under an empty name.
-    pub(super) fn sections(&self) -> [(&'static str, &dyn Keys); 11] {
+    pub(super) fn sections(&self) -> [(&'static str, &dyn Keys); 13] {
         [
             ("", self),
             ("model", &self.model),
+            ("adapter", &self.adapter),
             ("data", &self.data),
             ("cot", &self.cot),
             ("coconut", &self.coconut),
             ("icot", &self.icot),
             ("codi", &self.codi),
             ("grpo", &self.grpo),
+            ("lepo", &self.lepo),
             ("mask", &self.mask),
             ("evaluation", &self.evaluation),
             ("run", &self.run),
@@ -552,12 +695,14 @@ impl Recipe {
         Some(match name {
             "" => self,
             "model" => &mut self.model,
+            "adapter" => &mut self.adapter,
             "data" => &mut self.data,
             "cot" => &mut self.cot,
             "coconut" => &mut self.coconut,
             "icot" => &mut self.icot,
             "codi" => &mut self.codi,
             "grpo" => &mut self.grpo,
+            "lepo" => &mut self.lepo,
             "mask" => &mut self.mask,
             "evaluation" => &mut self.evaluation,
             "run" => &mut self.run,

@@ -4,14 +4,15 @@ use super::progress::{Entry, Tally, marks};
 use super::{Event, Sample, Story, form};
 use crate::base::Result;
 use crate::learn::policy_report::Report;
-use crate::model::{Model, Precision};
+use crate::learn::soft_policy::SoftStatistics;
 use crate::ops::policy_loss::Statistic;
 use crate::rollout::audit::worse;
 use crate::rollout::group::Thoughts;
+use crate::run::adapters;
 use crate::run::evaluation::{Ask, Share};
 use crate::run::metrics::Record;
 use crate::run::recipe::EvaluationMode;
-use crate::run::reinforcement::{Arm, ArmPlan};
+use crate::run::reinforcement::{Arm, ArmPlan, SoftPlan};
 use crate::run::settings;
 use std::ops::ControlFlow;
 use std::time::Instant;
@@ -29,9 +30,7 @@ impl Story<'_> {
         let _ = watch(&Event::Part { name: &plan.name, updates, done, rewarded: true });
         let reference = match plan.objective.loss.kl {
             None => None,
-            Some(_) => {
-                Some(Model::load(&self.base_folder(), self.device, Precision::of(recipe.model.dtype))?)
-            }
+            Some(_) => Some(self.load_start()?),
         };
         let form = form(recipe, &self.curriculum, &self.student);
         let (items, tokenizer) = (self.problems.prompts().items.clone(), self.student.tokenizer.clone());
@@ -59,7 +58,7 @@ impl Story<'_> {
                 seconds,
             };
             let stop = watch(&event).is_break();
-            let score = self.maybe_evaluate(&plan.name, watch)?;
+            let score = self.maybe_evaluate(plan, watch)?;
             let every = recipe.run.checkpoint_every;
             if stop || (every > 0 && self.progress.step.is_multiple_of(every as u64)) {
                 self.checkpoint(Some(arm.policy().optimizer()), score, watch)?;
@@ -69,7 +68,7 @@ impl Story<'_> {
             }
         }
         drop(arm);
-        self.end_arm(&plan.name, watch)?;
+        self.end_arm(&plan.name, plan.soft, watch)?;
         Ok(ControlFlow::Continue(()))
     }
 
@@ -80,11 +79,10 @@ impl Story<'_> {
             self.restored = None;
             // Without a supervised phase the base is the model as it came; a folder of that name is an older run's.
             if self.progress.entries.is_empty() {
-                self.student.model.save(&self.base_folder(), &self.student.companions)?;
-                self.close("coconut", watch)?;
+                self.save_start()?;
+                self.close(self.base_name(), None, watch)?;
             } else {
-                let precision = Precision::of(self.recipe.model.dtype);
-                self.student.model = Model::load(&self.base_folder(), self.device, precision)?;
+                self.student.model = self.load_start()?;
             }
         }
         Ok(())
@@ -94,12 +92,13 @@ impl Story<'_> {
     pub(super) fn end_arm(
         &mut self,
         name: &str,
+        soft: Option<SoftPlan>,
         watch: &mut dyn FnMut(&Event) -> ControlFlow<()>,
     ) -> Result<()> {
         self.optimizer = None;
         let folder = self.folder.models().join(name);
-        self.student.model.save(&folder, &self.student.companions)?;
-        self.close(name, watch)?;
+        adapters::save(self.recipe, &self.student, &folder)?;
+        self.close(name, soft, watch)?;
         self.part_done();
         // Checkpoints are chosen by validation problems, never by those that are reported.
         let score =
@@ -146,7 +145,7 @@ impl Story<'_> {
             let sample = Sample {
                 question: problem.question.clone(),
                 gold: problem.answer.clone(),
-                answer: self.student.tokenizer.decode(&trajectory.tokens, true)?,
+                answer: self.student.tokenizer.decode(&trajectory.said(), true)?,
                 reward: judged.reward,
                 advantage: judged.advantage,
             };
@@ -158,6 +157,7 @@ impl Story<'_> {
                 .with("question", sample.question.as_str())
                 .with("gold", sample.gold.as_str())
                 .with("answer", sample.answer.as_str())
+                .with("proxies", trajectory.actions.iter().map(|action| action.proxy).collect::<Vec<_>>())
                 .with("ids", trajectory.tokens.clone())
                 .numbers("logprobs", &trajectory.log_probabilities)
                 .with("stopped", trajectory.stopped)
@@ -175,9 +175,10 @@ impl Story<'_> {
     /// Greedy accuracy on some validation problems, every so many updates.
     fn maybe_evaluate(
         &mut self,
-        name: &str,
+        plan: &ArmPlan,
         watch: &mut dyn FnMut(&Event) -> ControlFlow<()>,
     ) -> Result<Option<f64>> {
+        let name = plan.name.as_str();
         let keys = &self.recipe.evaluation;
         let update = self.progress.update;
         if keys.every == 0 || !update.is_multiple_of(keys.every) {
@@ -186,7 +187,10 @@ impl Story<'_> {
         let began = Instant::now();
         let all = &self.problems.valid.items;
         let items = if keys.problems == 0 { all } else { &all[..keys.problems.min(all.len())] };
-        let ask = Ask::deterministic(self.curriculum.max_latent_stage + 1);
+        let ask = Ask {
+            soft: plan.soft.map(SoftPlan::quiet),
+            ..Ask::deterministic(self.curriculum.max_latent_stage + 1)
+        };
         let scores = self.examiner().ask(&self.student.model, items, &ask)?.scores(1)?;
         self.spend("evaluation", began);
         let what = format!("after {update} updates of {name}, validation");
@@ -201,11 +205,15 @@ impl Story<'_> {
     pub(super) fn close(
         &mut self,
         name: &str,
+        soft: Option<SoftPlan>,
         watch: &mut dyn FnMut(&Event) -> ControlFlow<()>,
     ) -> Result<()> {
         let began = Instant::now();
         let keys = &self.recipe.evaluation;
-        let base = Ask::deterministic(self.curriculum.max_latent_stage + 1);
+        let base = Ask {
+            soft: soft.map(SoftPlan::quiet),
+            ..Ask::deterministic(self.curriculum.max_latent_stage + 1)
+        };
         let (model, test) = (&self.student.model, &self.problems.test.items);
         let examiner = self.examiner();
         let greedy = examiner.ask(model, test, &base)?;
@@ -231,8 +239,8 @@ impl Story<'_> {
             let ask = match mode {
                 EvaluationMode::Det => continue,
                 EvaluationMode::Mc => Ask { masking, samples, ..base.clone() },
-                EvaluationMode::Temp => Ask { temperature, samples, ..base.clone() },
-                EvaluationMode::McTemp => Ask { masking, temperature, samples, ..base.clone() },
+                EvaluationMode::Temp => Ask { temperature, samples, soft, ..base.clone() },
+                EvaluationMode::McTemp => Ask { masking, temperature, samples, soft, ..base.clone() },
             };
             let scores = examiner.ask(model, test, &ask)?.scores(keys.k)?;
             entry.modes.insert(mode.to_string(), scores);
@@ -252,7 +260,16 @@ fn metrics(record: Record, report: &Report, seconds: f64) -> Record {
     let all = (groups.live + groups.dead_low + groups.dead_high).max(1) as f64;
     let first = &report.passes[0];
     let last = &report.passes[report.passes.len() - 1];
+    let soft = SoftStatistics::of(report);
+    let of_soft = |value: fn(&SoftStatistics) -> f64| soft.as_ref().map(value);
     record
+        .maybe("soft/kept", of_soft(|soft| soft.kept))
+        .maybe("soft/singleton_rate", of_soft(|soft| soft.singletons))
+        .maybe("soft/entropy", of_soft(|soft| soft.entropy))
+        .maybe("soft/proxy_disagreement", of_soft(|soft| soft.disagreement))
+        .maybe("soft/stopped_by_proxy", of_soft(|soft| soft.stopped_by_proxy))
+        .maybe("soft/loss", first.soft.as_ref().map(|soft| soft.loss))
+        .maybe("soft/ratio_spread", last.soft.as_ref().map(|soft| soft.ratio_spread))
         .number("reward", report.reward())
         .number("reward_std", report.reward_deviation())
         .number("frac_reward_zero_std", (groups.dead_low + groups.dead_high) as f64 / all)

@@ -3,8 +3,7 @@
 use super::progress::{Entry, Progress};
 use crate::learn::intervals;
 use crate::run::evaluation::Share;
-use crate::run::recipe::Recipe;
-use crate::run::settings;
+use crate::run::recipe::{Recipe, Variant};
 use crate::run::terminal::{duration, table};
 use serde_json::{Value, json};
 
@@ -89,7 +88,7 @@ pub fn closing_table(recipe: &Recipe, progress: &Progress) -> String {
         .collect();
     let header: Vec<&str> = header.iter().map(String::as_str).collect();
     let mut text = table(&header, &rows);
-    if settings::curriculum(recipe).thoughts(usize::MAX, usize::MAX) > 0 {
+    if matches!(recipe.coconut.variant, Variant::Coconut | Variant::Codi) {
         text.push_str(&verdict(base));
     }
     text

@@ -12,6 +12,7 @@ mod stages;
 pub use closing::{closing_table, stage_table, summary, time_table};
 pub use progress::{Entry, Progress, StageResult, Tally};
 
+use super::adapters;
 use super::checkpoints::{Checkpoints, Keep, TrainState};
 use super::evaluation::{Examiner, Scores};
 use super::folder::RunFolder;
@@ -24,11 +25,11 @@ use super::settings;
 use super::student::Student;
 use crate::base::{Error, Result};
 use crate::device::Device;
-use crate::learn::coconut::Curriculum;
+use crate::learn::coconut::{Curriculum, Variant as CurriculumVariant};
 use crate::learn::optimizer::Optimizer;
 use crate::learn::policy_report::Report;
 use crate::learn::supervised::StepReport;
-use crate::model::{Model, Precision};
+use crate::model::Model;
 use crate::rollout::group::Form;
 use crate::rollout::masks::{Masking, Scope};
 use std::ops::ControlFlow;
@@ -128,7 +129,6 @@ pub enum Part {
 pub struct Story<'a> {
     recipe: &'a Recipe,
     folder: &'a RunFolder,
-    device: &'a Device,
     checkpoints: Checkpoints,
     metrics: Lines,
     samples: Lines,
@@ -156,6 +156,7 @@ pub fn parts(recipe: &Recipe) -> Vec<Part> {
             ArmKey::Temp => parts.push(Part::Arm(Box::new(ArmPlan::of(recipe, "temp", Masking::NONE)))),
             ArmKey::DropoutLatent => parts.push(masked("dropout_latent", Scope::Latent)),
             ArmKey::DropoutAll => parts.push(masked("dropout_all", Scope::All)),
+            ArmKey::Lepo => parts.push(Part::Arm(Box::new(ArmPlan::lepo(recipe, "lepo")))),
             ArmKey::Sft => parts.extend(last.clone().map(|phase| {
                 // New epochs, not those of the phase once more.
                 let first_epoch = phase.first_epoch + phase.epochs;
@@ -192,6 +193,7 @@ impl<'a> Story<'a> {
         let problems =
             problems::load(recipe, &student.tokenizer, student.markers.stop, &curriculum, longest)?;
         student.describe_latents(form(recipe, &curriculum, &student).latents);
+        adapters::keep_base(recipe, &mut student, &folder.models())?;
         let keep = Keep { last: recipe.run.keep_last, best: recipe.run.keep_best };
         let checkpoints = folder.checkpoints(keep)?;
         let mut progress = Progress::default();
@@ -209,7 +211,7 @@ impl<'a> Story<'a> {
                         "start a new run",
                     )
                 })?;
-                student.model = checkpoint.model(device, Precision::of(recipe.model.dtype))?;
+                student.model = checkpoint.model_like(recipe, &student.model)?;
                 let note =
                     format!("going on after step {} of {}", progress.step, checkpoint.path().display());
                 let _ = watch(&Event::Note(&note));
@@ -222,7 +224,6 @@ impl<'a> Story<'a> {
             parts,
             recipe,
             folder,
-            device,
             checkpoints,
             metrics,
             samples,
@@ -267,7 +268,7 @@ impl<'a> Story<'a> {
             }
         }
         if self.parts.is_empty() || self.progress.entries.is_empty() {
-            self.close("model", watch)?;
+            self.close("model", None, watch)?;
         }
         self.folder.write_summary(&summary(self.recipe, &self.progress))?;
         Ok(Ending::Complete)
@@ -292,9 +293,24 @@ impl<'a> Story<'a> {
         self.progress.loss = 0.0;
     }
 
-    /// Where the model before reinforcement learning is kept.
-    fn base_folder(&self) -> PathBuf {
-        self.folder.models().join("coconut")
+    /// What the model before reinforcement learning is called.
+    fn base_name(&self) -> &'static str {
+        match self.curriculum.variant {
+            CurriculumVariant::Coconut => "coconut",
+            CurriculumVariant::Cot => "words",
+            CurriculumVariant::NoCot => "answers only",
+            _ => "base",
+        }
+    }
+
+    /// Keeps the model before reinforcement learning, from which every arm starts.
+    fn save_start(&self) -> Result<()> {
+        adapters::save_start(self.recipe, &self.student, &self.folder.models())
+    }
+
+    /// That model again.
+    fn load_start(&self) -> Result<Model> {
+        adapters::load_start(self.recipe, &self.student.model, &self.folder.models())
     }
 
     /// Writes a checkpoint.

@@ -42,8 +42,8 @@ impl Story<'_> {
         self.part_done();
         let first_arm = !matches!(self.parts.get(self.progress.part), Some(super::Part::Phase(_)));
         if first_arm {
-            self.student.model.save(&self.base_folder(), &self.student.companions)?;
-            self.close("coconut", watch)?;
+            self.save_start()?;
+            self.close(self.base_name(), None, watch)?;
         }
         let optimizer = self.optimizer.take();
         self.checkpoint(optimizer.as_ref(), Some(accuracy.value), watch)?;
@@ -63,7 +63,7 @@ impl Story<'_> {
             return Ok(flow);
         }
         self.progress.tally.updates = self.recipe.grpo.updates;
-        self.end_arm(&phase.name, watch)?;
+        self.end_arm(&phase.name, None, watch)?;
         Ok(flow)
     }
 

@@ -16,6 +16,7 @@ pub mod rmsnorm;
 pub mod rope;
 pub mod sampler;
 pub mod smooth_l1;
+pub mod soft_action;
 pub mod swiglu;
 
 use super::gradient::Case;
@@ -60,6 +61,7 @@ pub fn all() -> Vec<Case<'static>> {
     cases.extend(residual_norm::cases());
     cases.extend(log_probability::cases());
     cases.extend(sampler::cases());
+    cases.extend(soft_action::cases());
     cases.extend(policy_loss::cases());
     cases.extend(smooth_l1::cases());
     cases

@@ -32,6 +32,8 @@ pub fn cases() -> Vec<Case<'static>> {
         ("weighted sequence", &[5, 30], sequence(Surrogate::Weighted { high: 1.01 }, None)),
         ("soft, k3+", &[21, 21], token(soft, kl(Estimator::K3Plus))),
         ("soft sequence", &[3, 16, 4], sequence(soft, None)),
+        ("plain", &[40, 2], token(Surrogate::Plain, None)),
+        ("plain sequence, k3", &[7, 12], sequence(Surrogate::Plain, kl(Estimator::K3))),
     ]
     .into_iter()
     .map(|(name, lengths, hyper)| case(name, lengths, hyper))

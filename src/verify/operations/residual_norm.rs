@@ -90,10 +90,10 @@ fn run(
     let (mut dy, dnormed, mut dbranch) = (matrix(dy)?, matrix(dnormed)?, zeros()?);
     let (mut dw, mut db) = (Tensor::zeros(&device, [cols], dtype)?, Tensor::zeros(&device, [cols], dtype)?);
     let norm = match layer {
-        false => NormGradients::Rms { w: &w, saved: &rms, dw: &mut dw },
+        false => NormGradients::Rms { w: &w, saved: &rms, dw: Some(&mut dw) },
         true => {
             let gradients = layernorm::Gradients { dw: &mut dw, db: &mut db };
-            NormGradients::Layer { w: &w, saved: &kept, gradients }
+            NormGradients::Layer { w: &w, saved: &kept, gradients: Some(gradients) }
         }
     };
     backward((dnormed.view(), y.view()), mask, norm, (dy.view_mut(), dbranch.view_mut()), 0..rows)?;

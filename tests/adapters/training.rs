@@ -1,0 +1,1 @@
+//! Training of adapters on devices that run the shipped PTX.
