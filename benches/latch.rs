@@ -20,6 +20,7 @@ mod ops {
     pub mod rmsnorm;
     pub mod rope;
     pub mod smooth_l1;
+    pub mod soft_action;
     pub mod swiglu;
 }
 
@@ -31,8 +32,8 @@ use std::time::Duration;
 /// The cases of one operation.
 type Cases = fn() -> Vec<Case>;
 
-/// The operations that memory bounds.
-const BOUND_BY_MEMORY: [(&str, Cases); 10] = [
+/// The operations that memory bounds, and those that are counted by elements.
+const BOUND_BY_MEMORY: [(&str, Cases); 11] = [
     ("embedding", ops::embedding::cases),
     ("rmsnorm", ops::rmsnorm::cases),
     ("layernorm", ops::layernorm::cases),
@@ -43,6 +44,7 @@ const BOUND_BY_MEMORY: [(&str, Cases); 10] = [
     ("adamw", ops::adamw::cases),
     ("latent", ops::latent::cases),
     ("smooth_l1", ops::smooth_l1::cases),
+    ("soft_action", ops::soft_action::cases),
 ];
 
 fn main() {

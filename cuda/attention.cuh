@@ -210,13 +210,19 @@ __device__ __forceinline__ void multiply(float (&sums)[4], const Operand<float> 
     u32 high0, low0, high1, low1;
     split_tf32(__uint_as_float(b0), high0, low0);
     split_tf32(__uint_as_float(b1), high1, low1);
-    mma_3xtf32(sums, a.high, a.low, high0, low0, high1, low1);
+    // The step's own sum first: a tensor core rounds (or cuts off) at the size of what it adds to, 3 x 8 times a step.
+    // Added to a long sum directly, a score of 64 columns, or a gradient of 3000 queries, would lose its last 3 bits.
+    float step[4] = {};
+    mma_3xtf32(step, a.high, a.low, high0, low0, high1, low1);
+#pragma unroll
+    for (int i = 0; i < 4; i++) sums[i] = __fadd_rn(sums[i], step[i]);
 }
 
-// sums[16, 8 TILES] += a[16 rows from a_row, :] b[8 TILES rows, :]^T over `steps` steps of the head dimension.
+// sums[16, 8 TILES] += a[16 rows from a_row, :] b[8 TILES rows, :]^T over `steps` steps of the head dimension. Only the
+// first `count` rows of b are wanted: in f32 the tiles after them are left out.
 template <class S, int TILES>
 __device__ __forceinline__ void products(float (&sums)[TILES][4], u32 a_tile, u32 a_row, u32 b_tile,
-                                         const Dims<S> &dims) {
+                                         u32 count, const Dims<S> &dims) {
     u32 lane = threadIdx.x % WARP, stride = dims.stride(), steps = dims.steps();
     RowChunks a_chunks(a_tile, a_row + lane % 16, stride, lane / 16);
     RowChunks b_chunks(b_tile, lane % 8 + lane / 16 * 8, stride, lane / 8 % 2);
@@ -227,6 +233,7 @@ __device__ __forceinline__ void products(float (&sums)[TILES][4], u32 a_tile, u3
         a.load(a_chunks.at(2 * step));
 #pragma unroll
         for (int n = 0; n < TILES; n += 2) {
+            if (sizeof(typename S::act) == 4 && 8 * n >= count) break;
             u32 b[4];
             ldmatrix_x4(b, b_chunks.at(2 * step) + 8 * n * stride * 16);
             multiply(sums[n], a, b[0], b[1]);
@@ -236,11 +243,11 @@ __device__ __forceinline__ void products(float (&sums)[TILES][4], u32 a_tile, u3
 }
 
 // sums[16, 8 TILES] += w[16, 8 KEYS] b[8 KEYS rows, columns from first_chunk on], over ascending rows. first_chunk is a
-// multiple of 8; only the first `chunks` chunks from there on are there. In bf16, w is rounded; where EXACTLY is set, what
-// was rounded away is multiplied too.
+// multiple of 8; only the first `chunks` chunks from there on are there, and w is 0 beyond the first `count` rows,
+// which f32 leaves out. In bf16, w is rounded; where EXACTLY is set, what was rounded away is multiplied too.
 template <class S, int KEYS, int TILES, bool EXACTLY = false>
 __device__ __forceinline__ void weighted(float (&sums)[TILES][4], const float (&w)[KEYS][4], u32 b_tile, u32 stride,
-                                         u32 first_chunk, u32 chunks) {
+                                         u32 first_chunk, u32 chunks, u32 count) {
     u32 lane = threadIdx.x % WARP;
     b_tile += first_chunk * 16;
     if constexpr (sizeof(typename S::act) == 2) {
@@ -269,6 +276,7 @@ __device__ __forceinline__ void weighted(float (&sums)[TILES][4], const float (&
         RowChunks even(b_tile + g % 4 * 4, 2 * t, stride, g / 4), odd(b_tile + g % 4 * 4, 2 * t + 1, stride, g / 4);
 #pragma unroll
         for (int k = 0; k < KEYS; k++) {
+            if (8 * k >= count) break;
             Operand<float> a;
             a.take(w[k]);
 #pragma unroll

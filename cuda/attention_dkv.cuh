@@ -5,8 +5,8 @@
 //   p[i, j] and ds[i, j] as in attention_dq.cuh      dv[j] += sum_i p[i, j] dout[i]      dk[j] += sum_i ds[i, j] q[i]
 //
 // The products have keys as rows, 16 a warp: scores k q^T and v dout^T come out as the left operands that the sums want.
-// In bf16, ds is multiplied in two pieces: the first keys of a row are read by queries of few keys and by queries of
-// many, whose ds differ by orders of magnitude and in sign, and rounding the largest would hide the rest of the sum.
+// In bf16, p and ds are multiplied in two pieces: the first keys of a row are read by queries of few keys and by those
+// of many, whose p and ds differ by orders of magnitude, and rounding the largest would hide the rest of the sum.
 #pragma once
 #include "attention_dq.cuh"
 
@@ -115,8 +115,9 @@ struct KeyGradient {
         load_keys<S, KEYS>(values, task.values, from, dims.padded(), 0, 2 * dims.steps(), dims.stride());
     }
 
-    // One stage of query rows against this warp's keys.
-    __device__ __forceinline__ void add(u32 stage, float (&dk)[OUT_TILES][4], float (&dv)[OUT_TILES][4]) const {
+    // One stage, the query rows of tile `tile`, against this warp's keys.
+    __device__ __forceinline__ void add(u32 tile, u32 stage, float (&dk)[OUT_TILES][4],
+                                        float (&dv)[OUT_TILES][4]) const {
         const Readers<QUERIES> &of = readers[stage];
         u32 least = first_key + 16 * warp, lane = threadIdx.x % WARP;
         bool any = false;
@@ -125,9 +126,10 @@ struct KeyGradient {
             any = any || ((lanes >> 16) > least && (lanes & 0xffff) < least + 16);
         }
         if (!__any_sync(ALL_LANES, any)) return;
+        u32 count = min(task.rows - tile * QUERIES, (u32)QUERIES);
         float weights[TILES][4] = {}, slopes[TILES][4] = {};
-        products<S, TILES>(weights, keys, 16 * warp, stage_queries(stage), dims);
-        products<S, TILES>(slopes, values, 16 * warp, stage_douts(stage), dims);
+        products<S, TILES>(weights, keys, 16 * warp, stage_queries(stage), count, dims);
+        products<S, TILES>(slopes, values, 16 * warp, stage_douts(stage), count, dims);
 #pragma unroll
         for (int n = 0; n < TILES; n++) {
             u32 column = 8 * n + 2 * t;
@@ -145,8 +147,9 @@ struct KeyGradient {
                 slopes[n][i] = visible ? slope : 0.0f;
             }
         }
-        weighted<S, TILES, OUT_TILES>(dv, weights, stage_douts(stage), dims.stride(), first_chunk, chunks);
-        weighted<S, TILES, OUT_TILES, true>(dk, slopes, stage_queries(stage), dims.stride(), first_chunk, chunks);
+        u32 stride = dims.stride();
+        weighted<S, TILES, OUT_TILES, true>(dv, weights, stage_douts(stage), stride, first_chunk, chunks, count);
+        weighted<S, TILES, OUT_TILES, true>(dk, slopes, stage_queries(stage), stride, first_chunk, chunks, count);
     }
 
     // Adds to the gradients of this block's keys.
@@ -202,7 +205,7 @@ struct KeyGradient {
                     load(other);
                     cp_async_commit();
                 }
-                add(stage, dk, dv);
+                add(window + tile, stage, dk, dv);
                 __syncthreads();
                 if (STAGES == 1 && next != NEVER) {
                     describe(window + next, 0);

@@ -2,6 +2,8 @@
 //
 //   p[j] = 2^(t[j] - m) / l      ds[j] = scale p[j] (dout . v[j] - delta)      dq = sum_j ds[j] k[j]
 //   delta = dout . out           m, 1 / l: the forward pass's statistics
+//
+// In bf16, ds is multiplied in two pieces: dq is small beside its terms, which cancel (sum_j ds[j] = 0).
 #pragma once
 #include "attention_steps.cuh"
 
@@ -88,11 +90,12 @@ struct QueryGradient {
         while (step.block < end) {
             Step next = steps.next(rows, step);
             bool mine = steps.sees(rows, step, 16 * warp, 16 * warp + 16), more = next.block < end;
+            u32 seen = source.most;
             float scores[KEY_TILES][4] = {}, products_v[KEY_TILES][4] = {};
 
             arrive<0>();
             if constexpr (TILES_ > 1) load(values, task.values, source);
-            if (mine) products<S, KEY_TILES>(scores, queries, 16 * warp, current, dims);
+            if (mine) products<S, KEY_TILES>(scores, queries, 16 * warp, current, seen, dims);
             if constexpr (TILES_ == 1) {
                 __syncthreads();
                 load(values, task.values, source);
@@ -106,7 +109,7 @@ struct QueryGradient {
             if (TILES_ == 3 && more) arrive<1>();
             else arrive<0>();
             if (mine) {
-                products<S, KEY_TILES>(products_v, douts, 16 * warp, values, dims);
+                products<S, KEY_TILES>(products_v, douts, 16 * warp, values, seen, dims);
                 slopes(step, scores, products_v, statistics, delta);
             }
             if constexpr (TILES_ == 1) {
@@ -115,7 +118,8 @@ struct QueryGradient {
                 arrive<0>();
             }
             if (mine) {
-                weighted<S, KEY_TILES, OUT_TILES>(sums, products_v, current, dims.stride(), first_chunk, chunks);
+                weighted<S, KEY_TILES, OUT_TILES, true>(sums, products_v, current, dims.stride(), first_chunk, chunks,
+                                                        seen);
             }
             if constexpr (TILES_ < 3) {
                 __syncthreads();

@@ -5,7 +5,8 @@
 // Order of sums, which the bits of a query rest on. Position blocks of 64 keys are anchored at position 0, parts are
 // PART_BLOCKS blocks. Within a part a query's state (m, l, o) goes through the blocks in ascending order: the scores of
 // a block (one chain of products over the head dimension), the block's maximum, old state times 2^(old m - new m), plus
-// the block's sum (each lane its columns, then the four lanes of a row) and one chain of products over its keys.
+// the block's sum (each lane its columns, then the four lanes of a row) and one chain of products over its keys. A link
+// of a chain is one product of 16 bf16, or of 8 f32 that are summed for themselves before (attention.cuh).
 // Parts are merged in ascending order by `merge`. A block or part that a query does not see leaves its state as it is,
 // to the bit. So it makes no difference whether one block of threads walks all parts, or each part is computed by
 // another one and merged later, or a part is computed in two goes with its state kept in memory between them.
@@ -133,7 +134,7 @@ struct Tile {
             cp_async_commit();
             float scores[KEY_TILES][4] = {};
             if (mine) {
-                products<S, KEY_TILES>(scores, queries, 16 * warp, keys, dims);
+                products<S, KEY_TILES>(scores, queries, 16 * warp, keys, steps.seen(rows, step), dims);
                 weigh(step, scores, part, part_sums);
             }
 
@@ -144,7 +145,10 @@ struct Tile {
                 load_keys<S>(keys, task.keys, from_step, dims.padded(), 0, 2 * dims.steps(), dims.stride());
                 cp_async_commit();
             }
-            if (mine) weighted<S, KEY_TILES, OUT_TILES>(part, scores, values, S::OUT_CHUNKS, 0, chunks);
+            if (mine) {
+                weighted<S, KEY_TILES, OUT_TILES>(part, scores, values, S::OUT_CHUNKS, 0, chunks,
+                                                  steps.seen(rows, step));
+            }
 
             bool part_ends = next.block >= end || next.block / PART_BLOCKS != step.block / PART_BLOCKS;
             if constexpr (WHOLE) {
@@ -156,7 +160,6 @@ struct Tile {
         if constexpr (WHOLE) {
             if (whole) write(total, total_sums);
         }
-        __syncthreads();  // before the next item's rows and queries are loaded
     }
 
     // Takes a finished part up in the total and starts the next.
@@ -287,17 +290,27 @@ __device__ __forceinline__ void forward(const Forward<typename S::act> &task, co
                                         u32 rows) {
     __shared__ TileRows<S::ROWS> tile_rows;
     extern __shared__ uint4 memory[];
-    u32 tiles = (rows + S::ROWS - 1) / S::ROWS, count = items ? *number : tiles;
     Tile<S, WHOLE> tile(task, tile_rows, (char *)memory);
-    for (u32 i = blockIdx.x; i < count; i += gridDim.x) {
-        // The last tiles see the most keys and go first.
-        u32 first = (tiles - 1 - i) * S::ROWS;
-        Item item = Item{first, min(rows - first, (u32)S::ROWS), 0, 0};
-        if (items) {
-            uint4 found = *(const uint4 *)(items + i);
-            item = Item{found.x, found.y, found.z, found.w};
+    // The item and its number lie in shared memory: no register is left for them while it is worked on.
+    __shared__ Item item;
+    __shared__ u32 turn;
+    if (threadIdx.x == 0) turn = blockIdx.x;
+    for (;;) {
+        __syncthreads();  // all warps are through with the item before
+        u32 i = turn, tiles = (rows + S::ROWS - 1) / S::ROWS;
+        if (i >= (items ? *number : tiles)) return;
+        if (threadIdx.x == 0) {
+            // The last tiles see the most keys and go first.
+            u32 first = (tiles - 1 - i) * S::ROWS;
+            item = Item{first, min(rows - first, (u32)S::ROWS), 0, 0};
+            if (items) {
+                uint4 found = *(const uint4 *)(items + i);
+                item = Item{found.x, found.y, found.z, found.w};
+            }
         }
+        __syncthreads();
         tile.run(item);
+        if (threadIdx.x == 0) turn += gridDim.x;
     }
 }
 

@@ -328,6 +328,87 @@ fn train_runs_on_the_simulated_gpu() {
     assert!(environment.contains("\"sim\""), "{environment}");
 }
 
+/// LEPO in miniature, on the CPU and with every kernel in the simulator.
+#[test]
+fn train_runs_soft_latents_on_the_cpu_and_on_the_simulated_gpu() {
+    for (device, estimator) in [("cpu", "soft_ce"), ("sim", "soft_ce"), ("sim", "pathwise")] {
+        let work = tempfile::tempdir().unwrap();
+        let out = work.path().join("run");
+        let estimator = format!("lepo.estimator={estimator}");
+        let sets = [
+            "data.limit_train=16",
+            "data.limit_valid=4",
+            "data.limit_test=4",
+            "coconut.variant=cot",
+            "evaluation.problems=4",
+            "evaluation.modes=[\"det\"]",
+            "grpo.updates=2",
+            "grpo.arms=[\"lepo\"]",
+            "lepo.latents=3",
+            "lepo.top_k=7",
+            "lepo.proxies_stop=false",
+            &estimator,
+        ];
+        let mut arguments = vec!["--device", device, "--quiet", "--out", out.to_str().unwrap()];
+        arguments.extend(sets.iter().flat_map(|set| ["--set", set]));
+        let tables = stdout(&train(&arguments));
+        assert!(tables.contains("lepo") && tables.contains("words"), "{tables}");
+        let summary: serde_json::Value =
+            serde_json::from_str(&std::fs::read_to_string(out.join("summary.json")).unwrap()).unwrap();
+        assert_eq!(summary["models"][1]["tally"]["replay_gap"], 0.0);
+        assert_eq!(summary["models"][1]["tally"]["rollouts"], 16);
+        let metrics = std::fs::read_to_string(out.join("metrics.jsonl")).unwrap();
+        assert!(metrics.lines().any(|line| line.contains("soft/entropy")), "{metrics}");
+        let samples = std::fs::read_to_string(out.join("samples.jsonl")).unwrap();
+        let line: serde_json::Value = serde_json::from_str(samples.lines().next().unwrap()).unwrap();
+        assert_eq!(line["proxies"].as_array().unwrap().len(), 3);
+        let place = format!("{}:1", out.join("samples.jsonl").display());
+        let again = run(env!("CARGO_BIN_EXE_generate"), &["--replay", &place, "--device", device]);
+        assert!(again.status.success(), "{}", String::from_utf8_lossy(&again.stderr));
+    }
+}
+
+#[test]
+fn methods_and_soft_estimators_are_compared_from_both_bases() {
+    let work = tempfile::tempdir().unwrap();
+    let out = work.path().join("experiments");
+    let more = [
+        "methods",
+        "soft",
+        "--seeds",
+        "1",
+        "--out",
+        out.to_str().unwrap(),
+        "--quiet",
+        "--set",
+        "lepo.latents=2",
+    ];
+    let tables = stdout(&run(
+        env!("CARGO_BIN_EXE_experiment"),
+        &more.iter().chain(&TINY).copied().collect::<Vec<_>>(),
+    ));
+    for part in [
+        "coconut, dropout latent",
+        "words, before",
+        "words, lepo soft_ce",
+        "words, lepo pathwise",
+        "straight_through",
+        "concrete",
+        "gumbel_g",
+        "noise off",
+        "tau 0.5",
+        "L_g 1 (half)",
+        "L_g 0 (tokens alone)",
+    ] {
+        assert!(tables.contains(part), "{part}\n{tables}");
+    }
+    let findings = std::fs::read_to_string(out.join("results.jsonl")).unwrap();
+    for line in findings.lines() {
+        let found: serde_json::Value = serde_json::from_str(line).unwrap();
+        assert_eq!(found["replay_gap"], 0.0, "{line}");
+    }
+}
+
 #[test]
 fn train_refuses_what_cannot_be_run_and_says_what_it_would_do() {
     let work = tempfile::tempdir().unwrap();

@@ -20,7 +20,15 @@ fn model() -> Model {
 }
 
 fn options() -> Options {
-    Options { latents: 2, after_latents: vec![3], law: Law::PLAIN, max_new_tokens: 12, stop: vec![], seed: 9 }
+    Options {
+        latents: 2,
+        soft: None,
+        after_latents: vec![3],
+        law: Law::PLAIN,
+        max_new_tokens: 12,
+        stop: vec![],
+        seed: 9,
+    }
 }
 
 fn prompts() -> Vec<Vec<u32>> {

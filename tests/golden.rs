@@ -145,6 +145,7 @@ fn greedy_text() {
                 list.iter().map(|v| v.as_u64().unwrap() as u32).collect()
             };
             let options = Options {
+                soft: None,
                 latents: case.get("latents").and_then(|v| v.as_u64()).unwrap_or(0) as usize,
                 after_latents: ids("after"),
                 law: Law::Greedy,

@@ -14,7 +14,7 @@ use latch::rollout::masks::{Mode, Scope};
 use std::ops::ControlFlow;
 
 /// What f32 gradients and losses of two devices may differ by, relative to their norm: a thousand roundings.
-const CLOSE: f64 = 1000.0 / (1 << 24) as f64;
+pub const CLOSE: f64 = 1000.0 / (1 << 24) as f64;
 
 /// The same weights on another device.
 pub fn on(device: &Device, model: &Model) -> Model {
@@ -114,7 +114,7 @@ fn latent_rollouts_under_masks_are_the_cpus() {
 
 #[test]
 fn updates_are_the_cpus() {
-    policy::updates_on(&devices(), CLOSE);
+    policy::updates_on(&devices(), CLOSE, &|model| model);
 }
 
 /// The bits of the final hidden states of row 1, cut at `cuts`, with other rows beside it.

@@ -760,7 +760,7 @@ fn moved(model: &Model, direction: &[f64], step: f64) -> Model {
 
 /// Updates in f32 on each device against the CPU's: the same tokens, losses and gradients within `tolerance` of their
 /// norm, and no replay gap. Called by tests/gpu_models.rs.
-pub fn updates_on(devices: &[Device], tolerance: f64) {
+pub fn updates_on(devices: &[Device], tolerance: f64, change: &dyn Fn(Model) -> Model) {
     let cpu = model_of(5, Dtype::F32);
     let flat = |policy: &Policy| -> Vec<f64> {
         let tensors = policy.gradients().tensors();
@@ -769,14 +769,14 @@ pub fn updates_on(devices: &[Device], tolerance: f64) {
     for make in [Make::latent(), Make::new(Scope::All, Mode::Shared), Make::latent().preset(Preset::Grpo)] {
         let run = |mut model: Model| {
             let make = make.clone().set(|settings| settings.audit_all = true);
-            let reference = make.objective.loss.kl.map(|_| crate::gpu_models::on(model.device(), &cpu));
+            let reference = make.objective.loss.kl.map(|_| model.duplicate().unwrap());
             let mut policy = make.policy(&model, reference).unwrap();
             let report = update(&mut policy, &mut model, 1e-3, &questions(), &lively).unwrap();
             (report, flat(&policy))
         };
-        let (expected, slope) = run(crate::gpu_models::on(&Device::cpu(), &cpu));
+        let (expected, slope) = run(change(crate::gpu_models::on(&Device::cpu(), &cpu)));
         for device in devices {
-            let (found, gradient) = run(crate::gpu_models::on(device, &cpu));
+            let (found, gradient) = run(change(crate::gpu_models::on(device, &cpu)));
             let tokens = |report: &Report| -> Vec<Vec<u32>> {
                 report.rollouts.iter().map(|judged| judged.trajectory.tokens.clone()).collect()
             };

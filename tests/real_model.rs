@@ -210,6 +210,7 @@ fn saved_as_a_hugging_face_folder() {
 fn answer(model: &Path) -> Vec<u32> {
     let model = Model::load(model, &Device::cpu(), Precision::of(Dtype::F32)).unwrap();
     let options = Options {
+        soft: None,
         latents: 0,
         after_latents: vec![],
         law: Law::Greedy,

@@ -18,7 +18,7 @@ use latch::ops::sampler::Law;
 use latch::ops::soft_action::{Perturbation, Proxy, Score};
 use latch::rollout::audit::Audit;
 use latch::rollout::group::{
-    Drawing, Form, Limits, Member, Rollouts, SoftReplay, SoftThoughts, Thoughts, Trajectory,
+    ColdStop, Drawing, Form, Limits, Member, Rollouts, SoftReplay, SoftThoughts, Thoughts, Trajectory,
 };
 use latch::rollout::masks::{Masking, Mode, Rollout, Scope};
 use serde_json::json;
@@ -73,6 +73,8 @@ pub fn thoughts(perturbation: Perturbation, hard: bool) -> SoftThoughts {
             hard,
         },
         proxies_stop: true,
+        cold: None,
+        leave_at: None,
         replay: SoftReplay::Actions,
     }
 }
@@ -205,6 +207,53 @@ fn a_rollout_is_the_same_in_any_batch_and_without_sharing() {
             again.member = trajectory.member;
             assert_eq!(&again, trajectory);
         }
+    }
+}
+
+#[test]
+fn thinking_ends_early_when_it_is_cold_or_says_so() {
+    let model = model("llama", Dtype::F32, &Device::cpu());
+    let never = SoftThoughts { proxies_stop: false, ..thoughts(Perturbation::None, false) };
+    let steps = |soft: SoftThoughts| -> (Vec<Trajectory>, Drawing) {
+        let drawing = drawing(soft);
+        (sampled(&model, &form(6), &drawing, Record::Nothing).1, drawing)
+    };
+    let (all, _) = steps(never);
+    assert!(all.iter().all(|t| t.actions.len() == 6 && !t.tokens.is_empty()));
+    let entropies: Vec<f64> = all.iter().flat_map(|t| &t.actions).map(Action::entropy).collect();
+    let middle = {
+        let mut sorted = entropies.clone();
+        sorted.sort_by(f64::total_cmp);
+        // Between two values, so that rounding decides nothing.
+        (sorted[sorted.len() / 2] + sorted[sorted.len() / 2 - 5]) / 2.0
+    };
+    // What the rule says, from the entropies of the rollouts that never left.
+    let expected = |t: &Trajectory, run: usize| {
+        let mut cold = 0;
+        for (step, action) in t.actions.iter().enumerate() {
+            cold = if action.entropy() < middle { cold + 1 } else { 0 };
+            if cold >= run {
+                return step + 1;
+            }
+        }
+        t.actions.len()
+    };
+    for run in [1, 2] {
+        let cold = Some(ColdStop { entropy: middle, steps: run });
+        let (early, drawing) = steps(SoftThoughts { cold, ..never });
+        let found: Vec<usize> = early.iter().map(|t| t.actions.len()).collect();
+        assert_eq!(found, all.iter().map(|t| expected(t, run)).collect::<Vec<_>>());
+        assert!(found.iter().any(|&steps| steps < 6) && early.iter().all(|t| !t.tokens.is_empty()));
+        let mut audit = Audit::reserve(&model, form(6), drawing, 7).unwrap();
+        for t in &early {
+            assert_eq!(audit.gap(&model, &prompts()[t.member.prompt], t).unwrap(), 0.0);
+        }
+    }
+    let word = all[0].actions[2].proxy;
+    let (early, _) = steps(SoftThoughts { leave_at: Some(word), ..never });
+    for (early, all) in early.iter().zip(&all) {
+        let at = all.actions.iter().position(|action| action.proxy == word);
+        assert_eq!(early.actions.len(), at.map_or(6, |step| step + 1));
     }
 }
 

@@ -59,7 +59,8 @@ const TINY: &[&str] = &[
     "run.checkpoint_every=1",
     "run.keep_last=100",
 ];
-const STEPS: u64 = 19;
+/// Updates of all parts.
+pub const STEPS: u64 = 19;
 
 /// A model that answers in the right form, and is right now and then: groups are live.
 fn base() -> &'static Path {
@@ -88,7 +89,7 @@ pub fn fresh(changes: &[&str]) -> Recipe {
 }
 
 /// The tiny recipe with the model of [`base`].
-fn recipe(changes: &[&str]) -> Recipe {
+pub fn recipe(changes: &[&str]) -> Recipe {
     let path = format!("model.path={}", base().display());
     fresh(&[&[path.as_str()], changes].concat())
 }
@@ -108,6 +109,7 @@ pub fn run(
     Ok((ending, story.progress().clone()))
 }
 
+/// The same from its beginning to its end.
 pub fn straight(recipe: &Recipe, path: &Path) -> Progress {
     let (ending, progress) = run(recipe, path, Existing::Refuse, &mut |_| ControlFlow::Continue(())).unwrap();
     assert_eq!(ending, Ending::Complete);
@@ -131,7 +133,9 @@ pub fn results(path: &Path) -> BTreeMap<String, String> {
     let mut all = BTreeMap::new();
     for model in fs::read_dir(path.join("models")).unwrap() {
         let folder = model.unwrap().path();
-        let weights = fs::read(folder.join("model.safetensors")).unwrap();
+        let adapter = folder.join("adapter_model.safetensors");
+        let weights = if adapter.exists() { adapter } else { folder.join("model.safetensors") };
+        let weights = fs::read(weights).unwrap();
         let name = folder.file_name().unwrap().to_str().unwrap().to_string();
         if let Ok(projector) = fs::read(folder.join("latent_projector.safetensors")) {
             all.insert(format!("{name} projector"), format!("{projector:x?}"));
@@ -153,6 +157,7 @@ pub fn results(path: &Path) -> BTreeMap<String, String> {
     all
 }
 
+/// Compares two [`results`].
 #[track_caller]
 pub fn same(found: &BTreeMap<String, String>, expected: &BTreeMap<String, String>, what: &str) {
     assert_eq!(found.keys().collect::<Vec<_>>(), expected.keys().collect::<Vec<_>>(), "{what}");

@@ -145,7 +145,7 @@ fn every_family_has_a_layer_and_two_models() {
 fn layers_and_models_agree_with_differences() {
     for report in reports(quick("layer ")).into_iter().chain(reports(quick("model"))) {
         assert!(report.passed(), "{}: {:?}", report.name, report.outcomes);
-        assert!(report.kind != Kind::Operation && report.outcomes.len() > 10);
+        assert!(report.kind != Kind::Operation && report.outcomes.len() >= 10);
     }
 }
 
@@ -170,7 +170,7 @@ fn a_backward_pass_that_forgets_a_route_is_found() {
     for truncation in routes {
         let reports = reports(Options { truncation, prompt: 9, ..quick("model") });
         // Every family's, and one with a projector.
-        assert_eq!(reports.len(), 2 * FAMILIES.len() + 2);
+        assert_eq!(reports.len(), 3 * FAMILIES.len() + 2);
         for report in reports {
             assert!(!report.passed(), "{truncation:?}: {}", report.name);
         }

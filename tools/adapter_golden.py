@@ -8,7 +8,7 @@ Each folder holds an adapter as PEFT's save_pretrained writes it (A, B and whole
 gradients to speak of) and, for cases of the base model's folder, NAME.out.safetensors: `logits`, `loss` and
 `grad/TENSOR` for every tensor of the adapter under the name it has in adapter_model.safetensors (a tied matrix once, as
 the embedding). Everything is computed in float64 and rounded to f32, as tools/golden.py does, whose passes are used.
-Needs what tools/requirements-golden.txt lists, and peft (made with 0.21.2).
+Needs what tools/requirements-golden.txt and tools/requirements-adapters.txt list.
 """
 
 import argparse

@@ -1,5 +1,8 @@
 //! `generate`: continues prompts, with latent steps before the answer if asked.
 
+#[path = "generate/soft.rs"]
+mod soft;
+
 use clap::{ArgGroup, Parser};
 use latch::base::{Dtype, Error, Result};
 use latch::cpu::parallel;
@@ -51,6 +54,8 @@ struct Arguments {
     /// Token ids fed after the latents, e.g. an end-of-thought token
     #[arg(long, value_delimiter = ',', requires = "latents")]
     after_latents: Vec<u32>,
+    #[command(flatten)]
+    soft: soft::SoftArguments,
     /// Always the most probable token (the default unless a sampling flag is given)
     #[arg(long, conflicts_with_all = ["temperature", "top_k", "top_p", "min_p"])]
     greedy: bool,
@@ -136,8 +141,9 @@ fn run(arguments: &Arguments) -> Result<ExitCode> {
         model.load_adapter(adapter)?;
     }
     let options = Options {
-        latents: arguments.latents,
-        after_latents: arguments.after_latents.clone(),
+        latents: arguments.soft.soft.unwrap_or(arguments.latents),
+        soft: arguments.soft.thoughts(),
+        after_latents: [&arguments.after_latents[..], &arguments.soft.after_soft].concat(),
         law,
         max_new_tokens: arguments
             .max_new_tokens
@@ -192,7 +198,10 @@ fn run(arguments: &Arguments) -> Result<ExitCode> {
 /// 64 tokens, or fewer where the model has fewer positions; the last token needs none of its own.
 fn default_length(arguments: &Arguments, source: &Source, prompts: &[Vec<u32>]) -> usize {
     let longest = prompts.iter().map(Vec::len).max().unwrap_or(0);
-    let used = longest + arguments.latents + arguments.after_latents.len();
+    let used = longest
+        + arguments.soft.soft.unwrap_or(arguments.latents)
+        + arguments.after_latents.len()
+        + arguments.soft.after_soft.len();
     (source.config().max_positions + 1).saturating_sub(used).clamp(1, 64)
 }
 
@@ -292,6 +301,8 @@ fn show_all(
         let line = match arguments.json {
             true => serde_json::json!({
                 "prompt_ids": prompt,
+                "proxies": answer.proxies,
+                "thought": tokenizer.map(|tokenizer| tokenizer.decode(&answer.proxies, true)).transpose()?,
                 "ids": answer.ids,
                 "text": text,
                 "logprobs": answer.log_probabilities,

@@ -27,7 +27,8 @@ use std::time::Instant;
 #[derive(Parser)]
 #[command(version)]
 struct Arguments {
-    /// Recipe: a TOML file, or the name of a built-in one (default, gsm8k-gpt2, gsm8k-smollm2, prosqa)
+    /// Recipe: a TOML file, or the name of a built-in one (default, gsm8k-gpt2, gsm8k-smollm2, gsm8k-qwen-lora,
+    /// prosqa)
     recipe: Option<String>,
     /// Changes one key, e.g. --set grpo.updates=20; may be repeated
     #[arg(long = "set", value_name = "KEY=VALUE")]

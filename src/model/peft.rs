@@ -193,7 +193,11 @@ impl Model {
                 return Err(Error::file(
                     file.path(),
                     format!("trains the whole module \"{name}\", which is not supported"),
-                    format!("known: {}, {}", self.table_name(), module(HEAD)),
+                    format!(
+                        "known: {}, {}; or the adapter belongs to another base model",
+                        self.table_name(),
+                        module(HEAD)
+                    ),
                 ));
             }
         }

@@ -223,7 +223,14 @@ pub fn write(
     let header = Metadata::new(Some(metadata), entries).map_err(|error| {
         Error::file(path, format!("cannot describe the tensors: {error}"), "this is a defect")
     })?;
-    let mut header = serde_json::to_vec(&header).map_err(|error| {
+    // The same tensors make the same bytes: a hash map of metadata has no order of its own.
+    let header = serde_json::to_value(&header).and_then(|mut header| {
+        if let Some(metadata) = header.get_mut("__metadata__").and_then(serde_json::Value::as_object_mut) {
+            metadata.sort_keys();
+        }
+        serde_json::to_vec(&header)
+    });
+    let mut header = header.map_err(|error| {
         Error::file(path, format!("cannot write the header: {error}"), "this is a defect")
     })?;
     header.resize(header.len().next_multiple_of(8), b' ');

@@ -206,6 +206,14 @@ impl Sequences {
         self.soft.actions(self.soft.filled())
     }
 
+    /// Entropies of the weights of the latest `count` mixtures that were drawn, in nats (one download).
+    ///
+    /// # Errors
+    /// Fewer were drawn.
+    pub fn soft_entropies(&self, count: usize) -> Result<Vec<f64>> {
+        self.soft.entropies(count)
+    }
+
     /// The latest `count` of them.
     ///
     /// # Errors

@@ -166,6 +166,7 @@ struct Chunk {
     soft: Option<Tensor>,
     perturbed: Tensor,
     proxies: Tensor,
+    entropies: Tensor,
 }
 
 impl Chunk {
@@ -177,6 +178,7 @@ impl Chunk {
             soft: hard.then(of_terms).transpose()?,
             perturbed: of_terms()?,
             proxies: Tensor::zeros(device, [positions, 1], Dtype::U32)?,
+            entropies: Tensor::zeros(device, [positions, 1], dtype)?,
         })
     }
 }
@@ -294,6 +296,11 @@ impl SoftTape {
         self.chunks[0].proxies.rows(self.latest(count)?)?.download()
     }
 
+    /// Entropies of the latest `count` mixtures in nats (one download).
+    pub fn entropies(&self, count: usize) -> Result<Vec<f64>> {
+        values(self.chunks[0].entropies.rows(self.latest(count)?)?)
+    }
+
     /// How many mixtures stand here.
     pub fn filled(&self) -> usize {
         self.filled
@@ -376,7 +383,7 @@ impl Model {
                 _ => None,
             },
             proxies: chunk.proxies.rows_mut(at.clone())?,
-            entropies: None,
+            entropies: Some(chunk.entropies.rows_mut(at.clone())?),
         };
         soft_action::forward(logits, &chunk.support, at.clone(), &law.settings(), noise, out)?;
         soft.filled = at.end;

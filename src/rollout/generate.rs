@@ -1,6 +1,6 @@
 //! Generation: one rollout a prompt, without masks, each token handed out as it is sampled.
 
-use super::group::{Drawing, Form, Limits, Member, Rollouts, Thoughts};
+use super::group::{Drawing, Form, Limits, Member, Rollouts, SoftThoughts, Thoughts};
 use super::masks::{Masking, Rollout};
 use crate::base::Result;
 use crate::model::{Model, Record};
@@ -14,6 +14,8 @@ pub use super::group::Timing;
 pub struct Options {
     /// Latent steps after each prompt: the final hidden state is fed back so many times (Coconut A.5).
     pub latents: usize,
+    /// Latents are mixtures of token embeddings.
+    pub soft: Option<SoftThoughts>,
     /// Tokens fed after the latents, e.g. an end-of-thought marker.
     pub after_latents: Vec<u32>,
     /// How tokens are chosen.
@@ -29,6 +31,8 @@ pub struct Options {
 /// What came of one prompt.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Generated {
+    /// The tokens that stand for soft steps.
+    pub proxies: Vec<u32>,
     /// The sampled tokens, the stop token included.
     pub ids: Vec<u32>,
     /// Log-probability of each token under the law it was sampled from (nats).
@@ -57,7 +61,7 @@ pub fn generate(
     let drawing = Drawing {
         masking: Masking::NONE,
         latent_noise: 0.0,
-        soft: None,
+        soft: options.soft,
         thoughts: Thoughts::Own,
         law: options.law,
         seed: options.seed,
@@ -75,7 +79,12 @@ pub fn generate(
     let trajectories = rollouts.sample(model, prompts, &members, on_token)?;
     let generated = trajectories
         .into_iter()
-        .map(|t| Generated { ids: t.tokens, log_probabilities: t.log_probabilities, stopped: t.stopped })
+        .map(|t| Generated {
+            proxies: t.actions.iter().map(|action| action.proxy).collect(),
+            ids: t.tokens,
+            log_probabilities: t.log_probabilities,
+            stopped: t.stopped,
+        })
         .collect();
     Ok((generated, rollouts.timing()))
 }

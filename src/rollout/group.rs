@@ -20,7 +20,7 @@ use std::time::Instant;
 mod think;
 
 pub use super::plan::{
-    Drawing, Form, Limits, Member, SoftReplay, SoftThoughts, Thoughts, Timing, Trajectory,
+    ColdStop, Drawing, Form, Limits, Member, SoftReplay, SoftThoughts, Thoughts, Timing, Trajectory,
 };
 pub use super::sharing::{Share, room, share};
 
@@ -41,6 +41,9 @@ pub struct Rollouts {
     drawn: Vec<usize>,
     /// Members that a proxy stopped.
     ended: Vec<bool>,
+    /// Members that have done with thinking, and their cold steps so far.
+    done: Vec<bool>,
+    cold: Vec<usize>,
     timing: Timing,
 }
 
@@ -72,6 +75,8 @@ impl Rollouts {
             thinking: Vec::new(),
             drawn: Vec::new(),
             ended: Vec::new(),
+            done: Vec::new(),
+            cold: Vec::new(),
             timing: Timing::default(),
         })
     }

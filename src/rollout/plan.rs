@@ -54,8 +54,22 @@ pub struct SoftThoughts {
     pub law: SoftLaw,
     /// Whether a proxy id that is a stop token ends the rollout.
     pub proxies_stop: bool,
+    /// When a rollout stops thinking before the form's latents are used up, and goes on to its answer.
+    pub cold: Option<ColdStop>,
+    /// A proxy that does the same, e.g. an end-of-thinking token.
+    pub leave_at: Option<u32>,
     /// What a replay feeds.
     pub replay: SoftReplay,
+}
+
+/// Thinking ends after a run of steps whose weights have little entropy (Soft Thinking's cold stop: the released code
+/// takes 0.01 nats and 256 steps).
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct ColdStop {
+    /// Entropy below which a step is cold (nats).
+    pub entropy: f64,
+    /// Cold steps in a row.
+    pub steps: usize,
 }
 
 /// What a replay feeds at soft steps.

@@ -82,7 +82,9 @@ pub fn replay(samples: &Path, number: usize, device: &Device) -> Result<Replayed
     let mut again = rollouts.sample(&model, &[prompt], &[member], |_, _| ControlFlow::Continue(()))?;
     let again = again.pop().ok_or_else(|| wrong("rollout"))?;
     let logged: Vec<u32> = numbers(&line["ids"]).ok_or_else(|| wrong("ids"))?.map(|id| id as u32).collect();
-    let values: Vec<f64> = numbers(&line["logprobs"]).ok_or_else(|| wrong("logprobs"))?.collect();
+    // They are numbers of f32, which decimals read quickly miss by a unit in the last place of f64.
+    let single = |value: f64| f64::from(value as f32);
+    let values: Vec<f64> = numbers(&line["logprobs"]).ok_or_else(|| wrong("logprobs"))?.map(single).collect();
     let gap = match logged == again.tokens {
         false => f64::INFINITY,
         true => values.iter().zip(&again.log_probabilities).map(|(a, b)| (a - b).abs()).fold(0.0, f64::max),

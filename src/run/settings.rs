@@ -206,6 +206,8 @@ pub fn soft(keys: &LepoKeys) -> SoftPlan {
                 hard: estimator == SoftEstimator::StraightThrough,
             },
             proxies_stop: keys.proxies_stop,
+            cold: None,
+            leave_at: None,
             replay: estimator.replay(),
         },
         objective: SoftObjective {

@@ -5,8 +5,11 @@ use super::operations::{dot, tensor, values};
 use super::script::{self, Group, LAYER_TOKENS, Loss, Script};
 use crate::base::{Dtype, Result};
 use crate::device::Device;
+use crate::model::adapter::{ALL_LINEAR, Part};
 use crate::model::families::{Layout, Parameter};
-use crate::model::{Config, Model, Precision, Record, Scores, Sequences, SequencesPlan, Truncation};
+use crate::model::{
+    AdapterConfig, Config, Embeddings, Model, Precision, Record, Scores, Sequences, SequencesPlan, Truncation,
+};
 use crate::ops::mask::MaskSet;
 use crate::ops::{Tensor, elementwise};
 use serde_json::{Map, Value, json};
@@ -87,6 +90,34 @@ pub fn small_model(config: Config, seed: u64) -> Result<Model> {
     })
 }
 
+/// Gives the model an adapter of rank 3 on every matrix, at values where A and B matter; embedding and head are trained
+/// besides.
+///
+/// # Errors
+/// Those of uploads.
+pub fn with_adapter(mut model: Model, seed: u64) -> Result<Model> {
+    let config = AdapterConfig {
+        rank: 3,
+        alpha: 2.0,
+        rslora: true,
+        targets: vec![ALL_LINEAR.into()],
+        embeddings: if model.config().tied { Embeddings::Tied } else { Embeddings::Both },
+        base: String::new(),
+    };
+    model.adapt_with(config, |_, parameter, tensor| {
+        let deviation = match parameter.part {
+            Part::A => 1.0 / (parameter.shape.as_matrix().1 as f64).sqrt(),
+            Part::B => 0.4,
+            Part::Whole => return Ok(()),
+        };
+        let mut draws = stream(&parameter.name, seed).draws(4, 0);
+        let values: Vec<f64> =
+            (0..parameter.shape.elements()).map(|_| f64::from((deviation * draws.normal()) as f32)).collect();
+        tensor.upload(&values)
+    })?;
+    Ok(model)
+}
+
 /// Deviation and mean of a parameter's entries.
 fn spread(parameter: &Parameter) -> (f64, f64) {
     let (rows, cols) = parameter.shape.as_matrix();
@@ -165,7 +196,7 @@ impl Runner {
     }
 }
 
-/// A model as something to check: its variables are its parameters.
+/// A model as something to check: its variables are what is trained, its parameters or those of its adapter.
 pub struct ModelSubject {
     name: String,
     variables: Vec<Variable>,
@@ -196,6 +227,16 @@ impl ModelSubject {
         Ok(subject)
     }
 
+    /// One layer of a family with an adapter beside frozen weights; its input is trained.
+    ///
+    /// # Errors
+    /// Those of building and planning.
+    pub fn adapted_layer(family: &str, seed: u64, device: &Device) -> Result<ModelSubject> {
+        let model = small_model(small_config(family, 1, LAYER_TOKENS, LAYER_TOKENS, true)?, seed)?;
+        let (script, model) = (script::layer(model.config().width), with_adapter(model, seed)?);
+        ModelSubject::new(format!("layer {family}, adapted"), model, script, None, device)
+    }
+
     /// A model that runs `group`; parameters in f64 on the CPU.
     ///
     /// # Errors
@@ -213,12 +254,10 @@ impl ModelSubject {
         device: &Device,
     ) -> Result<ModelSubject> {
         let variables: Result<Vec<Variable>> = model
-            .parameter_list()
-            .iter()
-            .zip(model.parameters())
-            .map(|(parameter, tensor)| {
-                Ok(Variable { name: parameter.name.clone(), values: tensor.download::<f64>()? })
-            })
+            .trained_names()
+            .into_iter()
+            .zip(model.trained())
+            .map(|(name, tensor)| Ok(Variable { name: name.into(), values: tensor.download::<f64>()? }))
             .collect();
         Ok(ModelSubject {
             name,
@@ -247,19 +286,21 @@ impl ModelSubject {
 /// # Errors
 /// A device without the memory.
 pub(super) fn single(exact: &Model, device: &Device) -> Result<Model> {
-    let fill = |index: usize, tensor: &mut Tensor| {
-        let values: Vec<f64> = exact.parameters()[index].download()?;
-        tensor.upload(&values.into_iter().map(|v| v as f32).collect::<Vec<f32>>())
+    let narrow = |from: &Tensor, to: &mut Tensor| {
+        let values: Vec<f32> = from.download::<f64>()?.into_iter().map(|value| value as f32).collect();
+        to.upload(&values)
     };
+    let fill = |index: usize, tensor: &mut Tensor| narrow(&exact.parameters()[index], tensor);
     let config = exact.config().clone();
-    let model = Model::build(config, device, Precision::of(Dtype::F32), |index, _, t| fill(index, t))?;
-    match exact.projector() {
-        None => Ok(model),
-        Some(projector) => {
-            let first = model.parameters().len();
-            model.with_projector(projector, |index, _, tensor| fill(first + index, tensor))
-        }
+    let mut model = Model::build(config, device, Precision::of(Dtype::F32), |index, _, t| fill(index, t))?;
+    if let Some(projector) = exact.projector() {
+        let first = model.parameters().len();
+        model = model.with_projector(projector, |index, _, tensor| fill(first + index, tensor))?;
     }
+    if let Some(config) = exact.adapter() {
+        model.adapt_with(config.clone(), |index, _, tensor| narrow(&exact.trained()[index], tensor))?;
+    }
+    Ok(model)
 }
 
 impl Subject for ModelSubject {
@@ -272,7 +313,7 @@ impl Subject for ModelSubject {
     }
 
     fn set(&mut self, variable: usize, at: usize, values: &[f64]) -> Result<()> {
-        self.exact.model.parameters_mut()[variable].upload_at(at, values)
+        self.exact.model.trained_mut()[variable].upload_at(at, values)
     }
 
     fn loss(&mut self) -> Result<f64> {

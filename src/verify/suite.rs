@@ -6,7 +6,7 @@
 use super::codi::CodiSubject;
 use super::fault::Fault;
 use super::gradient::{CaseSubject, Effort, LARGEST_PROBES, Outcome, RANDOM_PROBES, Subject, check_subject};
-use super::models::{FAMILIES, ModelSubject, small_config, small_model};
+use super::models::{FAMILIES, ModelSubject, small_config, small_model, with_adapter};
 use super::operations;
 use super::script::Group;
 use crate::base::{Dtype, Error, Result};
@@ -102,7 +102,7 @@ impl Report {
 /// A check before it is made.
 enum Check {
     Operation(usize, String),
-    Layer(&'static str),
+    Layer(&'static str, bool),
     Group(String, GroupOf),
     /// CODI's loss on a small model of this family.
     Codi(&'static str, Record),
@@ -116,13 +116,15 @@ struct GroupOf {
     share: bool,
     /// Whether latents pass through a projector.
     projected: bool,
+    adapted: bool,
 }
 
 impl Check {
     fn name(&self) -> String {
         match self {
             Check::Operation(_, name) | Check::Group(name, _) => name.clone(),
-            Check::Layer(family) => format!("layer {family}"),
+            Check::Layer(family, false) => format!("layer {family}"),
+            Check::Layer(family, true) => format!("layer {family}, adapted"),
             Check::Codi(family, Record::LayerInputs) => format!("codi {family}, layers run again"),
             Check::Codi(family, _) => format!("codi {family}"),
         }
@@ -131,7 +133,7 @@ impl Check {
     fn kind(&self) -> Kind {
         match self {
             Check::Operation(..) => Kind::Operation,
-            Check::Layer(_) => Kind::Layer,
+            Check::Layer(..) => Kind::Layer,
             Check::Group(..) | Check::Codi(..) => Kind::Model,
         }
     }
@@ -145,9 +147,12 @@ impl Check {
         let check = |subject: &mut dyn Subject| check_subject(subject, effort, options.fault.as_ref());
         match self {
             Check::Operation(index, _) => check(&mut CaseSubject::new(&operations::all()[*index])),
-            Check::Layer(family) => check(&mut ModelSubject::layer(family, options.seed, &options.device)?),
             Check::Codi(family, record) => {
                 check(&mut CodiSubject::new(family, *record, options.seed, &options.device)?)
+            }
+            Check::Layer(family, adapted) => {
+                let make = if *adapted { ModelSubject::adapted_layer } else { ModelSubject::layer };
+                check(&mut make(family, options.seed, &options.device)?)
             }
             Check::Group(name, of) => {
                 let group = group(options, of.share);
@@ -163,6 +168,7 @@ impl Check {
                     false => model,
                     true => model.with_random_projector(Projector::of(9), options.seed)?,
                 };
+                let model = if of.adapted { with_adapter(model, options.seed)? } else { model };
                 let mut subject = ModelSubject::group(name.clone(), model, group, &options.device)?;
                 subject.truncate(options.truncation);
                 check(&mut subject)
@@ -186,7 +192,8 @@ fn checks(options: &Options) -> Vec<Check> {
     let groups_of = |family: Option<&'static str>, name: &str, projected: bool| {
         let both = [(true, "latent scope, shared prompt"), (false, "all scope, own prompts")];
         both.map(|(share, how)| {
-            Check::Group(format!("model {name}, {how}"), GroupOf { family, share, projected })
+            let of = GroupOf { family, share, projected, adapted: false };
+            Check::Group(format!("model {name}, {how}"), of)
         })
     };
     let groups = |family, name: &str| groups_of(family, name, false);
@@ -201,12 +208,17 @@ fn checks(options: &Options) -> Vec<Check> {
             all.extend(
                 cases.iter().enumerate().map(|(index, case)| Check::Operation(index, case.name.clone())),
             );
-            all.extend(FAMILIES.map(Check::Layer));
             let codi =
                 [("gpt2", Record::Everything), ("llama", Record::Everything), ("qwen3", Record::LayerInputs)];
             all.extend(codi.map(|(family, record)| Check::Codi(family, record)));
             all.extend(groups_of(Some("gpt2"), "gpt2 with a projector", true));
+            all.extend(FAMILIES.map(|family| Check::Layer(family, false)));
+            all.extend(FAMILIES.map(|family| Check::Layer(family, true)));
             all.extend(FAMILIES.into_iter().flat_map(|family| groups(Some(family), family)));
+            all.extend(FAMILIES.map(|family| {
+                let of = GroupOf { family: Some(family), share: true, projected: false, adapted: true };
+                Check::Group(format!("model {family}, adapted, latent scope, shared prompt"), of)
+            }));
         }
     }
     let wanted =

@@ -3,6 +3,8 @@
 mod bits;
 mod files;
 mod golden;
+mod operations;
+mod story;
 mod training;
 
 use latch::base::Dtype;

@@ -1,6 +1,6 @@
 //! AdamW: numbers worked out by hand, a naive f64 reference over many steps, bf16 masters, threads.
 
-mod kernels;
+pub mod kernels;
 
 use half::bf16;
 use latch::base::Dtype;

@@ -9,7 +9,7 @@ use latch::ops::kv_cache::{CacheLayout, CacheSpan, KvCache, SLOT_BLOCK};
 use latch::verify::gradient::normals;
 use latch::verify::operations;
 
-mod kernels;
+pub mod kernels;
 
 /// (row, position) of each packed position of a segment.
 type Places = Vec<(u32, u32)>;

@@ -7,7 +7,7 @@ use latch::ops::{Tensor, elementwise};
 
 /// x + y and a copy of x, of `count` elements that begin `skip` elements into longer tensors, with what stands around
 /// them.
-fn run(device: &Device, dtype: Dtype, count: usize, skip: usize) -> [Vec<f64>; 2] {
+pub fn run(device: &Device, dtype: Dtype, count: usize, skip: usize) -> [Vec<f64>; 2] {
     let operand = |name: &str| {
         let values = gpu::exact(name, count, Dtype::Bf16);
         gpu::tensor(device, [count + skip + 1, 1], &[vec![9.0; skip], values, vec![9.0]].concat(), dtype)

@@ -1,6 +1,6 @@
 //! Input embeddings: mathematics, exact rows, the order of sums, and what happens to indices that do not exist.
 
-mod kernels;
+pub mod kernels;
 
 use half::bf16;
 use latch::base::Dtype;

@@ -72,7 +72,7 @@ fn misuse_is_named() {
 
 /// y, dx of `count` elements that begin `skip` elements into longer tensors; operands hold numbers that bf16
 /// holds, some far out.
-fn run(device: &Device, dtype: Dtype, count: usize, skip: usize) -> [Vec<f64>; 2] {
+pub fn run(device: &Device, dtype: Dtype, count: usize, skip: usize) -> [Vec<f64>; 2] {
     let operand = |name: &str| {
         let values: Vec<f64> = gpu::exact(name, count, Dtype::F64).iter().map(|x| 3.0 * x).collect();
         let values = gpu::round(&values, Dtype::Bf16);

@@ -76,11 +76,6 @@ pub fn values(view: View) -> Vec<f64> {
     }
 }
 
-/// What is allowed between a kernel's result and its reference.
-pub fn tolerance(dtype: Dtype, terms: usize, expected: &[f64]) -> Tolerance {
-    Tolerance::new(dtype, terms, expected)
-}
-
 /// Fails unless a kernel's result agrees with the f64 reference; `dtype` is that of the activations, `terms` the
 /// length of the longest reduction. Then it proves of this very pair that the comparison can fail: an element of at
 /// least half the root mean square, scaled by 1.02 (bf16: 1.05), is found.

@@ -12,7 +12,7 @@ fn run(gradients: &[Vec<f32>], max_norm: f64) -> (f32, f32) {
 }
 
 /// The same on a device; a second call, of which nothing is uploaded or allocated, gives the same bits.
-fn run_on(device: &Device, gradients: &[Vec<f32>], max_norm: f64) -> (f32, f32) {
+pub fn run_on(device: &Device, gradients: &[Vec<f32>], max_norm: f64) -> (f32, f32) {
     let counts: Vec<usize> = gradients.iter().map(Vec::len).collect();
     let tensors: Vec<Tensor> =
         gradients.iter().map(|g| Tensor::from_host(device, [g.len()], g).unwrap()).collect();

@@ -1,6 +1,6 @@
 //! The feedback: states arrive where latents stand, gradients return to the state's row, masked both ways.
 
-mod kernels;
+pub mod kernels;
 
 use latch::base::Dtype;
 use latch::base::rng::{Purpose, StreamKey};

@@ -78,7 +78,7 @@ fn misuse_is_named() {
 
 /// y, dx, dw and db (which start at some values) of some rows on one device, the rows kept inside a longer tape. All
 /// operands hold numbers that bf16 holds; vectors, f32.
-fn run(
+pub fn run(
     device: &Device,
     dtype: Dtype,
     (rows, cols): (usize, usize),

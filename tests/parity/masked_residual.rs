@@ -75,7 +75,7 @@ fn misuse_is_named() {
 }
 
 /// y and dbranch on one device; operands hold numbers that bf16 holds.
-fn run(device: &Device, dtype: Dtype, (rows, cols): (usize, usize), masked: bool) -> [Vec<f64>; 2] {
+pub fn run(device: &Device, dtype: Dtype, (rows, cols): (usize, usize), masked: bool) -> [Vec<f64>; 2] {
     let matrix =
         |name: &str| gpu::tensor(device, [rows, cols], &gpu::exact(name, rows * cols, Dtype::Bf16), dtype);
     let (x, branch, dy) = (matrix("x"), matrix("branch"), matrix("dy"));

@@ -1,32 +1,32 @@
 //! One file an operation, with the operation's stem. Shapes always include one element, one row, columns that
 //! are not a multiple of a vector, rows that are not a multiple of anything, and a real model's width.
 
-mod adamw;
-mod attention;
+pub mod adamw;
+pub mod attention;
 mod cast;
-mod elementwise;
-mod embedding;
+pub mod elementwise;
+pub mod embedding;
 mod gather;
-mod gelu;
+pub mod gelu;
 mod gemm;
 pub mod gpu;
-mod gradient_norm;
+pub mod gradient_norm;
 mod index;
-mod latent;
-mod layernorm;
+pub mod latent;
+pub mod layernorm;
 mod linear;
 mod log_probability;
 mod mask;
-mod masked_residual;
-mod policy_loss;
+pub mod masked_residual;
+pub mod policy_loss;
 mod random;
 mod residual_norm;
-mod rmsnorm;
-mod rope;
+pub mod rmsnorm;
+pub mod rope;
 mod sampler;
 mod smooth_l1;
 mod soft_action;
-mod swiglu;
+pub mod swiglu;
 
 use latch::cpu::parallel;
 use latch::verify::gradient::{Case, check, normals};

@@ -199,6 +199,13 @@ fn hypers() -> Vec<Hyper> {
     all
 }
 
+/// What a broken kernel is tried on.
+pub fn small(device: &Device) -> Vec<Vec<f64>> {
+    let results = Problem::new(&[3, 70, 1]).run_on(device, &hypers()[0]);
+    let parts = [results.term, results.statistics, results.coefficient];
+    parts.map(|part| part.into_iter().map(f64::from).collect()).to_vec()
+}
+
 #[test]
 fn values_and_coefficients_follow_the_formulas() {
     for lengths in [&[1][..], &[5, 1, 0, 33, 16, 2], &[300, 17]] {

@@ -33,7 +33,7 @@ fn a_row_does_not_depend_on_its_batch_or_the_threads() {
 
 /// y, dx and dw (which starts at some values) of some rows on one device, the rows kept inside a longer tape. All
 /// operands hold numbers that bf16 holds; vectors, f32.
-fn run(
+pub fn run(
     device: &Device,
     dtype: Dtype,
     (rows, cols): (usize, usize),

@@ -79,7 +79,7 @@ fn wrong_operands_are_named() {
 }
 
 /// Rotated and rotated back rows; operands hold numbers that bf16 holds, positions come in no order.
-fn run(
+pub fn run(
     device: &Device,
     dtype: Dtype,
     (rows, heads, dim): (usize, usize, usize),

@@ -78,7 +78,7 @@ fn misuse_is_named() {
 
 /// y, dgate, dup of `count` elements that begin `skip` elements into longer tensors; operands hold numbers that bf16
 /// holds, some far out.
-fn run(device: &Device, dtype: Dtype, count: usize, skip: usize) -> [Vec<f64>; 3] {
+pub fn run(device: &Device, dtype: Dtype, count: usize, skip: usize) -> [Vec<f64>; 3] {
     let operand = |name: &str| {
         let values: Vec<f64> = gpu::exact(name, count, Dtype::F64).iter().map(|x| 3.0 * x).collect();
         let values = gpu::round(&values, Dtype::Bf16);

@@ -3,4 +3,5 @@
 mod faults;
 mod instructions;
 mod launches;
+mod mutations;
 mod text;

@@ -21,9 +21,8 @@ impl Rollouts {
         let mut latest = self.begin(model, prompts, members, rows, plan)?;
         let soft = self.drawing.soft;
         for step in 1..=self.form.latents {
-            let active: Vec<usize> = (0..rows.thinkers().len())
-                .filter(|&index| !self.ended.get(index).unwrap_or(&false))
-                .collect();
+            let active: Vec<usize> =
+                (0..rows.thinkers().len()).filter(|&index| !self.done.get(index).unwrap_or(&false)).collect();
             match soft {
                 Some(soft) if self.drawing.thoughts == Thoughts::Shuffled => {
                     self.shuffled_step(model, members, rows, plan, (step, soft), &mut latest)?;
@@ -47,7 +46,8 @@ impl Rollouts {
         plan: &MaskPlan,
     ) -> Result<Vec<u32>> {
         self.thinking = vec![Vec::new(); members.len()];
-        self.ended = vec![false; members.len()];
+        (self.ended, self.done) = (vec![false; members.len()], vec![false; members.len()]);
+        self.cold = vec![0; members.len()];
         self.drawn.clear();
         let masks = self.masks.as_ref();
         let mut latest = vec![0; rows.owners.len() + rows.members.len()];
@@ -132,9 +132,16 @@ impl Rollouts {
         segment.noise = self.noise(active.iter().map(|&index| &members[index]), step);
         run(model, &mut self.sequences, &segment, self.masks.as_ref(), latest)?;
         self.drawn.extend(active);
-        if soft.proxies_stop {
+        if soft.proxies_stop || soft.leave_at.is_some() {
             for (&index, proxy) in active.iter().zip(self.sequences.proxies(active.len())?) {
-                self.ended[index] = self.form.stop.contains(&proxy);
+                self.ended[index] = soft.proxies_stop && self.form.stop.contains(&proxy);
+                self.done[index] = self.ended[index] || soft.leave_at == Some(proxy);
+            }
+        }
+        if let Some(cold) = soft.cold {
+            for (&index, entropy) in active.iter().zip(self.sequences.soft_entropies(active.len())?) {
+                self.cold[index] = if entropy < cold.entropy { self.cold[index] + 1 } else { 0 };
+                self.done[index] |= self.cold[index] >= cold.steps.max(1);
             }
         }
         Ok(())

@@ -22,16 +22,18 @@ use std::path::Path;
 use toml::de::{DeTable, DeValue};
 
 /// The recipes inside the program, by name. The first one runs when none is named.
-pub const BUILT_IN: [(&str, &str); 11] = [
+pub const BUILT_IN: [(&str, &str); 13] = [
     ("default", include_str!("../../../recipes/default.toml")),
     ("gsm8k-gpt2", include_str!("../../../recipes/gsm8k-gpt2.toml")),
     ("gsm8k-smollm2", include_str!("../../../recipes/gsm8k-smollm2.toml")),
+    ("gsm8k-qwen-lora", include_str!("../../../recipes/gsm8k-qwen-lora.toml")),
     ("gsm8k-icot", include_str!("../../../recipes/gsm8k-icot.toml")),
     ("codi-small", include_str!("../../../recipes/codi-small.toml")),
     ("icot-small", include_str!("../../../recipes/icot-small.toml")),
     ("lepo-small", include_str!("../../../recipes/lepo-small.toml")),
     ("lepo-qwen2.5-3b", include_str!("../../../recipes/lepo-qwen2.5-3b.toml")),
     ("lepo-llama3.2-3b", include_str!("../../../recipes/lepo-llama3.2-3b.toml")),
+    ("methods-small", include_str!("../../../recipes/methods-small.toml")),
     ("soft-grpo", include_str!("../../../recipes/soft-grpo.toml")),
     ("prosqa", include_str!("../../../recipes/prosqa.toml")),
 ];

@@ -11,7 +11,7 @@ const HYPER: Hyper = Hyper { lr: 3e-3, beta1: 0.9, beta2: 0.95, eps: 1e-8, weigh
 const SIZES: [usize; 7] = [1, 3, 768, 4096, 4097, 20_011, 37 * 896];
 
 /// Parameter, moments and master after `steps` steps of one tensor, widened.
-fn run(device: &Device, dtype: Dtype, state: Dtype, count: usize, steps: u64) -> Vec<Vec<f64>> {
+pub fn run(device: &Device, dtype: Dtype, state: Dtype, count: usize, steps: u64) -> Vec<Vec<f64>> {
     // bf16 numbers, so that all dtypes begin alike.
     let mut p = gpu::tensor(device, [count], &gpu::exact("adamw p", count, Dtype::Bf16), dtype);
     let mut moments = Moments::new(&p).unwrap();

@@ -93,6 +93,13 @@ impl Problem {
     }
 }
 
+/// What a broken kernel is tried on: a few rows of every kind.
+pub fn small(device: &Device, dtype: Dtype) -> Vec<Vec<f64>> {
+    let dtypes = [dtype, dtype];
+    let Results { x, dtable, dposition, dweights } = Problem::new(37, 20, 3, dtypes).run(device, dtypes);
+    vec![x, dtable, dposition, dweights]
+}
+
 #[test]
 fn every_dtype_and_shape_agrees_with_f64() {
     for device in gpu::devices() {

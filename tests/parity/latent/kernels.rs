@@ -74,6 +74,11 @@ fn masks(device: &Device, cols: usize) -> MaskSet {
     MaskSet::from_keep(device, sites(), 0.25, 3, choose).unwrap()
 }
 
+/// What a broken kernel is tried on.
+pub fn small(device: &Device, dtype: Dtype) -> Vec<Vec<f64>> {
+    Problem::new(40, 20, true, dtype).run(device, dtype).to_vec()
+}
+
 #[test]
 fn every_dtype_and_shape_agrees_with_f64() {
     for device in gpu::devices() {

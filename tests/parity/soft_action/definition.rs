@@ -11,7 +11,7 @@ fn normal(row: usize, id: u32) -> f64 {
     let pair = id / 2 * 2;
     let radius = (-2.0 * uniform(pair).ln()).sqrt();
     let angle = std::f64::consts::TAU * uniform(pair + 1);
-    radius * if id % 2 == 0 { angle.cos() } else { angle.sin() }
+    radius * if id.is_multiple_of(2) { angle.cos() } else { angle.sin() }
 }
 
 /// Logarithm of the gamma variate of shape `alpha` of an id, by Marsaglia and Tsang.
