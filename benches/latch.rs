@@ -19,6 +19,7 @@ mod ops {
     pub mod mask;
     pub mod rmsnorm;
     pub mod rope;
+    pub mod smooth_l1;
     pub mod soft_action;
     pub mod swiglu;
 }
@@ -32,7 +33,7 @@ use std::time::Duration;
 type Cases = fn() -> Vec<Case>;
 
 /// The operations that memory bounds, and those that are counted by elements.
-const BOUND_BY_MEMORY: [(&str, Cases); 10] = [
+const BOUND_BY_MEMORY: [(&str, Cases); 11] = [
     ("embedding", ops::embedding::cases),
     ("rmsnorm", ops::rmsnorm::cases),
     ("layernorm", ops::layernorm::cases),
@@ -42,6 +43,7 @@ const BOUND_BY_MEMORY: [(&str, Cases); 10] = [
     ("mask", ops::mask::cases),
     ("adamw", ops::adamw::cases),
     ("latent", ops::latent::cases),
+    ("smooth_l1", ops::smooth_l1::cases),
     ("soft_action", ops::soft_action::cases),
 ];
 

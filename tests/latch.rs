@@ -17,6 +17,7 @@ mod policy;
 mod real_model;
 mod rollouts;
 mod run;
+mod schools;
 mod sequences;
 mod shipped_ptx;
 mod sim;

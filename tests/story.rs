@@ -136,7 +136,11 @@ pub fn results(path: &Path) -> BTreeMap<String, String> {
         let adapter = folder.join("adapter_model.safetensors");
         let weights = if adapter.exists() { adapter } else { folder.join("model.safetensors") };
         let weights = fs::read(weights).unwrap();
-        all.insert(folder.file_name().unwrap().to_str().unwrap().into(), format!("{weights:x?}"));
+        let name = folder.file_name().unwrap().to_str().unwrap().to_string();
+        if let Ok(projector) = fs::read(folder.join("latent_projector.safetensors")) {
+            all.insert(format!("{name} projector"), format!("{projector:x?}"));
+        }
+        all.insert(name, format!("{weights:x?}"));
     }
     let timeless = |text: &str| -> Value {
         let mut object: Map<String, Value> = serde_json::from_str(text).unwrap();
@@ -287,6 +291,7 @@ fn the_forecast_of_memory_is_kept() {
         vec!["model.family=gpt2", "model.width=64", "grpo.kl_beta=0", "coconut.reset_optimizer=epoch"],
         vec!["grpo.tape_mib=1", "grpo.prompts=12", "grpo.arms=dropout_all", "model.width=64"],
         vec!["grpo.arms=", "cot.batch=24"],
+        vec!["grpo.arms=", "coconut.variant=codi", "codi.latents=3", "codi.epochs=1", "codi.batch=12"],
     ] {
         let recipe = fresh(&changes);
         let home = tempfile::tempdir().unwrap();

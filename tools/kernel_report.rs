@@ -3,9 +3,10 @@
 use clap::{Parser, ValueEnum};
 use latch::base::{Dtype, Error, Result};
 use latch::device::{Device, KernelCount, SimulatorOptions};
+use latch::learn::codi::{self, Distiller, Lesson, Weights};
 use latch::learn::optimizer::{self, Optimizer};
 use latch::learn::supervised::{Example, Limits, Trainer};
-use latch::model::{Config, Model, Precision, Record, RowPlan, Segment, Sequences, SequencesPlan};
+use latch::model::{Config, Model, Precision, Projector, Record, RowPlan, Segment, Sequences, SequencesPlan};
 use latch::sim::check::Checker;
 use latch::sim::{Counters, counters::Class};
 use serde_json::json;
@@ -116,6 +117,29 @@ fn run(arguments: &Arguments) -> Result<()> {
     seen.advance(&device)?;
     trainer.step(&mut model, &batch, 1e-4)?;
     print(&format!("training step: {rows} rows of {prompt} positions"), &seen.advance(&device)?, &[]);
+
+    let lessons: Vec<Lesson> = batch
+        .iter()
+        .map(|example| Lesson {
+            student: Example { latents: 2, end: vec![token(1)], ..example.clone() },
+            teacher: example.clone(),
+            tap: 1,
+            reasoning: 0,
+        })
+        .collect();
+    let projected = Model::random(config(arguments)?, 0, &device, Precision::of(dtype))?
+        .with_random_projector(Projector::of(config(arguments)?.width), 0)?;
+    let limits = codi::limits(&lessons, rows, usize::MAX);
+    let mut distiller = Distiller::new(&projected, limits, Weights::default(), Record::Everything)?;
+    let mut gradients = projected.gradients()?;
+    seen.advance(&device)?;
+    distiller.gradient(&projected, &lessons, &mut gradients)?;
+    print(
+        &format!("gradient of CODI's loss: {rows} lessons of {prompt} positions, 2 latents"),
+        &seen.advance(&device)?,
+        &[],
+    );
+    drop((projected, distiller, gradients));
 
     let plans: Vec<RowPlan> = std::iter::once(RowPlan::own(prompt))
         .chain((0..rows).map(|_| RowPlan::sharing(0, prompt, prompt + 8)))

@@ -30,6 +30,7 @@ pub mod random;
 pub mod rmsnorm;
 pub mod rope;
 pub mod sampler;
+pub mod smooth_l1;
 pub mod soft_action;
 pub mod swiglu;
 

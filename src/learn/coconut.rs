@@ -26,6 +26,8 @@ pub enum Variant {
     NoThoughts,
     /// Steps become learned pause tokens.
     Pause,
+    /// Tokens of the steps are taken away one by one (implicit.rs); asked like the answer alone.
+    Implicit,
 }
 
 impl FromStr for Variant {
@@ -37,9 +39,10 @@ impl FromStr for Variant {
             "no_cot" => Variant::NoCot,
             "no_thoughts" => Variant::NoThoughts,
             "pause" => Variant::Pause,
+            "icot" => Variant::Implicit,
             other => {
                 return Err(format!(
-                    "unknown variant `{other}`; known: coconut, cot, no_cot, no_thoughts, pause"
+                    "unknown variant `{other}`; known: coconut, cot, no_cot, no_thoughts, pause, icot"
                 ));
             }
         })
@@ -114,7 +117,7 @@ impl Curriculum {
         };
         let skipped = match self.variant {
             Variant::Cot => 0,
-            Variant::NoCot => steps,
+            Variant::NoCot | Variant::Implicit => steps,
             _ if stage > self.max_latent_stage => steps,
             _ => stage.min(steps),
         };

@@ -2,7 +2,10 @@
 
 pub mod advantages;
 pub mod coconut;
+pub mod codi;
+pub mod codi_trainer;
 pub mod estimators;
+pub mod implicit;
 pub mod intervals;
 pub mod objective;
 pub mod optimizer;

@@ -4,6 +4,7 @@
 //! one segment when there are no latents between them. A batch larger than the reserved room runs in parts, whose
 //! gradients add up to that of the whole batch.
 
+use super::codi::Losses;
 use super::optimizer::Optimizer;
 use crate::base::{Error, Result};
 use crate::model::{
@@ -41,6 +42,8 @@ pub struct StepReport {
     pub positions: usize,
     /// Answer tokens trained.
     pub tokens: usize,
+    /// The terms of a loss that distils (codi.rs).
+    pub distillation: Option<Losses>,
 }
 
 /// Reserved room and state of a supervised run.
@@ -134,7 +137,7 @@ impl Trainer {
         }
         let gradient_norm = self.optimizer.update(model, &self.gradients, learning_rate)?;
         let positions = batch.iter().map(Example::positions).sum();
-        Ok(StepReport { loss, gradient_norm, positions, tokens })
+        Ok(StepReport { loss, gradient_norm, positions, tokens, distillation: None })
     }
 
     /// The mean cross-entropy of the answer tokens of `batch`; nothing is trained.
@@ -219,7 +222,11 @@ impl Trainer {
 }
 
 /// Runs the examples; returns the positions on the tape that are scored and their targets.
-fn run(model: &Model, sequences: &mut Sequences, batch: &[Example]) -> Result<(Vec<u32>, Vec<u32>)> {
+pub(super) fn run(
+    model: &Model,
+    sequences: &mut Sequences,
+    batch: &[Example],
+) -> Result<(Vec<u32>, Vec<u32>)> {
     // By row: the positions that predict the answer's tokens.
     let mut predictors: Vec<Vec<u32>> = vec![Vec::new(); batch.len()];
     let mut segment = Segment::new();

@@ -120,6 +120,7 @@ impl Model {
             adapters: None,
             device: self.device.clone(),
             dtype: self.dtype,
+            projector: self.projector.clone(),
         }
     }
 

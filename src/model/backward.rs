@@ -8,6 +8,7 @@ use super::parameters::Gradients;
 use super::sequences::{Sequences, not_recording};
 use super::soft::SoftGradient;
 use super::tape::{Entry, Record};
+use super::taps::Taps;
 use crate::base::{Dtype, Result};
 use crate::device::{Arena, Device};
 use crate::ops::mask::{self, MaskSet, SiteKind};
@@ -63,6 +64,22 @@ impl Model {
         truncation: Truncation,
         gradients: &mut Gradients,
     ) -> Result<()> {
+        self.backward_tapped(sequences, masks, truncation, gradients, None)
+    }
+
+    /// [`Model::backward`] of a loss that also depends on states of the layers: their gradients stand in
+    /// [`Taps::gradient_mut`].
+    ///
+    /// # Errors
+    /// As [`Model::backward`].
+    pub fn backward_tapped(
+        &self,
+        sequences: &mut Sequences,
+        masks: Option<&MaskSet>,
+        truncation: Truncation,
+        gradients: &mut Gradients,
+        mut taps: Option<&mut Taps>,
+    ) -> Result<()> {
         let sources = latent_sources(sequences, truncation);
         let Some(work) = &mut sequences.backward else { return Err(not_recording()) };
         if sources.iter().any(|&source| source >= 0) {
@@ -70,6 +87,9 @@ impl Model {
         }
         for cache in &mut sequences.cache_gradient {
             cache.clear_slots(sequences.slots)?;
+        }
+        if let Some(taps) = taps.as_deref_mut() {
+            taps.inject_final(sequences.hidden_gradient_mut()?)?;
         }
         let units = sequences.tape.units(truncation.soft);
         let constant = truncation.soft == SoftGradient::Nothing;
@@ -82,7 +102,8 @@ impl Model {
             }
         }
         for unit in units.into_iter().rev() {
-            self.backward_unit(sequences, unit, masks, truncation, gradients, &sources)?;
+            let taps = taps.as_deref_mut();
+            self.backward_unit(sequences, unit, masks, truncation, gradients, &sources, taps)?;
         }
         if constant {
             mark_soft(sequences, |n| -2 - n as i32)?;
@@ -90,6 +111,7 @@ impl Model {
         Ok(())
     }
 
+    #[allow(clippy::too_many_arguments)]
     fn backward_unit(
         &self,
         sequences: &mut Sequences,
@@ -98,8 +120,12 @@ impl Model {
         truncation: Truncation,
         gradients: &mut Gradients,
         sources: &[i32],
+        mut taps: Option<&mut Taps>,
     ) -> Result<()> {
         let entries_of = &sequences.tape.entries[entries];
+        // Only the first entry of a unit may hold latents.
+        let is_latent = entries_of[0].latent && entries_of[0].soft.is_none();
+        let latents = is_latent.then(|| entries_of[0].at.clone());
         let at = entries_of[0].at.start..entries_of[entries_of.len() - 1].at.end;
         let masks = masks.filter(|_| entries_of.iter().any(|entry| entry.masked));
         let soft = entries_of[0].soft.clone().filter(|_| truncation.soft != SoftGradient::Nothing);
@@ -127,11 +153,15 @@ impl Model {
             back.stream.rows_mut(run.clone())?,
             gradients,
         )?;
+        let tapped = taps.as_deref_mut().map(|taps| taps.enter(&at)).transpose()?.unwrap_or_default();
         for layer in (0..self.architecture.layers.len()).rev() {
             if sequences.tape.record == Record::LayerInputs {
                 self.run_layer(sequences, layer, at.clone(), masks, true)?;
             }
             self.backward_layer(sequences, layer, at.clone(), masks, truncation, gradients)?;
+            if let (Some(taps), Some(back)) = (taps.as_deref_mut(), &mut sequences.backward) {
+                taps.inject(layer, tapped.clone(), back.stream.rows_mut(run.clone())?)?;
+            }
         }
 
         let (Some(hidden_gradient), Some(back)) = (&mut sequences.hidden_gradient, &mut sequences.backward)
@@ -169,7 +199,18 @@ impl Model {
         if let Some(soft) = drawn {
             return self.backward_drawn(sequences, soft, owed, gradients);
         }
-        if sources[at.clone()].iter().any(|&source| source >= 0) {
+        let flows = sources[at.clone()].iter().any(|&source| source >= 0);
+        if let (Some(room), Some(latents)) = (&mut sequences.projected, latents) {
+            let run = 0..latents.len();
+            let mask = match masks {
+                None => None,
+                Some(set) => set.at(SiteKind::Latent, 0, index.instances.rows(latents.clone())?),
+            };
+            let sources = if flows { Some(back.sources.rows(latents.clone())?) } else { None };
+            let (ids, stream) = (index.ids.rows(latents.clone())?, back.stream.rows(run)?);
+            let (into, order) = (hidden_gradient.view_mut(), &mut back.order);
+            room.backward(self, stream, (ids, sources), mask, latents, into, order, gradients)?;
+        } else if flows {
             let sources = back.sources.rows(at.clone())?;
             let (mask, into) = (site(SiteKind::Latent)?, hidden_gradient.view_mut());
             latent::backward(stream, ids, sources, mask, into, &mut back.order)?;

@@ -30,19 +30,33 @@ impl Model {
         let copy = Model::build(self.config.clone(), &self.device, self.precision(), |index, _, tensor| {
             elementwise::copy(self.parameters[index].view(), tensor.view_mut())
         })?;
-        self.lend_gates(copy)
+        self.lend_gates(self.lend_projector(copy)?)
     }
 
-    /// A model of the same sizes and precision on `device`, all parameters zero.
+    /// `other` with a copy of this model's projector, where it has one.
+    fn lend_projector(&self, other: Model) -> Result<Model> {
+        let Some(plan) = &self.projector else { return Ok(other) };
+        other.with_projector(plan.projector, |index, _, tensor| {
+            elementwise::copy(self.parameters[plan.first + index].view(), tensor.view_mut())
+        })
+    }
+
+    /// A model of the same sizes and precision on `device`, its adapter included; all parameters are zero.
     ///
     /// # Errors
     /// A device without the memory.
     pub fn blank(&self, device: &Device) -> Result<Model> {
-        let model = Model::build(self.config.clone(), device, self.precision(), |_, _, _| Ok(()))?;
-        match self.has_gates() {
-            false => Ok(model),
-            true => model.with_gates(|_, _, _| Ok(())),
+        let mut model = Model::build(self.config.clone(), device, self.precision(), |_, _, _| Ok(()))?;
+        if let Some(projector) = self.projector() {
+            model = model.with_projector(projector, |_, _, _| Ok(()))?;
         }
+        if self.has_gates() {
+            model = model.with_gates(|_, _, _| Ok(()))?;
+        }
+        if let Some(config) = self.adapter() {
+            model.adapt_with(config.clone(), |_, _, _| Ok(()))?;
+        }
+        Ok(model)
     }
 
     /// Takes over the parameters of `other`, which has the same shapes: no memory is allocated. Of a model with an adapter,
@@ -51,8 +65,8 @@ impl Model {
     /// # Errors
     /// Another architecture, precision or base.
     pub fn copy_from(&mut self, other: &Model) -> Result<()> {
-        let gates = self.has_gates() == other.has_gates();
-        if self.config != other.config || self.precision() != other.precision() || !gates {
+        let extras = self.projector() == other.projector() && self.has_gates() == other.has_gates();
+        if self.config != other.config || self.precision() != other.precision() || !extras {
             return Err(Error::input(
                 "model to copy",
                 "another architecture or precision",
@@ -107,6 +121,6 @@ impl Model {
             let row = from.rows(like as usize..like as usize + 1)?;
             (old..vocab).try_for_each(|new| elementwise::copy(row, tensor.rows_mut(new..new + 1)?))
         })?;
-        self.lend_gates(grown)
+        self.lend_gates(self.lend_projector(grown)?)
     }
 }

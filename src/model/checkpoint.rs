@@ -33,7 +33,7 @@ impl Model {
             Dtype::Bf16 => load::<half::bf16>(source, index, tensor),
             _ => load::<f32>(source, index, tensor),
         })?;
-        model.with_gates_of(source.path())
+        model.with_projector_of(source.path())?.with_gates_of(source.path())
     }
 
     /// Writes a Hugging Face folder that transformers opens: config.json, model.safetensors, and the companions (the
@@ -49,8 +49,10 @@ impl Model {
             None if self.dtype == Dtype::F64 => Stored::F64,
             None => Stored::F32,
         };
+        let companions = &self.with_projector_files(companions)?;
         let companions = &self.with_gate_files(companions)?;
-        let tensors: Vec<TensorHeader> = self.parameter_list()[..self.family_parameters()]
+        let own = self.projector.as_ref().map_or(self.parameters.len(), |plan| plan.first);
+        let tensors: Vec<TensorHeader> = self.parameter_list()[..own.min(self.family_parameters())]
             .iter()
             .zip(self.parameters())
             .map(|(parameter, tensor)| TensorHeader {

@@ -6,6 +6,7 @@
 
 use super::config::{Config, Family};
 use super::gates::GateRole;
+use super::projector::ProjectorRole;
 use crate::base::Shape;
 use std::collections::HashMap;
 
@@ -26,6 +27,8 @@ pub enum Role {
     OutputHead,
     /// A parameter of HRPO's gates, which no family has by itself.
     Gate(GateRole),
+    /// A parameter of the projector of latents, which no family has by itself.
+    Projector(ProjectorRole),
 }
 
 /// What a parameter of a layer is for. GPT-2's `c_fc` and `c_proj` are `Up` and `Down`.

@@ -299,13 +299,11 @@ impl Model {
         let feedback_rows = index.feedback_rows.rows(at.clone())?;
         let stream = &mut tape.inputs[0];
         if entry.latent {
-            latent::forward(
-                sequences.feedback.view(),
-                feedback_rows,
-                ids,
-                latent_mask,
-                stream.rows_mut(at.clone())?,
-            )?;
+            let (states, state_rows) = match &mut sequences.projected {
+                None => (sequences.feedback.view(), feedback_rows),
+                Some(room) => room.forward(self, sequences.feedback.view(), feedback_rows, at.clone())?,
+            };
+            latent::forward(states, state_rows, ids, latent_mask, stream.rows_mut(at.clone())?)?;
             if let Some(deviation) = noise {
                 let keys = sequences.noise_keys.rows(0..at.len())?;
                 random::add_normal(stream.rows_mut(at.clone())?, keys, deviation)?;

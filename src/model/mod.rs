@@ -9,6 +9,7 @@
 //! block                 one layer, forward and backward
 //! tape, sequences       what is kept; forward: running segments; backward: walking them in reverse
 //! gates, gate_room      HRPO: a sampled token and its mixture as one input
+//! projector, taps       CODI: a trained map before the feedback; states of every layer, and gradients that enter there
 //! soft                  mixtures of token embeddings drawn on the device; soft_scores: their log-densities
 //! scores                log-probabilities of given tokens, where every loss enters
 //! ```
@@ -34,6 +35,8 @@ pub mod mapped;
 mod norm;
 mod parameters;
 pub mod peft;
+pub mod projector;
+mod projector_file;
 mod rows;
 pub mod safetensors_file;
 pub mod save;
@@ -44,6 +47,7 @@ pub mod soft;
 mod soft_scores;
 pub mod stored;
 mod tape;
+mod taps;
 pub mod weights;
 
 pub use adapter::{AdapterConfig, Embeddings};
@@ -51,6 +55,7 @@ pub use backward::Truncation;
 pub use config::Config;
 pub use gate_room::{GateRoom, Mixture, Mixtures};
 pub use parameters::Gradients;
+pub use projector::Projector;
 pub use rows::RowPlan;
 pub use scores::Scores;
 pub use segment::{Input, LatentNoise, Segment};
@@ -58,6 +63,7 @@ pub use sequences::{Room, Sequences, SequencesPlan};
 pub use soft::{Action, Draw, SoftGradient, SoftLaw, SoftRoom};
 pub use soft_scores::SoftScores;
 pub use tape::Record;
+pub use taps::Taps;
 
 use crate::base::rng::{Purpose, StreamKey};
 use crate::base::{Dtype, Result};
@@ -81,7 +87,11 @@ pub struct Model {
     device: Device,
     dtype: Dtype,
     gates: Option<gates::Plan>,
+    projector: Option<projector::Plan>,
 }
+
+/// What the latent steps of a saved model are: beside the weights.
+pub const LATENT_CONFIG: &str = "latent_config.json";
 
 /// How parameters are held.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -165,6 +175,7 @@ impl Model {
             device: device.clone(),
             dtype: precision.compute,
             gates: None,
+            projector: None,
         })
     }
 

@@ -7,6 +7,7 @@
 use super::config::Config;
 use super::families::Parameter;
 use super::gguf_model::pretty;
+use super::projector_file::{PROJECTOR_CONFIG, PROJECTOR_WEIGHTS};
 use super::safetensors_file::{self, TensorHeader, TensorWriter};
 use super::stored::Stored;
 use super::weights::Source;
@@ -36,7 +37,7 @@ const WEIGHTS: [&str; 9] = ["safetensors", "bin", "pt", "pth", "gguf", "h5", "ms
 pub const CHECKSUMS: &str = "checksums.sha256";
 
 impl Companions {
-    /// Every file of a model folder but config.json and weights. Of folders inside, only `additional_chat_templates`.
+    /// Every file of a model folder but config.json and the model's weights. Of folders inside, only `additional_chat_templates`.
     ///
     /// # Errors
     /// The folder cannot be listed.
@@ -53,6 +54,8 @@ impl Companions {
                 let entry = entry.map_err(Error::io(&sub, "cannot list"))?;
                 let (path, name) = (entry.path(), entry.file_name().to_string_lossy().into_owned());
                 let weights = path.extension().and_then(OsStr::to_str).is_some_and(|e| WEIGHTS.contains(&e));
+                // A projector's weights belong to its configuration, which is copied; a model that has one writes both.
+                let weights = weights && name != PROJECTOR_WEIGHTS;
                 let hidden = name.starts_with('.');
                 if path.is_file()
                     && !weights
@@ -164,7 +167,7 @@ pub(super) fn save_folder(
             fs::rename(&from, &to).map_err(Error::io(&to, "cannot replace"))?;
         }
         if contents.weights == "model.safetensors" {
-            remove_older_weights(folder)?;
+            remove_older_weights(folder, &names)?;
         }
         return sync_folder(folder);
     }
@@ -270,13 +273,16 @@ fn same_file(a: &Path, b: &Path) -> bool {
     matches!((a.canonicalize(), b.canonicalize()), (Ok(a), Ok(b)) if a == b)
 }
 
-/// Shards and index of an older save: beside the new file they would be a second model.
-fn remove_older_weights(folder: &Path) -> Result<()> {
+/// Shards and index of an older save, which beside the new file would be a second model, and a projector that is not of
+/// this one; `names` are the files just written.
+fn remove_older_weights(folder: &Path, names: &[String]) -> Result<()> {
     for entry in fs::read_dir(folder).map_err(Error::io(folder, "cannot list"))? {
         let path = entry.map_err(Error::io(folder, "cannot list"))?.path();
         let name = path.file_name().and_then(OsStr::to_str).unwrap_or_default();
         let shard = name.starts_with("model-") && name.ends_with(".safetensors");
-        if shard || name == "model.safetensors.index.json" {
+        let projector = [PROJECTOR_CONFIG, PROJECTOR_WEIGHTS].contains(&name);
+        if shard || name == "model.safetensors.index.json" || (projector && !names.iter().any(|n| n == name))
+        {
             fs::remove_file(&path).map_err(Error::io(&path, "cannot remove the older weights"))?;
         }
     }

@@ -70,6 +70,8 @@ pub struct Sequences {
     pub(super) hidden_gradient: Option<Tensor>,
     pub(super) cache_gradient: Vec<KvCache>,
     pub(super) backward: Option<super::backward::Workspace>,
+    /// Where latents are projected before they are fed back.
+    pub(super) projected: Option<super::projector::Room>,
 }
 
 impl Sequences {
@@ -145,6 +147,7 @@ impl Sequences {
             backward: records
                 .then(|| super::backward::Workspace::reserve(device, room.tape_positions, width, dtype))
                 .transpose()?,
+            projected: super::projector::Room::reserve(model, device, room.tape_positions, records)?,
             rows: Vec::new(),
             slots: 0,
             room,

@@ -344,7 +344,8 @@ impl Model {
         let (count, law, room, first) = (feedback_rows.len(), &draw.law, soft.room, soft.filled);
         law.validate()?;
         let terms = law.terms(self.config().vocab);
-        if count > room.rows || terms > room.terms || first + count > room.positions || law.hard > room.hard {
+        let fits = count <= room.rows && terms <= room.terms && first + count <= room.positions;
+        if !fits || (law.hard && !room.hard) {
             return Err(Error::shape(
                 "drawn mixtures",
                 format!("{count} rows of {terms} terms after {first} positions, hard: {}", law.hard),

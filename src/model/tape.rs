@@ -174,10 +174,9 @@ impl Tape {
     pub fn units(&self, soft: SoftGradient) -> Vec<Range<usize>> {
         let mut units: Vec<Range<usize>> = Vec::new();
         for (index, entry) in self.entries.iter().enumerate() {
+            let apart = entry.latent || (entry.soft.is_some() && soft != SoftGradient::Nothing);
             match units.last_mut() {
-                Some(unit) if !entry.latent && !(entry.soft.is_some() && soft != SoftGradient::Nothing) => {
-                    unit.end = index + 1;
-                }
+                Some(unit) if !apart => unit.end = index + 1,
                 _ => units.push(index..index + 1),
             }
         }

@@ -393,6 +393,8 @@ fn axes(config: &Config, role: Role) -> Vec<&'static str> {
         Role::FinalNormGain | Role::FinalNormBias => vec![width],
         // Kept in a file of its own (gate_file.rs).
         Role::Gate(_) => Vec::new(),
+        // Kept in a file of its own (projector_file.rs).
+        Role::Projector(_) => Vec::new(),
         Role::Layer(_, part) => match part {
             Norm1Gain | Norm1Bias | Norm2Gain | Norm2Bias | OutputBias | DownBias => vec![width],
             QkvWeight => vec![width, "3 * n_embd"],

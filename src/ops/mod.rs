@@ -30,6 +30,7 @@ pub mod rope;
 mod row_blocks;
 pub mod sampler;
 pub mod scatter;
+pub mod smooth_l1;
 pub mod soft_action;
 pub mod swiglu;
 mod tensor;

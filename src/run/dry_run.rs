@@ -4,7 +4,8 @@
 use super::problems::{Item, Problems};
 use super::recipe::Recipe;
 use super::reinforcement::{self, Arm};
-use super::schooling::{Phase, limits_of};
+use super::school_room::{SchoolRoom, limits_of};
+use super::schooling::Phase;
 use super::settings;
 use super::story::{Part, parts};
 use super::student::Student;
@@ -13,9 +14,8 @@ use crate::base::Result;
 use crate::device::Device;
 use crate::learn::optimizer::Optimizer;
 use crate::learn::policy::Source;
-use crate::learn::supervised::Trainer;
 use crate::model::Model;
-use crate::model::Record::{self, Nothing};
+use crate::model::Record::Nothing;
 use crate::ops::Tensor;
 use crate::ops::sampler::Law;
 use crate::rollout::group::{Drawing, Form, Gating, Limits, Rollouts, Thoughts};
@@ -201,12 +201,11 @@ fn school(
     let settings = settings::optimizer(phase.weight_decay, phase.clip);
     let optimizer = Optimizer::new(&stand_in, settings)?;
     let kept = held();
-    let trainer = Trainer::new(&stand_in, optimizer, limits, Record::Everything)?;
+    let room = SchoolRoom::new(&stand_in, phase, items, student.markers, optimizer)?;
     let training = held();
-    drop(trainer);
+    drop(room);
     let answers = problems.valid.items.iter();
-    let answers = answers
-        .map(|item| phase.curriculum.example(&item.tokens, phase.stage, &student.markers).answer.len());
+    let answers = answers.map(|item| phase.at_end(&item.tokens, items.len(), &student.markers).answer.len());
     let form =
         phase.curriculum.form(phase.stage, usize::MAX, &student.markers, answers.max().unwrap_or(1) + 2);
     let asking = kept + examination(recipe, &stand_in, form, &problems.valid.items, 1)?;
@@ -261,11 +260,8 @@ fn examination(recipe: &Recipe, model: &Model, form: Form, items: &[Item], sampl
 /// A model of the same sizes on a host device of its own, and the bytes it holds there.
 fn stand_in(model: &Model) -> Result<(usize, Model)> {
     let device = Device::cpu();
-    let mut copy = model.blank(&device)?;
-    if let Some(config) = model.adapter() {
-        copy.adapt_with(config.clone(), |_, _, _| Ok(()))?;
-    }
-    Ok((device.traffic().count().bytes_held, copy))
+    let model = model.blank(&device)?;
+    Ok((device.traffic().count().bytes_held, model))
 }
 
 /// Bytes of memory that programs may still take; none where the system does not say.

@@ -28,6 +28,7 @@ pub mod problems;
 pub mod recipe;
 pub mod reinforcement;
 pub mod replay;
+pub mod school_room;
 pub mod schooling;
 pub mod settings;
 pub mod story;

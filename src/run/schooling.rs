@@ -3,16 +3,16 @@
 
 use super::problems::Item;
 use super::recipe::{Recipe, ResetOptimizer, Variant as VariantKey};
+use super::school_room::{Distillation, SchoolRoom};
 use super::settings;
 use crate::base::Result;
 use crate::base::rng::{Purpose, StreamKey};
 use crate::learn::coconut::{Curriculum, Markers, Variant};
+use crate::learn::implicit::{self, EVERYTHING, Removal};
 use crate::learn::optimizer::Optimizer;
-use crate::learn::supervised::{Example, Limits, StepReport, Trainer};
-use crate::model::{Model, Record};
-
-/// Positions that a supervised batch may keep on the tape at once; larger batches run in parts.
-const POSITIONS_AT_ONCE: usize = 8192;
+use crate::learn::supervised::{Example, StepReport};
+use crate::model::Model;
+use crate::text::EncodedProblem;
 
 /// One supervised phase.
 #[derive(Clone, Debug, PartialEq)]
@@ -23,6 +23,10 @@ pub struct Phase {
     pub curriculum: Curriculum,
     /// Stage of the curriculum.
     pub stage: usize,
+    /// Reasoning that is taken away token by token instead of by stages, and the first epoch of that.
+    pub removal: Option<(Removal, usize)>,
+    /// Self-distillation, where the loss is more than cross-entropy.
+    pub distillation: Option<Distillation>,
     /// Passes over the problems.
     pub epochs: usize,
     /// Number of its first epoch, over all phases.
@@ -60,6 +64,8 @@ pub fn phases(recipe: &Recipe) -> Vec<Phase> {
             name: "words".into(),
             curriculum: Curriculum { variant: Variant::Cot, uniform_prob: 0.0, ..curriculum },
             stage: 0,
+            removal: None,
+            distillation: None,
             epochs: cot.epochs,
             first_epoch: 0,
             batch: cot.batch,
@@ -75,6 +81,8 @@ pub fn phases(recipe: &Recipe) -> Vec<Phase> {
         name,
         curriculum,
         stage,
+        removal: None,
+        distillation: None,
         epochs,
         first_epoch: 0,
         batch: keys.batch,
@@ -87,6 +95,47 @@ pub fn phases(recipe: &Recipe) -> Vec<Phase> {
     };
     match keys.variant {
         VariantKey::Cot => {}
+        VariantKey::Icot => {
+            let (keys, removal, first) = (&recipe.icot, settings::removal(recipe), cot.epochs);
+            for number in 0..keys.epochs {
+                push(Phase {
+                    name: format!("removal {}", number + 1),
+                    curriculum,
+                    stage: 0,
+                    removal: Some((removal, first)),
+                    distillation: None,
+                    epochs: 1,
+                    first_epoch: 0,
+                    batch: keys.batch,
+                    learning_rate: keys.learning_rate,
+                    weight_decay: keys.weight_decay,
+                    clip: keys.clip,
+                    warmup_steps: 0,
+                    decay: 1.0,
+                    reset: if number == 0 { ResetOptimizer::Stage } else { ResetOptimizer::Never },
+                });
+            }
+        }
+        VariantKey::Codi => {
+            let keys = &recipe.codi;
+            push(Phase {
+                name: "codi".into(),
+                curriculum,
+                // All steps are latent from the beginning.
+                stage: curriculum.max_latent_stage + 1,
+                removal: None,
+                distillation: Some(settings::distillation(recipe)),
+                epochs: keys.epochs,
+                first_epoch: 0,
+                batch: keys.batch,
+                learning_rate: keys.learning_rate,
+                weight_decay: keys.weight_decay,
+                clip: keys.clip,
+                warmup_steps: keys.warmup_steps,
+                decay: keys.decay,
+                reset: ResetOptimizer::Stage,
+            });
+        }
         VariantKey::NoCot => {
             let epochs = keys.epochs_per_stage * keys.max_latent_stage + keys.extra_epochs;
             push(stage("answers only".into(), 0, epochs));
@@ -99,6 +148,32 @@ pub fn phases(recipe: &Recipe) -> Vec<Phase> {
         }
     }
     phases
+}
+
+impl Phase {
+    /// The example of `problem` at the end of the phase, of which an epoch has `problems` problems: the text that its
+    /// answers are expected to have.
+    pub fn at_end(&self, problem: &EncodedProblem, problems: usize, markers: &Markers) -> Example {
+        match &self.removal {
+            None => self.curriculum.example(problem, self.stage, markers),
+            Some((removal, first)) => {
+                let steps = updates_an_epoch(problems, self.batch);
+                let last = (self.first_epoch + self.epochs - first) * steps - 1;
+                removal.example(problem, removal.scheduled(last, steps))
+            }
+        }
+    }
+
+    /// The longest example of `problem` that the phase may train.
+    pub(super) fn longest(&self, problem: &EncodedProblem, markers: &Markers) -> Example {
+        // An example may be shown at any stage where stages are mixed.
+        let first = if self.curriculum.uniform_prob > 0.0 { 0 } else { self.stage };
+        let stages = (first..=self.stage).map(|stage| self.curriculum.example(problem, stage, markers));
+        match &self.removal {
+            Some((removal, _)) => removal.example(problem, 0),
+            None => stages.max_by_key(Example::positions).unwrap_or_default(),
+        }
+    }
 }
 
 /// Updates of one epoch.
@@ -117,19 +192,6 @@ pub fn order(problems: usize, seed: u64, epoch: usize) -> Vec<usize> {
     all
 }
 
-/// The room that any batch of a phase needs.
-pub fn limits_of(phase: &Phase, items: &[Item], markers: Markers) -> Limits {
-    // An example may be shown at any stage where stages are mixed.
-    let first = if phase.curriculum.uniform_prob > 0.0 { 0 } else { phase.stage };
-    let examples: Vec<Example> = items
-        .iter()
-        .flat_map(|item| {
-            (first..=phase.stage).map(|stage| phase.curriculum.example(&item.tokens, stage, &markers))
-        })
-        .collect();
-    Limits::of(&examples, phase.batch, POSITIONS_AT_ONCE)
-}
-
 /// A phase under way.
 #[derive(Debug)]
 pub struct School<'a> {
@@ -137,7 +199,7 @@ pub struct School<'a> {
     items: &'a [Item],
     markers: Markers,
     seed: u64,
-    trainer: Trainer,
+    room: SchoolRoom,
     order: (usize, Vec<usize>),
 }
 
@@ -154,9 +216,8 @@ impl<'a> School<'a> {
         seed: u64,
         optimizer: Optimizer,
     ) -> Result<School<'a>> {
-        let limits = limits_of(phase, items, markers);
-        let trainer = Trainer::new(model, optimizer, limits, Record::Everything)?;
-        Ok(School { phase, items, markers, seed, trainer, order: (usize::MAX, Vec::new()) })
+        let room = SchoolRoom::new(model, phase, items, markers, optimizer)?;
+        Ok(School { phase, items, markers, seed, room, order: (usize::MAX, Vec::new()) })
     }
 
     /// Updates of the whole phase.
@@ -166,17 +227,17 @@ impl<'a> School<'a> {
 
     /// The optimiser.
     pub fn optimizer(&self) -> &Optimizer {
-        self.trainer.optimizer()
+        self.room.optimizer()
     }
 
     /// The optimiser, for the next phase.
     pub fn into_optimizer(self) -> Optimizer {
-        self.trainer.into_optimizer()
+        self.room.into_optimizer()
     }
 
     /// The optimiser, to be restored.
     pub fn optimizer_mut(&mut self) -> &mut Optimizer {
-        self.trainer.optimizer_mut()
+        self.room.optimizer_mut()
     }
 
     /// Update number `update` of the phase, from 0; returns its report and learning rate.
@@ -192,23 +253,54 @@ impl<'a> School<'a> {
         let begins = batch == 0 && (update > 0 || self.phase.reset != ResetOptimizer::Never);
         if begins && (self.phase.reset == ResetOptimizer::Epoch || update == 0) {
             let settings = settings::optimizer(self.phase.weight_decay, self.phase.clip);
-            self.trainer.optimizer_mut().restart(settings)?;
+            self.room.optimizer_mut().restart(settings)?;
+        }
+        if let Some((removal, first)) = &self.phase.removal {
+            let step = (epoch - first) * an_epoch + batch;
+            let at = |step| removal.scheduled(step, an_epoch);
+            if step > 0 && removal.resets(at(step - 1), at(step), self.emptied(removal, *first, step - 1)) {
+                let settings = settings::optimizer(self.phase.weight_decay, self.phase.clip);
+                self.room.optimizer_mut().restart(settings)?;
+            }
         }
         let chosen = self.order.1.chunks(self.phase.batch).nth(batch).unwrap_or_default();
-        let examples: Vec<Example> = chosen
+        let items = self.items;
+        let examples: Vec<(&EncodedProblem, Example)> = chosen
             .iter()
             .map(|&index| {
-                let item = &self.items[index];
+                let item = &items[index];
+                if let Some((removal, first)) = &self.phase.removal {
+                    let scheduled = removal.scheduled((epoch - first) * an_epoch + batch, an_epoch);
+                    let count = removal.count(scheduled, epoch as u32, item.number);
+                    return (&item.tokens, removal.example(&item.tokens, count));
+                }
                 let steps = item.tokens.steps.len();
                 let curriculum = &self.phase.curriculum;
                 let stage = curriculum.stage_of(self.phase.stage, steps, epoch as u32, item.number);
-                curriculum.example(&item.tokens, stage, &self.markers)
+                (&item.tokens, curriculum.example(&item.tokens, stage, &self.markers))
             })
             .collect();
         let warmth = (update + 1) as f64 / self.phase.warmup_steps.max(1) as f64;
         let done = update as f64 / self.updates().max(1) as f64;
         let left = 1.0 - (1.0 - self.phase.decay) * done.min(1.0);
         let learning_rate = self.phase.learning_rate * warmth.min(1.0) * left;
-        Ok((self.trainer.step(model, &examples, learning_rate)?, learning_rate))
+        Ok((self.room.step(model, examples, &self.markers, learning_rate)?, learning_rate))
+    }
+
+    /// Whether no example of step `step` of a removal that began with epoch `first` has any reasoning left.
+    fn emptied(&self, removal: &Removal, first: usize, step: usize) -> bool {
+        let an_epoch = updates_an_epoch(self.items.len(), self.phase.batch);
+        let scheduled = removal.scheduled(step, an_epoch);
+        if scheduled == EVERYTHING {
+            return true;
+        }
+        let epoch = first + step / an_epoch;
+        let order = order(self.items.len(), self.seed, epoch);
+        let batch = order.chunks(self.phase.batch).nth(step % an_epoch).unwrap_or_default();
+        (scheduled > 0 || removal.smoothing.is_some())
+            && batch.iter().all(|&index| {
+                let item = &self.items[index];
+                removal.count(scheduled, epoch as u32, item.number) >= implicit::reasoning(&item.tokens)
+            })
     }
 }

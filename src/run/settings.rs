@@ -2,13 +2,16 @@
 
 use super::recipe::{
     Baseline as BaselineKey, Extractor as ExtractorKey, GrpoKeys, HrpoKeys, KlEstimator, KlReference,
-    LepoKeys, MaskKeys, Preset as PresetKey, Recipe, SoftEstimator as SoftEstimatorKey, SoftNoise, SoftProxy,
-    Variant as VariantKey,
+    LepoKeys, MaskKeys, Preset as PresetKey, Recipe, RemovalSide, SoftEstimator as SoftEstimatorKey,
+    SoftNoise, SoftProxy, Variant as VariantKey,
 };
 use super::reinforcement::SoftPlan;
+use super::school_room::Distillation;
 use crate::base::Result;
 use crate::learn::advantages::Baseline;
 use crate::learn::coconut::{Curriculum, Variant};
+use crate::learn::codi::Weights;
+use crate::learn::implicit::{Removal, Side};
 use crate::learn::objective::{Objective, Preset};
 use crate::learn::optimizer;
 use crate::learn::soft_policy::{SoftEstimator, SoftObjective};
@@ -27,18 +30,61 @@ const UNBOUNDED: f64 = 1e9;
 /// The curriculum of a recipe.
 pub fn curriculum(recipe: &Recipe) -> Curriculum {
     let keys = &recipe.coconut;
+    if keys.variant == VariantKey::Codi {
+        // The student thinks as Coconut does after its last stage.
+        return Curriculum {
+            variant: Variant::Coconut,
+            thoughts_per_step: 1,
+            max_latent_stage: recipe.codi.latents,
+            pad_latent_to_max: true,
+            uniform_prob: 0.0,
+            seed: recipe.seed,
+        };
+    }
     Curriculum {
         variant: match keys.variant {
-            VariantKey::Coconut => Variant::Coconut,
+            VariantKey::Coconut | VariantKey::Codi => Variant::Coconut,
             VariantKey::Cot => Variant::Cot,
             VariantKey::NoCot => Variant::NoCot,
             VariantKey::NoThoughts => Variant::NoThoughts,
             VariantKey::Pause => Variant::Pause,
+            VariantKey::Icot => Variant::Implicit,
         },
-        thoughts_per_step: keys.c_thought,
+        thoughts_per_step: if keys.variant == VariantKey::Icot { 0 } else { keys.c_thought },
         max_latent_stage: keys.max_latent_stage,
         pad_latent_to_max: keys.pad_latent_to_max,
         uniform_prob: keys.uniform_prob,
+        seed: recipe.seed,
+    }
+}
+
+/// What a model that teaches itself is trained by.
+pub fn distillation(recipe: &Recipe) -> Distillation {
+    let keys = &recipe.codi;
+    Distillation {
+        weights: Weights {
+            student: keys.student_weight,
+            distill: keys.distill_weight,
+            teacher: keys.teacher_weight,
+            by_deviation: keys.divide_by_deviation,
+            ..Weights::default()
+        },
+        tap: keys.distill_token,
+    }
+}
+
+/// How reasoning is taken away token by token.
+pub fn removal(recipe: &Recipe) -> Removal {
+    let keys = &recipe.icot;
+    Removal {
+        per_epoch: keys.removal_per_epoch,
+        max: (keys.removal_max > 0).then_some(keys.removal_max),
+        side: match keys.removal_side {
+            RemovalSide::Left => Side::Left,
+            RemovalSide::Right => Side::Right,
+        },
+        smoothing: (keys.removal_smoothing > 0.0).then_some(keys.removal_smoothing),
+        reset_optimizer: keys.reset_optimizer,
         seed: recipe.seed,
     }
 }

@@ -1,14 +1,14 @@
 //! The model of a run with its tokenizer: fresh, or loaded and given the tokens that the curriculum needs.
 
 use super::adapters;
-use super::recipe::{Family, HrpoKeys, Recipe};
+use super::recipe::{Family, HrpoKeys, Recipe, Variant};
 use crate::base::{Error, Result};
 use crate::device::Device;
 use crate::learn::coconut::Markers;
 use crate::model::config::Config;
 use crate::model::save::Companions;
 use crate::model::weights::Source;
-use crate::model::{Model, Precision};
+use crate::model::{Model, Precision, Projector};
 use crate::text::{
     END_OF_TEXT, LatentTokens, Tokenizer, add_pause, builtin_files, builtin_tokenizer, initial_row_token,
 };
@@ -30,8 +30,7 @@ pub struct Student {
     pub unchanged: Option<PathBuf>,
 }
 
-/// What the latent steps of a saved model are: beside the weights as latent_config.json.
-pub const LATENT_CONFIG: &str = "latent_config.json";
+pub use crate::model::LATENT_CONFIG;
 
 /// How a model with gates reads its answers: beside the gates.
 pub const GATING_CONFIG: &str = "latent_gating.json";
@@ -66,6 +65,13 @@ impl Student {
             "" => fresh(recipe, device, precision),
             path => Student::load(Path::new(path), device, precision),
         }?;
+        // A checkpoint that has a projector goes on with it.
+        if recipe.coconut.variant == Variant::Codi && student.model.projector().is_none() {
+            let width = student.model.config().width;
+            let hidden = if recipe.codi.projector == 0 { width } else { recipe.codi.projector };
+            student.model = student.model.with_random_projector(Projector::of(hidden), recipe.seed)?;
+            student.unchanged = None;
+        }
         adapters::attach(recipe, &mut student.model)?;
         Ok(student)
     }
@@ -119,7 +125,11 @@ impl Student {
             "end_token_id": self.markers.end,
             "stop_token_id": self.markers.stop,
             "latents": latents,
-            "fed_back": "final hidden state after the final norm, in place of the token embedding",
+            "fed_back": match self.model.projector() {
+                None => "final hidden state after the final norm, in place of the token embedding",
+                Some(_) => "projection of the final hidden state after the final norm, in place of the token embedding",
+            },
+            "projector": self.model.projector().is_some(),
         });
         self.companions.set(LATENT_CONFIG, format!("{config:#}\n").into_bytes());
     }

@@ -13,6 +13,7 @@
 //!
 //! `tools/verify_grad` prints the table made here; `tests/parity` runs the checks of single operations.
 
+pub mod codi;
 pub mod difference;
 pub mod fault;
 pub mod gradient;

@@ -277,22 +277,30 @@ impl ModelSubject {
 
     /// The same model with the same values in f32 on the device under test.
     fn single(&self) -> Result<Runner> {
-        let narrow = |from: &Tensor, to: &mut Tensor| {
-            let values: Vec<f32> = from.download::<f64>()?.into_iter().map(|value| value as f32).collect();
-            to.upload(&values)
-        };
-        let exact = &self.exact.model;
-        let mut model = Model::build(
-            self.exact.model.config().clone(),
-            &self.device,
-            Precision::of(Dtype::F32),
-            |index, _, tensor| narrow(&exact.parameters()[index], tensor),
-        )?;
-        if let Some(config) = exact.adapter() {
-            model.adapt_with(config.clone(), |index, _, tensor| narrow(&exact.trained()[index], tensor))?;
-        }
-        Runner::new(model, &self.script, self.group.as_ref())
+        Runner::new(single(&self.exact.model, &self.device)?, &self.script, self.group.as_ref())
     }
+}
+
+/// An f64 model with the same values in f32 on `device`.
+///
+/// # Errors
+/// A device without the memory.
+pub(super) fn single(exact: &Model, device: &Device) -> Result<Model> {
+    let narrow = |from: &Tensor, to: &mut Tensor| {
+        let values: Vec<f32> = from.download::<f64>()?.into_iter().map(|value| value as f32).collect();
+        to.upload(&values)
+    };
+    let fill = |index: usize, tensor: &mut Tensor| narrow(&exact.parameters()[index], tensor);
+    let config = exact.config().clone();
+    let mut model = Model::build(config, device, Precision::of(Dtype::F32), |index, _, t| fill(index, t))?;
+    if let Some(projector) = exact.projector() {
+        let first = model.parameters().len();
+        model = model.with_projector(projector, |index, _, tensor| fill(first + index, tensor))?;
+    }
+    if let Some(config) = exact.adapter() {
+        model.adapt_with(config.clone(), |index, _, tensor| narrow(&exact.trained()[index], tensor))?;
+    }
+    Ok(model)
 }
 
 impl Subject for ModelSubject {

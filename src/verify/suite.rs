@@ -3,6 +3,7 @@
 //! Without a gradient, and so not here: the optimiser, the gradient norm, masks' bits and the sampler's choice
 //! (tests/parity holds them against independent formulas).
 
+use super::codi::CodiSubject;
 use super::fault::Fault;
 use super::gradient::{CaseSubject, Effort, LARGEST_PROBES, Outcome, RANDOM_PROBES, Subject, check_subject};
 use super::models::{FAMILIES, ModelSubject, small_config, small_model, with_adapter};
@@ -11,7 +12,7 @@ use super::script::Group;
 use crate::base::{Dtype, Error, Result};
 use crate::cpu::parallel;
 use crate::device::Device;
-use crate::model::{Model, Precision, Truncation};
+use crate::model::{Model, Precision, Projector, Record, Truncation};
 use crate::ops::mask::SiteKind;
 use crate::rollout::masks::{Masking, Mode, Scope};
 use std::path::PathBuf;
@@ -103,6 +104,8 @@ enum Check {
     Operation(usize, String),
     Layer(&'static str, bool),
     Group(String, GroupOf),
+    /// CODI's loss on a small model of this family.
+    Codi(&'static str, Record),
 }
 
 /// Which model runs which kind of group.
@@ -111,6 +114,8 @@ struct GroupOf {
     /// A small model of this family; otherwise the model of [`Options::model`].
     family: Option<&'static str>,
     share: bool,
+    /// Whether latents pass through a projector.
+    projected: bool,
     adapted: bool,
 }
 
@@ -120,6 +125,8 @@ impl Check {
             Check::Operation(_, name) | Check::Group(name, _) => name.clone(),
             Check::Layer(family, false) => format!("layer {family}"),
             Check::Layer(family, true) => format!("layer {family}, adapted"),
+            Check::Codi(family, Record::LayerInputs) => format!("codi {family}, layers run again"),
+            Check::Codi(family, _) => format!("codi {family}"),
         }
     }
 
@@ -127,7 +134,7 @@ impl Check {
         match self {
             Check::Operation(..) => Kind::Operation,
             Check::Layer(..) => Kind::Layer,
-            Check::Group(..) => Kind::Model,
+            Check::Group(..) | Check::Codi(..) => Kind::Model,
         }
     }
 
@@ -140,6 +147,9 @@ impl Check {
         let check = |subject: &mut dyn Subject| check_subject(subject, effort, options.fault.as_ref());
         match self {
             Check::Operation(index, _) => check(&mut CaseSubject::new(&operations::all()[*index])),
+            Check::Codi(family, record) => {
+                check(&mut CodiSubject::new(family, *record, options.seed, &options.device)?)
+            }
             Check::Layer(family, adapted) => {
                 let make = if *adapted { ModelSubject::adapted_layer } else { ModelSubject::layer };
                 check(&mut make(family, options.seed, &options.device)?)
@@ -153,6 +163,10 @@ impl Check {
                     )?,
                     (None, Some(path)) => Model::load(path, &Device::cpu(), Precision::of(Dtype::F64))?,
                     (None, None) => unreachable!("listed for an existing model alone"),
+                };
+                let model = match of.projected {
+                    false => model,
+                    true => model.with_random_projector(Projector::of(9), options.seed)?,
                 };
                 let model = if of.adapted { with_adapter(model, options.seed)? } else { model };
                 let mut subject = ModelSubject::group(name.clone(), model, group, &options.device)?;
@@ -175,12 +189,14 @@ fn group(options: &Options, share: bool) -> Group {
 
 /// The checks that `options` ask for.
 fn checks(options: &Options) -> Vec<Check> {
-    let groups = |family: Option<&'static str>, name: &str| {
+    let groups_of = |family: Option<&'static str>, name: &str, projected: bool| {
         let both = [(true, "latent scope, shared prompt"), (false, "all scope, own prompts")];
         both.map(|(share, how)| {
-            Check::Group(format!("model {name}, {how}"), GroupOf { family, share, adapted: false })
+            let of = GroupOf { family, share, projected, adapted: false };
+            Check::Group(format!("model {name}, {how}"), of)
         })
     };
+    let groups = |family, name: &str| groups_of(family, name, false);
     let mut all: Vec<Check> = Vec::new();
     match &options.model {
         Some(path) => {
@@ -192,11 +208,15 @@ fn checks(options: &Options) -> Vec<Check> {
             all.extend(
                 cases.iter().enumerate().map(|(index, case)| Check::Operation(index, case.name.clone())),
             );
+            let codi =
+                [("gpt2", Record::Everything), ("llama", Record::Everything), ("qwen3", Record::LayerInputs)];
+            all.extend(codi.map(|(family, record)| Check::Codi(family, record)));
+            all.extend(groups_of(Some("gpt2"), "gpt2 with a projector", true));
             all.extend(FAMILIES.map(|family| Check::Layer(family, false)));
             all.extend(FAMILIES.map(|family| Check::Layer(family, true)));
             all.extend(FAMILIES.into_iter().flat_map(|family| groups(Some(family), family)));
             all.extend(FAMILIES.map(|family| {
-                let of = GroupOf { family: Some(family), share: true, adapted: true };
+                let of = GroupOf { family: Some(family), share: true, projected: false, adapted: true };
                 Check::Group(format!("model {family}, adapted, latent scope, shared prompt"), of)
             }));
         }

@@ -25,6 +25,7 @@ mod residual_norm;
 pub mod rmsnorm;
 pub mod rope;
 mod sampler;
+mod smooth_l1;
 mod soft_action;
 pub mod swiglu;
 

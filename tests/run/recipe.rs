@@ -161,7 +161,7 @@ fn contradictions_are_found_after_all_overrides() {
         let overrides: Vec<String> = overrides.iter().map(|text| text.to_string()).collect();
         Recipe::resolve(None, &overrides)
     };
-    let cases: [(&[&str], &[&str]); 10] = [
+    let cases: [(&[&str], &[&str]); 11] = [
         (
             &["model.width=100", "model.heads=3", "model.kv_heads=3"],
             &["model.width = 100", "model.heads = 3"],
@@ -177,6 +177,10 @@ fn contradictions_are_found_after_all_overrides() {
         (&["mask.p=0"], &["grpo.arms", "mask.p = 0"]),
         (&["grpo.arms=hrpo", "hrpo.thinking=0"], &["grpo.arms", "hrpo.thinking = 0"]),
         (&["grpo.arms=hrpo", "grpo.learning_rate=0"], &["grpo.arms", "grpo.learning_rate = 0"]),
+        (
+            &["coconut.variant=codi", "adapter.rank=4", "adapter.targets=all-linear"],
+            &["codi", "adapter.rank = 4", "projector"],
+        ),
         (&["evaluation.masks=4", "evaluation.k=8"], &["evaluation.k = 8", "evaluation.masks = 4"]),
     ];
     for (overrides, words) in cases {

@@ -7,9 +7,10 @@ mod keys;
 mod schema;
 
 pub use schema::{
-    AdapterKeys, AdapterSave, Arm, Baseline, CoconutKeys, CotKeys, DataKeys, EvaluationKeys, EvaluationMode,
-    Extractor, Family, Format, GrpoKeys, HrpoKeys, KlEstimator, KlReference, LepoKeys, MaskKeys, ModelKeys,
-    Preset, Recipe, ResetOptimizer, RunKeys, Schedule, SoftEstimator, SoftNoise, SoftProxy, Source, Variant,
+    AdapterKeys, AdapterSave, Arm, Baseline, CoconutKeys, CodiKeys, CotKeys, DataKeys, EvaluationKeys,
+    EvaluationMode, Extractor, Family, Format, GrpoKeys, HrpoKeys, IcotKeys, KlEstimator, KlReference,
+    LepoKeys, MaskKeys, ModelKeys, Preset, Recipe, RemovalSide, ResetOptimizer, RunKeys, Schedule,
+    SoftEstimator, SoftNoise, SoftProxy, Source, Variant,
 };
 
 use crate::base::{Error, Result};
@@ -21,12 +22,15 @@ use std::path::Path;
 use toml::de::{DeTable, DeValue};
 
 /// The recipes inside the program, by name. The first one runs when none is named.
-pub const BUILT_IN: [(&str, &str); 11] = [
+pub const BUILT_IN: [(&str, &str); 14] = [
     ("default", include_str!("../../../recipes/default.toml")),
     ("gsm8k-gpt2", include_str!("../../../recipes/gsm8k-gpt2.toml")),
     ("gsm8k-smollm2", include_str!("../../../recipes/gsm8k-smollm2.toml")),
     ("gsm8k-qwen-lora", include_str!("../../../recipes/gsm8k-qwen-lora.toml")),
     ("hrpo-small", include_str!("../../../recipes/hrpo-small.toml")),
+    ("gsm8k-icot", include_str!("../../../recipes/gsm8k-icot.toml")),
+    ("codi-small", include_str!("../../../recipes/codi-small.toml")),
+    ("icot-small", include_str!("../../../recipes/icot-small.toml")),
     ("lepo-small", include_str!("../../../recipes/lepo-small.toml")),
     ("lepo-qwen2.5-3b", include_str!("../../../recipes/lepo-qwen2.5-3b.toml")),
     ("lepo-llama3.2-3b", include_str!("../../../recipes/lepo-llama3.2-3b.toml")),
@@ -299,6 +303,13 @@ impl Recipe {
                 alone,
                 "grpo.group = 1 leaves nothing to compare a rollout with; set grpo.baseline = \"none\" or a larger group"
                     .into(),
+            ),
+            (
+                adapters && self.coconut.variant == Variant::Codi,
+                format!(
+                    "coconut.variant = \"codi\" trains a projector, which adapter.rank = {} would freeze; set adapter.rank = 0",
+                    adapter.rank
+                ),
             ),
             (
                 needs_masks && no_masks,

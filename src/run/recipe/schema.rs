@@ -26,6 +26,10 @@ section! {
         cot: CotKeys,
         /// The Coconut curriculum.
         coconut: CoconutKeys,
+        /// Stepwise internalisation.
+        icot: IcotKeys,
+        /// Self-distillation.
+        codi: CodiKeys,
         /// Reinforcement learning.
         grpo: GrpoKeys,
         /// Soft latents.
@@ -146,7 +150,8 @@ section! {
     /// The Coconut curriculum: stage k replaces the first k reasoning steps by k * c_thought latents.
     CoconutKeys {
         /// coconut; or the comparisons: cot (no curriculum), no_cot (question and answer only), no_thoughts (steps
-        /// removed, no latents), pause (learned pause tokens instead of latents).
+        /// removed, no latents), pause (learned pause tokens instead of latents), icot (the curriculum of [icot]), codi
+        /// (the self-distillation of [codi]).
         variant: Variant, ANY;
         /// Latents that replace one reasoning step.
         c_thought: usize, between(0.0, 64.0);
@@ -162,6 +167,67 @@ section! {
         uniform_prob: f64, between(0.0, 1.0);
         /// When AdamW starts afresh.
         reset_optimizer: ResetOptimizer, ANY;
+        /// Examples an update.
+        batch: usize, between(1.0, 65536.0);
+        /// Learning rate after the warm-up.
+        learning_rate: f64, between(0.0, 1.0);
+        /// Decoupled weight decay.
+        weight_decay: f64, between(0.0, 1.0);
+        /// Largest gradient norm; 0 = no clipping.
+        clip: f64, between(0.0, 1e6);
+        /// Updates over which the learning rate rises to its value.
+        warmup_steps: usize, between(0.0, MANY);
+        /// What is left of the learning rate at the end of a phase, falling linearly; 1 = constant.
+        decay: f64, between(0.0, 1.0);
+    }
+}
+
+section! {
+    /// Stepwise internalisation (coconut.variant = "icot"): tokens of the reasoning are taken away a few an epoch.
+    IcotKeys {
+        /// Tokens of the reasoning that are removed an epoch, spread over its updates.
+        removal_per_epoch: f64, above(0.0, 1e6);
+        /// Once so many are scheduled to be removed, all are; 0 = never.
+        removal_max: usize, between(0.0, 1e6);
+        /// Which tokens go first.
+        removal_side: RemovalSide, ANY;
+        /// Lambda of the random extra removal, P(k more tokens) proportional to exp(-lambda k); 0 = no extra removal.
+        removal_smoothing: f64, between(0.0, 1000.0);
+        /// Start AdamW afresh whenever one more token is removed.
+        reset_optimizer: bool, ANY;
+        /// Passes over the training problems.
+        epochs: usize, between(0.0, 10000.0);
+        /// Examples an update.
+        batch: usize, between(1.0, 65536.0);
+        /// Learning rate.
+        learning_rate: f64, between(0.0, 1.0);
+        /// Decoupled weight decay.
+        weight_decay: f64, between(0.0, 1.0);
+        /// Largest gradient norm; 0 = no clipping.
+        clip: f64, between(0.0, 1e6);
+    }
+}
+
+section! {
+    /// Self-distillation (coconut.variant = "codi"): the model learns to answer after latents from itself in words.
+    CodiKeys {
+        /// Latents between question and answer; each passes through a trained projector.
+        latents: usize, between(1.0, 64.0);
+        /// Width between the projector's two linear maps; 0 = the model's width.
+        projector: usize, between(0.0, 1e6);
+        /// The states that are distilled are those that predict this token of the answer, counted from 0. Answers begin
+        /// with the mark ###; published: the state before the first token of the value.
+        distill_token: usize, between(0.0, 64.0);
+        /// Weight of the cross-entropy of answers after latents.
+        student_weight: f64, between(0.0, 1e6);
+        /// Weight of the distance of states (smooth L1, mean over layers); published: 1 for GPT-2, 20 for Llama.
+        distill_weight: f64, between(0.0, 1e6);
+        /// Weight of the cross-entropy of reasoning and answers in words.
+        teacher_weight: f64, between(0.0, 1e6);
+        /// Divide distances by the standard deviation of the states in words.
+        divide_by_deviation: bool, ANY;
+        /// Passes over the training problems.
+        epochs: usize, between(0.0, 10000.0);
         /// Examples an update.
         batch: usize, between(1.0, 65536.0);
         /// Learning rate after the warm-up.
@@ -443,6 +509,20 @@ choices! {
         NoThoughts = "no_thoughts",
         /// Learned pause tokens in place of latents.
         Pause = "pause",
+        /// Stepwise internalisation.
+        Icot = "icot",
+        /// Self-distillation.
+        Codi = "codi",
+    }
+}
+
+choices! {
+    /// From which end reasoning is removed.
+    RemovalSide {
+        /// The first tokens go first.
+        Left = "left",
+        /// The last tokens go first.
+        Right = "right",
     }
 }
 
@@ -618,7 +698,7 @@ named!(SiteKind {
 
 impl Recipe {
     /// The sections by name; the keys outside any section come first, under an empty name.
-    pub(super) fn sections(&self) -> [(&'static str, &dyn Keys); 12] {
+    pub(super) fn sections(&self) -> [(&'static str, &dyn Keys); 14] {
         [
             ("", self),
             ("model", &self.model),
@@ -626,6 +706,8 @@ impl Recipe {
             ("data", &self.data),
             ("cot", &self.cot),
             ("coconut", &self.coconut),
+            ("icot", &self.icot),
+            ("codi", &self.codi),
             ("grpo", &self.grpo),
             ("lepo", &self.lepo),
             ("hrpo", &self.hrpo),
@@ -644,6 +726,8 @@ impl Recipe {
             "data" => &mut self.data,
             "cot" => &mut self.cot,
             "coconut" => &mut self.coconut,
+            "icot" => &mut self.icot,
+            "codi" => &mut self.codi,
             "grpo" => &mut self.grpo,
             "lepo" => &mut self.lepo,
             "hrpo" => &mut self.hrpo,

@@ -88,7 +88,7 @@ pub fn closing_table(recipe: &Recipe, progress: &Progress) -> String {
         .collect();
     let header: Vec<&str> = header.iter().map(String::as_str).collect();
     let mut text = table(&header, &rows);
-    if recipe.coconut.variant == Variant::Coconut {
+    if matches!(recipe.coconut.variant, Variant::Coconut | Variant::Codi) {
         text.push_str(&verdict(base));
     }
     text

@@ -396,8 +396,9 @@ fn form(recipe: &Recipe, curriculum: &Curriculum, student: &Student) -> Form {
 pub fn longest(recipe: &Recipe, model: &Model) -> usize {
     let limit = model.config().max_positions;
     let asked = if recipe.data.max_positions == 0 { limit } else { recipe.data.max_positions.min(limit) };
-    let thoughts = recipe.coconut.c_thought * recipe.coconut.max_latent_stage;
-    let room = if recipe.coconut.variant == Variant::Coconut { thoughts + 2 } else { 2 };
+    let thoughts = settings::curriculum(recipe).thoughts(usize::MAX, usize::MAX);
+    let room =
+        if matches!(recipe.coconut.variant, Variant::Coconut | Variant::Codi) { thoughts + 2 } else { 2 };
     // A question must leave room for the longest sampled answer.
     asked.min(limit.saturating_sub(room + recipe.grpo.max_new_tokens))
 }

@@ -28,7 +28,8 @@ impl Story<'_> {
         examiner.curriculum = &phase.curriculum;
         // An answer in words takes as many tokens as the longest that was trained.
         let answer = |item: &crate::run::problems::Item| {
-            phase.curriculum.example(&item.tokens, phase.stage, &self.student.markers).answer.len()
+            let problems = self.problems.train.items.len();
+            phase.at_end(&item.tokens, problems, &self.student.markers).answer.len()
         };
         examiner.max_new_tokens = self.problems.valid.items.iter().map(answer).max().unwrap_or(1) + 2;
         let scores = examiner.ask(&self.student.model, &self.problems.valid.items, &ask)?.scores(1)?;
@@ -107,6 +108,13 @@ impl Story<'_> {
                 .number("learning_rate", learning_rate)
                 .with("positions", report.positions)
                 .number("timing_s/step", seconds);
+            let record = match report.distillation {
+                None => record,
+                Some(losses) => record
+                    .number("loss/student", losses.student)
+                    .number("loss/distill", losses.distill)
+                    .number("loss/teacher", losses.teacher),
+            };
             self.metrics.write(record)?;
             let event = Event::Supervised { update: update + 1, report: &report, learning_rate, seconds };
             let stop = watch(&event).is_break();

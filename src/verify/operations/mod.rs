@@ -16,6 +16,7 @@ pub mod residual_norm;
 pub mod rmsnorm;
 pub mod rope;
 pub mod sampler;
+pub mod smooth_l1;
 pub mod soft_action;
 pub mod swiglu;
 
@@ -64,5 +65,6 @@ pub fn all() -> Vec<Case<'static>> {
     cases.extend(soft_action::cases());
     cases.extend(gated_mixture::cases());
     cases.extend(policy_loss::cases());
+    cases.extend(smooth_l1::cases());
     cases
 }
