@@ -109,6 +109,23 @@ fn every_dtype_and_shape_agrees_with_f64() {
 }
 
 #[test]
+fn bits_do_not_depend_on_the_order_of_blocks() {
+    let (rows, picked, cols) = (60, 1300, 136);
+    let choice: Vec<u32> = (0..picked).map(|n| (n * n * 3 % rows) as u32).collect();
+    for dtype in gpu::DTYPES {
+        let dy = gpu::exact("gather dy", picked * cols, dtype);
+        let [first, second] = gpu::orders().map(|device| {
+            let index = Tensor::from_host(&device, [picked, 1], &choice).unwrap();
+            let dy = gpu::tensor(&device, [picked, cols], &dy, dtype);
+            let mut dx = Tensor::zeros(&device, [rows, cols], dtype).unwrap();
+            gather::backward(dy.view(), index.view(), dx.view_mut(), &mut Order::default()).unwrap();
+            gpu::values(dx.view())
+        });
+        assert_eq!(first, second, "{dtype}");
+    }
+}
+
+#[test]
 fn an_index_that_does_not_exist_becomes_nan() {
     for device in gpu::devices() {
         for dtype in gpu::DTYPES {

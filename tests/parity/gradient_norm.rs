@@ -70,6 +70,9 @@ fn kernels_agree_with_f64_and_see_bad_elements() {
         let gradients = gradients();
         let exact = gradients.iter().flatten().map(|&g| f64::from(g) * f64::from(g)).sum::<f64>().sqrt();
         let found = run_on(&device, &gradients, 1.0);
+        for other in gpu::orders() {
+            assert_eq!(run_on(&other, &gradients, 1.0), found, "another order of blocks");
+        }
         let what = format!("{} norm and scale", device.name());
         gpu::compare(&what, Dtype::F32, 4096, &[f64::from(found.0)], &[exact]);
         gpu::compare(&what, Dtype::F32, 4096, &[f64::from(found.1)], &[1.0 / (exact + 1e-6)]);
