@@ -133,7 +133,7 @@ impl Model {
         let mut places =
             entries_of.iter().map(|entry| entry.gated.clone()).filter(|places| !places.is_empty());
         // Entries stand on the tape in the order of their places.
-        let gated = places.next().map_or(0..0, |first| first.start..places.last().unwrap_or(first).end);
+        let gated = places.next().map_or(0..0, |first| first.start..places.next_back().unwrap_or(first).end);
         let run = 0..at.len();
 
         let (Some(hidden_gradient), Some(back)) = (&sequences.hidden_gradient, &mut sequences.backward)

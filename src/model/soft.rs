@@ -391,7 +391,7 @@ impl Model {
         };
         soft_action::forward(logits, &chunk.support, at.clone(), &law.settings(), noise, out)?;
         soft.filled = at.end;
-        let positions = vec![position..position + count];
+        let positions = std::iter::once(position..position + count).collect();
         Ok(SoftAt { chunk: 0, rows: at, positions, drawn: Some(*law) })
     }
 
