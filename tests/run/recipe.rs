@@ -124,7 +124,7 @@ fn wrong_values_name_what_was_found_and_what_was_expected() {
         ("[mask]\np = nan", &["`mask.p` is nan", "a number"]),
         (
             "[grpo]\narms = [\"temp\", \"drop\"]",
-            &["[\"temp\", \"drop\"]", "temp, dropout_latent, dropout_all, lepo, sft"],
+            &["[\"temp\", \"drop\"]", "temp, dropout_latent, dropout_all, lepo, hrpo, sft"],
         ),
         ("[mask]\nmode = \"sharde\"", &["\"sharde\"", "one of shared, per_step, per_position, none"]),
         ("[grpo]\ntemperature = 0", &["is 0", "above 0", "no score function"]),
