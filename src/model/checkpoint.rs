@@ -51,8 +51,7 @@ impl Model {
         };
         let companions = &self.with_projector_files(companions)?;
         let companions = &self.with_gate_files(companions)?;
-        let own = self.projector.as_ref().map_or(self.parameters.len(), |plan| plan.first);
-        let tensors: Vec<TensorHeader> = self.parameter_list()[..own.min(self.family_parameters())]
+        let tensors: Vec<TensorHeader> = self.parameter_list()[..self.family_parameters()]
             .iter()
             .zip(self.parameters())
             .map(|(parameter, tensor)| TensorHeader {

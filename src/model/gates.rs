@@ -99,7 +99,8 @@ impl Model {
 
     /// How many of the parameters are the family's.
     pub(super) fn family_parameters(&self) -> usize {
-        self.gates.as_ref().map_or(self.parameters.len(), |plan| plan.first)
+        let gates = self.gates.as_ref().map_or(self.parameters.len(), |plan| plan.first);
+        self.projector.as_ref().map_or(gates, |plan| plan.first.min(gates))
     }
 
     /// The same model with gates whose parameters `fill(i, parameter, tensor)` writes into zeroed tensors.
