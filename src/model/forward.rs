@@ -7,7 +7,7 @@ use super::norm;
 use super::rows::Row;
 use super::segment::{Input, LatentNoise, Segment};
 use super::sequences::Sequences;
-use super::soft::SoftAt;
+use super::soft_tape::SoftAt;
 use super::tape::{Entry, Feed, Record};
 use crate::base::{Error, Result};
 use crate::ops::embedding;

@@ -14,7 +14,7 @@ use super::architecture::LinearPlan;
 use super::gates;
 use super::parameters::Gradients;
 use super::sequences::not_recording;
-use super::soft::{packed, upload, values};
+use super::soft_tape::{packed, upload, values};
 use crate::base::{Dtype, Error, Result};
 use crate::device::{Arena, Device};
 use crate::ops::linear::{self, Accumulate};

@@ -10,7 +10,7 @@
 //! tape, sequences       what is kept; forward: running segments; backward: walking them in reverse
 //! gates, gate_room      HRPO: a sampled token and its mixture as one input
 //! projector, taps       CODI: a trained map before the feedback; states of every layer, and gradients that enter there
-//! soft                  mixtures of token embeddings drawn on the device; soft_scores: their log-densities
+//! soft                  mixtures of token embeddings; soft_tape: drawn on the device and back; soft_scores: log-densities
 //! scores                log-probabilities of given tokens, where every loss enters
 //! ```
 
@@ -45,6 +45,7 @@ mod segment;
 mod sequences;
 pub mod soft;
 mod soft_scores;
+mod soft_tape;
 pub mod stored;
 mod tape;
 mod taps;

@@ -4,7 +4,8 @@
 use super::Model;
 use super::gate_room::{Gated, Mixture};
 use super::rows::{self, Row, RowPlan};
-use super::soft::{Action, Draws, SoftRoom, SoftTape};
+use super::soft::{Action, SoftRoom};
+use super::soft_tape::{Draws, SoftTape};
 use super::tape::{Feed, Record, Tape};
 use crate::base::{Dtype, Error, Result};
 use crate::device::{Arena, Device};

@@ -4,7 +4,8 @@
 use super::Model;
 use super::parameters::Gradients;
 use super::sequences::{Sequences, not_recording};
-use super::soft::{Action, packed, upload, values};
+use super::soft::Action;
+use super::soft_tape::{packed, upload, values};
 use crate::base::{Dtype, Error, Result};
 use crate::device::Arena;
 use crate::ops::sampler::Support;

@@ -8,7 +8,8 @@
 use super::architecture::Architecture;
 use super::block::{Activations, Workspace};
 use super::norm;
-use super::soft::{SoftAt, SoftGradient};
+use super::soft::SoftGradient;
+use super::soft_tape::SoftAt;
 use crate::base::{Dtype, Error, Result};
 use crate::device::{Arena, Device};
 use crate::ops::Tensor;
