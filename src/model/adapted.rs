@@ -226,7 +226,9 @@ fn numbers(tensor: &Tensor) -> Result<Vec<f64>> {
 fn upload(tensor: &mut Tensor, values: &[f64]) -> Result<()> {
     match tensor.dtype() {
         Dtype::F64 => tensor.upload(values),
-        Dtype::Bf16 => tensor.upload(&values.iter().map(|&v| half::bf16::from_f64(v)).collect::<Vec<_>>()),
+        Dtype::Bf16 => {
+            tensor.upload(&values.iter().map(|&v| crate::base::dtype::bf16_of_f64(v)).collect::<Vec<_>>())
+        }
         _ => tensor.upload(&values.iter().map(|&v| v as f32).collect::<Vec<_>>()),
     }
 }

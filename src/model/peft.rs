@@ -238,7 +238,9 @@ impl Model {
             }
             let row = tensor.rows(0..1.min(tensor.shape().as_matrix().0))?;
             let values: Vec<half::bf16> = match tensor.dtype() {
-                Dtype::F64 => row.download::<f64>()?.into_iter().map(half::bf16::from_f64).collect(),
+                Dtype::F64 => {
+                    row.download::<f64>()?.into_iter().map(crate::base::dtype::bf16_of_f64).collect()
+                }
                 Dtype::Bf16 => row.download()?,
                 _ => row.download::<f32>()?.into_iter().map(half::bf16::from_f32).collect(),
             };

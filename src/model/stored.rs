@@ -140,7 +140,7 @@ impl Stored {
                     rounded.is_finite()
                 }
                 Stored::Bf16 => {
-                    let rounded = bf16::from_f64(value);
+                    let rounded = crate::base::dtype::bf16_of_f64(value);
                     bytes.extend(rounded.to_le_bytes());
                     rounded.is_finite()
                 }
@@ -230,7 +230,7 @@ impl Target for bf16 {
     }
     #[inline(always)]
     fn from_f64(value: f64) -> Self {
-        bf16::from_f64(value)
+        crate::base::dtype::bf16_of_f64(value)
     }
     fn to_f64(self) -> f64 {
         self.into()
