@@ -8,11 +8,11 @@
 use super::Model;
 use super::config::read_json;
 use super::gates;
+use super::module_file;
 use super::safetensors_file::{self, SafetensorsFile, TensorHeader};
 use super::save::Companions;
-use super::stored::{Stored, Target};
+use super::stored::Stored;
 use crate::base::{Dtype, Error, Result};
-use crate::device::Element;
 use crate::ops::Tensor;
 use serde_json::json;
 use std::fs;
@@ -58,11 +58,7 @@ impl Model {
         let file = SafetensorsFile::open(&weights)?;
         self.with_gates(|_, parameter, tensor| {
             let name = &parameter.name[..];
-            match tensor.dtype() {
-                Dtype::F64 => load::<f64>(&file, name, tensor),
-                Dtype::Bf16 => load::<half::bf16>(&file, name, tensor),
-                _ => load::<f32>(&file, name, tensor),
-            }
+            module_file::load(&file, name, tensor, "the gates belong to")
         })
     }
 
@@ -111,30 +107,4 @@ impl Model {
         }
         Ok(())
     }
-}
-
-fn load<T: Target + Element>(file: &SafetensorsFile, name: &str, tensor: &mut Tensor) -> Result<()> {
-    let found = file.tensor(name)?;
-    let expected = tensor.shape();
-    if found.shape != expected.dims() || !found.stored.is_real() {
-        return Err(Error::file(
-            file.path(),
-            format!(
-                "tensor \"{name}\" has shape {:?}, expected {:?} of real numbers",
-                found.shape,
-                expected.dims()
-            ),
-            "the gates belong to another model",
-        ));
-    }
-    let mut values = vec![T::default(); expected.elements()];
-    found.stored.decode(found.bytes, &mut values);
-    if let Some(at) = values.iter().position(|value| !value.finite()) {
-        return Err(Error::NotFinite {
-            what: format!("{}: tensor \"{name}\"", file.path().display()),
-            found: format!("{} at element {at}", values[at].to_f64()),
-            advice: "the checkpoint is damaged or comes from a run that diverged".into(),
-        });
-    }
-    tensor.upload(&values)
 }

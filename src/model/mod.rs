@@ -32,6 +32,7 @@ pub mod gates;
 pub mod gguf;
 pub mod gguf_model;
 pub mod mapped;
+mod module_file;
 mod norm;
 mod parameters;
 pub mod peft;

@@ -7,13 +7,13 @@
 //! ```
 
 use super::config::read_json;
+use super::module_file;
 use super::projector::{self, Projector};
 use super::safetensors_file::{self, SafetensorsFile, TensorHeader};
 use super::save::Companions;
-use super::stored::{Stored, Target};
+use super::stored::Stored;
 use super::{LATENT_CONFIG, Model};
 use crate::base::{Dtype, Error, Result};
-use crate::device::Element;
 use crate::ops::Tensor;
 use serde_json::json;
 use std::path::Path;
@@ -56,11 +56,7 @@ impl Model {
         let file = SafetensorsFile::open(&weights)?;
         self.with_projector(projector, |_, parameter, tensor| {
             let name = &parameter.name[..];
-            match tensor.dtype() {
-                Dtype::F64 => load::<f64>(&file, name, tensor),
-                Dtype::Bf16 => load::<half::bf16>(&file, name, tensor),
-                _ => load::<f32>(&file, name, tensor),
-            }
+            module_file::load(&file, name, tensor, "the projector belongs to")
         })
     }
 
@@ -128,30 +124,4 @@ fn read_projector(path: &Path) -> Result<Projector> {
             "expected a width from 1 and an epsilon between 0 and 1",
         )),
     }
-}
-
-fn load<T: Target + Element>(file: &SafetensorsFile, name: &str, tensor: &mut Tensor) -> Result<()> {
-    let found = file.tensor(name)?;
-    let expected = tensor.shape();
-    if found.shape != expected.dims() || !found.stored.is_real() {
-        return Err(Error::file(
-            file.path(),
-            format!(
-                "tensor \"{name}\" has shape {:?}, expected {:?} of real numbers",
-                found.shape,
-                expected.dims()
-            ),
-            "the projector belongs to another model",
-        ));
-    }
-    let mut values = vec![T::default(); expected.elements()];
-    found.stored.decode(found.bytes, &mut values);
-    if let Some(at) = values.iter().position(|value| !value.to_f64().is_finite()) {
-        return Err(Error::NotFinite {
-            what: format!("{}: tensor \"{name}\"", file.path().display()),
-            found: format!("{} at element {at}", values[at].to_f64()),
-            advice: "the checkpoint is damaged or comes from a run that diverged".into(),
-        });
-    }
-    tensor.upload(&values)
 }
