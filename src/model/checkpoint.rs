@@ -63,8 +63,8 @@ impl Model {
         let contents = Saving { config: &self.config, stored, companions, tensors: &tensors };
         self.check_mergeable()?;
         save::save(folder, contents, &mut |index, writer| match self.merged(index)? {
-            Some(merged) => write_any(&merged, writer),
-            None => write_any(&self.parameters[index], writer),
+            Some(merged) => write_tensor(&merged, writer),
+            None => write_tensor(&self.parameters[index], writer),
         })?;
         self.remove_older_gates(folder)
     }
@@ -80,7 +80,7 @@ pub(super) fn stored_as(dtype: Dtype) -> Stored {
 }
 
 /// The elements of a float tensor, a piece at a time.
-pub(super) fn write_any(tensor: &Tensor, writer: &mut TensorWriter) -> Result<()> {
+pub(crate) fn write_tensor(tensor: &Tensor, writer: &mut TensorWriter) -> Result<()> {
     match tensor.dtype() {
         Dtype::F64 => write::<f64>(tensor, writer),
         Dtype::Bf16 => write::<half::bf16>(tensor, writer),

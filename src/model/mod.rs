@@ -54,6 +54,7 @@ pub mod weights;
 
 pub use adapter::{AdapterConfig, Embeddings};
 pub use backward::Truncation;
+pub(crate) use checkpoint::write_tensor;
 pub use config::Config;
 pub use gate_room::{GateRoom, Mixture, Mixtures};
 pub use parameters::Gradients;

@@ -71,7 +71,7 @@ impl Model {
         };
         save::save_folder(folder, contents, &mut |index, writer| {
             let index = if index < list.len() { Some(index) } else { again };
-            index.map_or(Ok(()), |index| checkpoint::write_any(&self.trained()[index], writer))
+            index.map_or(Ok(()), |index| checkpoint::write_tensor(&self.trained()[index], writer))
         })
     }
 

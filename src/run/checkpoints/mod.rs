@@ -11,27 +11,24 @@
 //! Everything is written into a hidden folder, synced, and renamed: a step's folder appears whole or not at all. Should a
 //! disk lose or change something later, the checksums tell, and the checkpoint before it is used.
 
+mod checksums;
+mod state_file;
+
 use super::adapters;
 use super::recipe::Recipe;
 use crate::base::{Dtype, Error, Result};
-use crate::device::{Device, Element};
+use crate::device::Device;
 use crate::learn::optimizer::Optimizer;
-use crate::model::safetensors_file::{self, SafetensorsFile, TensorHeader, TensorWriter};
-use crate::model::save::{CHECKSUMS, Companions};
-use crate::model::stored::Stored;
-use crate::model::{Model, Precision, peft};
-use crate::ops::Tensor;
-use sha2::{Digest, Sha256};
+use crate::model::safetensors_file::SafetensorsFile;
+use crate::model::save::Companions;
+use crate::model::{Model, Precision};
+use checksums::{verify, write_checksums};
+use state_file::{stored_as, write_train_state};
 use std::fs::{self, File};
-use std::io::{BufWriter, Read, Write};
 use std::path::{Path, PathBuf};
 
 /// The file with everything that is not the model.
 const TRAIN_STATE: &str = "train_state.safetensors";
-/// Without these a folder is no checkpoint. They stand last in the checksums, so that a cut list lacks one of them.
-const REQUIRED: [&str; 3] = ["config.json", "model.safetensors", TRAIN_STATE];
-/// The same, where the model is an adapter.
-const REQUIRED_OF_ADAPTERS: [&str; 3] = [peft::CONFIG_FILE, peft::WEIGHTS_FILE, TRAIN_STATE];
 /// Ends the name of a checkpoint while it takes the place of an older one of the same step.
 const AGAIN: &str = "-again";
 /// Begins the names of folders that are being written or removed.
@@ -369,15 +366,6 @@ fn staging(folder: &Path) -> Result<tempfile::TempDir> {
     builder.tempdir_in(folder).map_err(Error::io(folder, "cannot write into the folder"))
 }
 
-/// Creates `path`, lets `body` write it, and has the system put it on the disk.
-fn write_synced(path: &Path, body: impl FnOnce(&mut dyn Write) -> Result<()>) -> Result<()> {
-    let file = File::create(path).map_err(Error::io(path, "cannot create"))?;
-    let mut out = BufWriter::with_capacity(1 << 20, file);
-    body(&mut out)?;
-    let file = out.into_inner().map_err(|error| Error::io(path, "cannot write")(error.into_error()))?;
-    file.sync_all().map_err(Error::io(path, "cannot write"))
-}
-
 /// Names of files are on the disk only when their folder is.
 fn sync(folder: &Path) -> Result<()> {
     if cfg!(unix) {
@@ -385,135 +373,4 @@ fn sync(folder: &Path) -> Result<()> {
         opened.sync_all().map_err(Error::io(folder, "cannot write"))?;
     }
     Ok(())
-}
-
-fn stored_as(dtype: Dtype) -> Result<Stored> {
-    match dtype {
-        Dtype::F32 => Ok(Stored::F32),
-        Dtype::F64 => Ok(Stored::F64),
-        other => Err(Error::dtype("optimiser state", other, "f32 or f64")),
-    }
-}
-
-fn write_train_state(
-    path: &Path,
-    step: u64,
-    model: &Model,
-    optimizer: Option<&Optimizer>,
-    state: &TrainState,
-) -> Result<()> {
-    let list = optimizer.map(|optimizer| optimizer.state(model)).transpose()?.unwrap_or_default();
-    let mut headers = Vec::with_capacity(list.len());
-    for (name, tensor) in &list {
-        let (shape, stored) = (tensor.shape().dims().to_vec(), stored_as(tensor.dtype())?);
-        headers.push(TensorHeader { name: name.clone(), shape, stored });
-    }
-    let step = step.to_string();
-    let optimizer_step = optimizer.map(|optimizer| optimizer.step().to_string());
-    let score = state.score.map(|score| score.to_string());
-    let mut metadata = vec![("format", "latch"), ("step", &step), ("job", &state.job)];
-    metadata.extend(optimizer_step.iter().map(|text| ("optimizer_step", text.as_str())));
-    metadata.extend(score.iter().map(|text| ("score", text.as_str())));
-    write_synced(path, |out| {
-        safetensors_file::write(path, out, &headers, &metadata, &mut |index, writer| match list[index]
-            .1
-            .dtype()
-        {
-            Dtype::F64 => write::<f64>(list[index].1, writer),
-            _ => write::<f32>(list[index].1, writer),
-        })
-    })
-}
-
-/// The elements of a tensor, a piece at a time.
-fn write<T: Element>(tensor: &Tensor, writer: &mut TensorWriter) -> Result<()> {
-    const PIECE: usize = 4 << 20;
-    let (rows, cols) = tensor.shape().as_matrix();
-    let step = (PIECE / cols.max(1)).max(1);
-    for first in (0..rows).step_by(step) {
-        let piece = tensor.rows(first..(first + step).min(rows))?.download::<T>()?;
-        writer.write(bytemuck::cast_slice(&piece))?;
-    }
-    Ok(())
-}
-
-fn write_checksums(folder: &Path) -> Result<()> {
-    let mut files = Vec::new();
-    list_files(folder, "", &mut files)?;
-    files.retain(|name| name != CHECKSUMS);
-    let required = required(&files);
-    files.sort_by_key(|name| (required.iter().position(|required| required == name), name.clone()));
-    let mut text = String::new();
-    for name in &files {
-        text.push_str(&format!("{}  {name}\n", sum(&folder.join(name))?.0));
-    }
-    let path = folder.join(CHECKSUMS);
-    write_synced(&path, |out| out.write_all(text.as_bytes()).map_err(Error::io(&path, "cannot write")))
-}
-
-/// All files under `folder`, as paths with `/`.
-fn list_files(folder: &Path, inside: &str, files: &mut Vec<String>) -> Result<()> {
-    for name in names(folder)? {
-        let path = folder.join(&name);
-        if path.is_dir() {
-            list_files(&path, &format!("{inside}{name}/"), files)?;
-        } else {
-            files.push(format!("{inside}{name}"));
-        }
-    }
-    Ok(())
-}
-
-/// What a checkpoint with these files must have.
-fn required<S: AsRef<str>>(names: &[S]) -> [&'static str; 3] {
-    let adapter = names.iter().any(|name| name.as_ref() == peft::CONFIG_FILE);
-    if adapter { REQUIRED_OF_ADAPTERS } else { REQUIRED }
-}
-
-/// SHA-256 of a file in hexadecimal, and its length.
-fn sum(path: &Path) -> Result<(String, u64)> {
-    let mut file = File::open(path).map_err(Error::io(path, "cannot open"))?;
-    let (mut hash, mut length) = (Sha256::new(), 0);
-    let mut piece = vec![0; 1 << 20];
-    loop {
-        match file.read(&mut piece).map_err(Error::io(path, "cannot read"))? {
-            0 => break,
-            read => {
-                hash.update(&piece[..read]);
-                length += read as u64;
-            }
-        }
-    }
-    Ok((hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect(), length))
-}
-
-fn verify(folder: &Path) -> Result<()> {
-    let list = folder.join(CHECKSUMS);
-    let text = fs::read_to_string(&list).map_err(Error::io(&list, "cannot read"))?;
-    let advice = "the checkpoint is damaged; use the one before it";
-    if !text.is_empty() && !text.ends_with('\n') {
-        return Err(Error::file(&list, "ends in the middle of a line", advice));
-    }
-    let mut named = Vec::new();
-    for (index, line) in text.lines().enumerate() {
-        let Some((expected, name)) = line.split_once("  ").filter(|(sum, _)| sum.len() == 64) else {
-            let problem = format!("line {} is not a checksum and a name", index + 1);
-            return Err(Error::file(&list, problem, advice));
-        };
-        let path = folder.join(name);
-        let (found, length) = sum(&path)?;
-        if found != expected {
-            let problem = format!(
-                "its {length} bytes have checksum {}..., expected {}...",
-                &found[..12],
-                expected.get(..12).unwrap_or(expected)
-            );
-            return Err(Error::file(&path, problem, advice));
-        }
-        named.push(name);
-    }
-    match required(&named).iter().find(|required| !named.contains(required)) {
-        Some(missing) => Err(Error::file(&list, format!("has no checksum of {missing}"), advice)),
-        None => Ok(()),
-    }
 }

@@ -1,0 +1,97 @@
+//! Gates in files and on a simulated GPU.
+
+use super::*;
+
+#[test]
+fn gates_are_kept_beside_the_model() {
+    let folder = tempfile::tempdir().unwrap();
+    let companions = Companions::of_contents(Vec::new());
+    let values = |model: &Model| -> Vec<Vec<f32>> {
+        model.parameters().iter().map(|p| p.download::<f32>().unwrap()).collect()
+    };
+    let load = || -> Result<Model> { Model::load(folder.path(), &Device::cpu(), Precision::of(Dtype::F32)) };
+    let model = model("llama", Dtype::F32, &Device::cpu());
+    model.save(folder.path(), &companions).unwrap();
+    let again = load().unwrap();
+    assert!(again.has_gates());
+    assert_eq!(values(&again), values(&model));
+    assert_eq!(values(&model.duplicate().unwrap()), values(&model));
+    let grown = model.with_vocabulary(64, 3).unwrap();
+    let (products, lambda) = model.gate_parameters().unwrap();
+    assert_eq!(values(&grown)[products.start..lambda.end], values(&model)[products.start..lambda.end]);
+    // The family's file holds the family's parameters alone.
+    let family = std::fs::read(folder.path().join("model.safetensors")).unwrap();
+    assert!(!String::from_utf8_lossy(&family).contains("thinking_residual"));
+
+    let weights = folder.path().join("latent_gates.safetensors");
+    let kept = std::fs::read(&weights).unwrap();
+    std::fs::remove_file(&weights).unwrap();
+    let message = load().unwrap_err().to_string();
+    assert!(message.contains("hrpo.thinking") && message.contains("latent_gates.safetensors"), "{message}");
+    std::fs::write(&weights, kept).unwrap();
+    let config = folder.path().join("latent_gates.json");
+    std::fs::write(&config, r#"{"type": "hrpo", "rate": 8, "width": 25}"#).unwrap();
+    let message = load().unwrap_err().to_string();
+    assert!(message.contains("width 25") && message.contains("24"), "{message}");
+    std::fs::remove_file(&config).unwrap();
+    assert!(load().unwrap_err().to_string().contains("latent_gates.json"));
+
+    // A model without gates leaves none behind.
+    plain_model("llama", Dtype::F32, &Device::cpu()).save(folder.path(), &companions).unwrap();
+    assert!(!weights.exists() && !config.exists());
+    assert!(!load().unwrap().has_gates());
+}
+
+#[test]
+fn the_simulated_gpu_runs_gated_rollouts_and_their_gradients() {
+    let device = Device::open("sim").unwrap();
+    let (gpu, cpu) = (model("llama", Dtype::F32, &device), model("llama", Dtype::F32, &Device::cpu()));
+    let drawing =
+        Drawing { gate: Some(Gating { thinking: 3, ..gating() }), ..drawing(gating(), Masking::NONE) };
+    let form = Form { max_new_tokens: 5, ..form() };
+    let limits = Limits { prompts: 1, members: 2, prompt_tokens: 5 };
+    let prompts = &prompts()[..1];
+    let run = |model: &Model, given: Option<&[Trajectory]>| {
+        let mut rollouts =
+            Rollouts::reserve(model, form.clone(), drawing.clone(), limits, Record::Everything).unwrap();
+        let trajectories = match given {
+            None => rollouts.sample(model, prompts, &members(1, 2), go).unwrap(),
+            Some(given) => {
+                rollouts.replay(model, prompts, &given.iter().collect::<Vec<_>>()).unwrap();
+                given.to_vec()
+            }
+        };
+        let mut scores = Scores::reserve(model, 12).unwrap();
+        let values = scored(model, &rollouts, &trajectories, &mut scores);
+        let mut gradients = model.gradients().unwrap();
+        let (sequences, masks) = rollouts.parts_mut();
+        let weights: Vec<f64> = (0..values.len()).map(|n| 0.3 * n as f64 - 0.7).collect();
+        scores.backward(model, sequences, &weights, &mut gradients).unwrap();
+        model.backward(sequences, masks, Truncation::default(), &mut gradients).unwrap();
+        let gradients: Vec<Vec<f64>> = (gradients.tensors().iter())
+            .map(|t| t.download::<f32>().unwrap().into_iter().map(f64::from).collect())
+            .collect();
+        (trajectories, values, gradients)
+    };
+    let (trajectories, values, gradients) = run(&gpu, None);
+    assert!(trajectories.iter().any(|t| t.mixtures.len() == 3), "{trajectories:?}");
+    let mut audit = Audit::reserve(&gpu, form.clone(), drawing.clone(), 5).unwrap();
+    for trajectory in &trajectories {
+        assert_eq!(audit.gap(&gpu, &prompts[0], trajectory).unwrap(), 0.0);
+    }
+    let (_, again, _) = run(&gpu, Some(&trajectories));
+    assert_eq!(bits(&again), bits(&values));
+    let (_, expected, expected_gradients) = run(&cpu, Some(&trajectories));
+    for (a, b) in values.iter().zip(&expected) {
+        assert!((a - b).abs() <= 1e-4 * b.abs().max(1.0), "{a} {b}");
+    }
+    let (products, lambda) = gpu.gate_parameters().unwrap();
+    for index in products.start..lambda.end {
+        let (found, expected) = (&gradients[index], &expected_gradients[index]);
+        let name = &gpu.parameter_list()[index].name;
+        // Whole models are compared as tests/gpu_models.rs does: by norms.
+        let norm = |v: &mut dyn Iterator<Item = f64>| v.map(|x| x * x).sum::<f64>().sqrt();
+        let apart = norm(&mut found.iter().zip(expected).map(|(a, b)| a - b));
+        assert!(apart <= 1e-4 * norm(&mut expected.iter().copied()), "{name}: {apart:e}");
+    }
+}
