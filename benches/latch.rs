@@ -11,6 +11,7 @@ mod ops {
     pub mod adamw;
     pub mod attention;
     pub mod embedding;
+    pub mod gaussian_density;
     pub mod gelu;
     pub mod gemm;
     pub mod latent;
@@ -33,7 +34,7 @@ use std::time::Duration;
 type Cases = fn() -> Vec<Case>;
 
 /// The operations that memory bounds, and those that are counted by elements.
-const BOUND_BY_MEMORY: [(&str, Cases); 11] = [
+const BOUND_BY_MEMORY: [(&str, Cases); 12] = [
     ("embedding", ops::embedding::cases),
     ("rmsnorm", ops::rmsnorm::cases),
     ("layernorm", ops::layernorm::cases),
@@ -43,6 +44,7 @@ const BOUND_BY_MEMORY: [(&str, Cases); 11] = [
     ("mask", ops::mask::cases),
     ("adamw", ops::adamw::cases),
     ("latent", ops::latent::cases),
+    ("gaussian_density", ops::gaussian_density::cases),
     ("smooth_l1", ops::smooth_l1::cases),
     ("soft_action", ops::soft_action::cases),
 ];

@@ -22,6 +22,7 @@ mod sequences;
 mod shipped_ptx;
 mod sim;
 mod soft;
+mod soft_tokens;
 mod story;
 mod text;
 mod theory;

@@ -10,10 +10,12 @@ use latch::learn::policy_report::{Question, Report};
 use latch::learn::soft_policy::{SoftEstimator, SoftObjective, SoftStatistics};
 use latch::model::config::Config;
 use latch::model::{
-    Action, Gradients, Model, Precision, Record, Scores, SoftGradient, SoftLaw, SoftScores, Truncation,
+    Action, Gradients, Model, NoisyInput, Precision, Record, Scores, SoftGradient, SoftLaw, SoftScore,
+    SoftScores, Truncation,
 };
+use latch::ops::gaussian_density::Normal;
 use latch::ops::mask::SiteKind;
-use latch::ops::policy_loss::{Hyper, Ratio, Surrogate};
+use latch::ops::policy_loss::{Hyper, Ratio, Statistic, Surrogate};
 use latch::ops::sampler::Law;
 use latch::ops::soft_action::{Perturbation, Proxy, Score};
 use latch::rollout::audit::Audit;
@@ -96,7 +98,7 @@ pub fn drawing(thoughts: SoftThoughts) -> Drawing {
     }
 }
 
-fn masked(p: f64) -> Masking {
+pub fn masked(p: f64) -> Masking {
     Masking { p, sites: SiteKind::ALL.to_vec(), scope: Scope::All, mode: Mode::PerStep }
 }
 
@@ -115,9 +117,9 @@ pub fn members(prompts: usize, group: u32) -> Vec<Member> {
         .collect()
 }
 
-const LIMITS: Limits = Limits { prompts: 3, members: 12, prompt_tokens: 7 };
+pub const LIMITS: Limits = Limits { prompts: 3, members: 12, prompt_tokens: 7 };
 
-fn sampled(model: &Model, form: &Form, drawing: &Drawing, record: Record) -> (Rollouts, Vec<Trajectory>) {
+pub fn sampled(model: &Model, form: &Form, drawing: &Drawing, record: Record) -> (Rollouts, Vec<Trajectory>) {
     let mut rollouts = Rollouts::reserve(model, form.clone(), drawing.clone(), LIMITS, record).unwrap();
     let go = |_, _| ControlFlow::Continue(());
     let trajectories = rollouts.sample(model, &prompts(), &members(3, 4), go).unwrap();
@@ -132,12 +134,17 @@ const KINDS: [Perturbation; 5] = [
     Perturbation::Dirichlet { concentration: 3.0 },
 ];
 
-fn bits(values: &[f64]) -> Vec<u64> {
+pub fn bits(values: &[f64]) -> Vec<u64> {
     values.iter().map(|value| value.to_bits()).collect()
 }
 
 /// The log-probabilities of all answers as the rollouts stand on the tape.
-fn scored(model: &Model, rollouts: &Rollouts, trajectories: &[Trajectory], scores: &mut Scores) -> Vec<f64> {
+pub fn scored(
+    model: &Model,
+    rollouts: &Rollouts,
+    trajectories: &[Trajectory],
+    scores: &mut Scores,
+) -> Vec<f64> {
     let at: Vec<u32> = rollouts.predictors().iter().flatten().copied().collect();
     let targets: Vec<u32> = trajectories.iter().flat_map(|t| t.tokens.iter().copied()).collect();
     scores.forward(model, rollouts.sequences(), &at, &targets, 1.0).unwrap();
@@ -286,7 +293,7 @@ fn an_audit_sees_another_noise_another_mixture_and_another_proxy() {
 struct Objective {
     drawing: Drawing,
     trajectories: Vec<Trajectory>,
-    score: Option<Score>,
+    score: Option<SoftScore>,
     truncation: Truncation,
 }
 
@@ -333,12 +340,12 @@ impl Objective {
     }
 }
 
-fn flat(gradients: &Gradients) -> Vec<f64> {
+pub fn flat(gradients: &Gradients) -> Vec<f64> {
     gradients.tensors().iter().flat_map(|tensor| tensor.download::<f64>().unwrap()).collect()
 }
 
 /// Moves all parameters by `step` along a fixed random direction; returns the direction.
-fn moved(model: &mut Model, step: f64) -> Vec<f64> {
+pub fn moved(model: &mut Model, step: f64) -> Vec<f64> {
     let mut direction = Vec::new();
     for (index, parameter) in model.parameters_mut().iter_mut().enumerate() {
         let mut draws = StreamKey::new(9, 0, index as u32, 0, Purpose::Probe).draws(0, 0);
@@ -351,14 +358,51 @@ fn moved(model: &mut Model, step: f64) -> Vec<f64> {
     direction
 }
 
-/// What each estimator differentiates: how soft inputs are replayed, where gradients flow, and the score.
-fn cases() -> Vec<(&'static str, Perturbation, SoftReplay, SoftGradient, Option<Score>)> {
+/// What an estimator differentiates.
+struct Case {
+    name: &'static str,
+    perturbation: Perturbation,
+    /// Deviation of the noise on embeddings.
+    noise: f64,
+    /// How soft inputs are replayed, where gradients flow, and the score.
+    replay: SoftReplay,
+    gradient: SoftGradient,
+    score: Option<SoftScore>,
+}
+
+fn cases() -> Vec<Case> {
     let gumbel = Perturbation::Gumbel { clamp: None };
-    let pathwise = |name, perturbation| (name, perturbation, SoftReplay::Noise, SoftGradient::Pathwise, None);
-    let scored = |name, score| (name, gumbel, SoftReplay::Actions, SoftGradient::Table, Some(score));
+    let pathwise = |name, perturbation, noise| Case {
+        name,
+        perturbation,
+        noise,
+        replay: SoftReplay::Noise,
+        gradient: SoftGradient::Pathwise,
+        score: None,
+    };
+    let scored = |name, score: Score| Case {
+        name,
+        perturbation: gumbel,
+        noise: 0.0,
+        replay: SoftReplay::Actions,
+        gradient: SoftGradient::Table,
+        score: Some(score.into()),
+    };
+    let embedded = |name, mean| Case {
+        name,
+        perturbation: Perturbation::None,
+        noise: 0.05,
+        replay: SoftReplay::Inputs,
+        gradient: SoftGradient::Nothing,
+        score: Some(NoisyInput { tau: 0.5, normal: Normal { deviation: 0.05, mean } }.into()),
+    };
     vec![
-        pathwise("pathwise, gumbel", gumbel),
-        pathwise("pathwise, no noise", Perturbation::None),
+        pathwise("pathwise, gumbel", gumbel, 0.0),
+        pathwise("pathwise, no noise", Perturbation::None, 0.0),
+        pathwise("pathwise, noise on embeddings", Perturbation::None, 0.05),
+        pathwise("pathwise, gumbel and noise on embeddings", gumbel, 0.05),
+        embedded("gauss_embed", false),
+        embedded("gauss_embed, mean", true),
         scored("soft_ce", Score::SoftCe { full: true }),
         scored("soft_ce on the support", Score::SoftCe { full: false }),
         scored("concrete", Score::Concrete { tau: 0.5, mean: false }),
@@ -367,18 +411,18 @@ fn cases() -> Vec<(&'static str, Perturbation, SoftReplay, SoftGradient, Option<
 }
 
 fn objective(model: &Model, case: usize, masking: Masking) -> (Objective, Rollouts) {
-    let (_, perturbation, replay, soft, score) = cases()[case];
-    let mut drawing = Drawing { masking, ..drawing(thoughts(perturbation, false)) };
+    let Case { perturbation, noise, replay, gradient, score, .. } = cases()[case];
+    let mut drawing = Drawing { masking, latent_noise: noise, ..drawing(thoughts(perturbation, false)) };
     drawing.soft = drawing.soft.map(|soft| SoftThoughts { replay, ..soft });
     let (rollouts, trajectories) = sampled(model, &form(4), &drawing, Record::Everything);
-    let truncation = Truncation { soft, ..Truncation::default() };
+    let truncation = Truncation { soft: gradient, ..Truncation::default() };
     (Objective { drawing, trajectories, score, truncation }, rollouts)
 }
 
 #[test]
 fn gradients_through_soft_steps_are_the_differences() {
     for family in ["gpt2", "llama"] {
-        for (case, (name, ..)) in cases().into_iter().enumerate() {
+        for (case, Case { name, .. }) in cases().into_iter().enumerate() {
             for masking in [Masking::NONE, masked(0.2)] {
                 let model = model(family, Dtype::F64, &Device::cpu());
                 let (objective, _) = objective(&model, case, masking);
@@ -406,7 +450,7 @@ fn gradients_through_soft_steps_are_the_differences() {
 
 #[test]
 fn the_tape_of_sampling_and_a_replay_give_the_same_gradients() {
-    for (case, (name, ..)) in cases().into_iter().enumerate() {
+    for (case, Case { name, .. }) in cases().into_iter().enumerate() {
         let model = model("llama", Dtype::F64, &Device::cpu());
         let (objective, mut rollouts) = objective(&model, case, masked(0.2));
         let (mut tape, mut replay) = (model.gradients().unwrap(), model.gradients().unwrap());
@@ -424,7 +468,8 @@ fn the_tape_of_sampling_and_a_replay_give_the_same_gradients() {
 #[test]
 fn constant_inputs_leave_the_embedding_table_alone() {
     let model = model("llama", Dtype::F64, &Device::cpu());
-    let (mut objective, _) = objective(&model, 2, Masking::NONE);
+    let scored = cases().iter().position(|case| case.name == "soft_ce").unwrap();
+    let (mut objective, _) = objective(&model, scored, Masking::NONE);
     let mut of = |soft| {
         objective.truncation.soft = soft;
         let mut gradients = model.gradients().unwrap();
@@ -452,12 +497,21 @@ fn estimators() -> Vec<SoftEstimator> {
         SoftEstimator::SoftCe { full: false },
         SoftEstimator::Concrete { mean: false },
         SoftEstimator::GumbelG { floor: Some(-3.0), mean: true },
+        SoftEstimator::GaussEmbed { mean: false },
         SoftEstimator::Pathwise,
         SoftEstimator::StraightThrough,
     ]
 }
 
-fn settings(estimator: SoftEstimator, ratio: bool) -> Settings {
+/// The noise that an estimator needs: on logits, or on embeddings.
+pub fn noise_of(estimator: SoftEstimator) -> (Perturbation, f64) {
+    match estimator {
+        SoftEstimator::GaussEmbed { .. } => (Perturbation::None, 0.05),
+        _ => (Perturbation::Gumbel { clamp: None }, 0.0),
+    }
+}
+
+pub fn settings(estimator: SoftEstimator, ratio: bool) -> Settings {
     let surrogate = match ratio {
         true => Surrogate::Clipped { low: 0.2, high: 0.2, delta: None, dual: None },
         false => Surrogate::Plain,
@@ -481,7 +535,7 @@ fn settings(estimator: SoftEstimator, ratio: bool) -> Settings {
 }
 
 /// One update at a learning rate: the report and the gradient of the last pass.
-fn updated(
+pub fn updated(
     model: &mut Model,
     settings: Settings,
     thoughts: SoftThoughts,
@@ -490,7 +544,8 @@ fn updated(
 ) -> (Report, Vec<f64>) {
     let optimizer = optimizer::Settings { weight_decay: 0.0, clip: None, ..optimizer::Settings::default() };
     let optimizer = Optimizer::new(model, optimizer).unwrap();
-    let drawn = (form(4), drawing(thoughts));
+    let latent_noise = settings.soft.as_ref().map_or(0.0, |soft| noise_of(soft.estimator).1);
+    let drawn = (form(4), Drawing { latent_noise, ..drawing(thoughts) });
     let mut policy = Policy::new(model, drawn, preset.objective(), settings, optimizer, None).unwrap();
     let questions: Vec<Question> =
         prompts().into_iter().zip(40..).map(|(tokens, number)| Question { tokens, number }).collect();
@@ -516,7 +571,7 @@ fn updates_from_the_tape_are_updates_from_a_replay() {
     for estimator in estimators() {
         for (ratio, preset) in [(false, Preset::TrlBnpo), (true, Preset::DropoutGrpo)] {
             let hard = estimator == SoftEstimator::StraightThrough;
-            let mut thoughts = thoughts(Perturbation::Gumbel { clamp: None }, hard);
+            let mut thoughts = thoughts(noise_of(estimator).0, hard);
             thoughts.proxies_stop = ratio;
             let what = format!("{estimator} {preset}");
             let fresh = || model("llama", Dtype::F64, &Device::cpu());
@@ -537,6 +592,14 @@ fn updates_from_the_tape_are_updates_from_a_replay() {
                 if let (Some(soft), true) = (soft.0, ratio) {
                     assert_eq!(soft.log_ratio, 0.0, "{what}");
                 }
+                if let Some(soft) = soft.0 {
+                    assert_eq!((soft.mean(Statistic::Ratio), soft.churn()), (1.0, (0.0, 0.0)), "{what}");
+                    assert_eq!(
+                        soft.mean_score(),
+                        tape.passes[0].soft.as_ref().unwrap().mean_score(),
+                        "{what}"
+                    );
+                }
             }
             let norm = |v: &[f64]| v.iter().map(|x| x * x).sum::<f64>().sqrt();
             let apart: Vec<f64> = replayed.iter().zip(&from_tape).map(|(a, b)| a - b).collect();
@@ -548,7 +611,10 @@ fn updates_from_the_tape_are_updates_from_a_replay() {
             let scored = tape.passes[0].soft.is_some();
             let scores = matches!(
                 estimator,
-                SoftEstimator::SoftCe { .. } | SoftEstimator::Concrete { .. } | SoftEstimator::GumbelG { .. }
+                SoftEstimator::SoftCe { .. }
+                    | SoftEstimator::Concrete { .. }
+                    | SoftEstimator::GumbelG { .. }
+                    | SoftEstimator::GaussEmbed { .. }
             );
             assert_eq!(scored, scores, "{what}");
             let statistics = SoftStatistics::of(&tape).unwrap();
@@ -574,6 +640,14 @@ fn estimators_refuse_thoughts_that_they_cannot_train() {
         (
             refusal(SoftEstimator::Pathwise, Perturbation::Dirichlet { concentration: 1.0 }, false),
             ["lepo.estimator `pathwise`", "Dirichlet"],
+        ),
+        (
+            refusal(SoftEstimator::GaussEmbed { mean: false }, Perturbation::None, false),
+            ["lepo.estimator `gauss_embed`", "lepo.embedding_noise = 0"],
+        ),
+        (
+            refusal(SoftEstimator::GaussEmbed { mean: false }, gumbel, false),
+            ["lepo.estimator `gauss_embed`", "lepo.noise = \"none\""],
         ),
         (refusal(SoftEstimator::StraightThrough, gumbel, false), ["straight_through", "one-hot"]),
         (refusal(SoftEstimator::Pathwise, gumbel, true), ["lepo.estimator `pathwise`", "one-hot"]),

@@ -27,8 +27,7 @@ use std::time::Instant;
 #[derive(Parser)]
 #[command(version)]
 struct Arguments {
-    /// Recipe: a TOML file, or the name of a built-in one (default, gsm8k-gpt2, gsm8k-smollm2, gsm8k-qwen-lora,
-    /// prosqa)
+    #[arg(help = recipe_help())]
     recipe: Option<String>,
     /// Changes one key, e.g. --set grpo.updates=20; may be repeated
     #[arg(long = "set", value_name = "KEY=VALUE")]
@@ -63,6 +62,12 @@ struct Arguments {
     /// Only the closing table
     #[arg(long, short)]
     quiet: bool,
+}
+
+/// Names every built-in recipe.
+fn recipe_help() -> String {
+    let names: Vec<&str> = recipe::BUILT_IN.iter().map(|(name, _)| *name).collect();
+    format!("Recipe: a TOML file, or the name of a built-in one ({})", names.join(", "))
 }
 
 fn main() -> ExitCode {

@@ -14,6 +14,7 @@ pub mod embedding;
 pub mod float;
 pub mod gated_mixture;
 pub mod gather;
+pub mod gaussian_density;
 pub mod gelu;
 pub mod gemm;
 pub mod gradient_norm;

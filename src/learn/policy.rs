@@ -84,9 +84,13 @@ impl Policy {
         let limits = settings.limits(part);
         let answers = limits.members * form.max_new_tokens;
         let soft = match (&drawing.soft, &settings.soft) {
-            (Some(thoughts), Some(soft)) => {
-                SoftLearner::reserve(model, soft, thoughts, limits.members, form.latents)?
-            }
+            (Some(thoughts), Some(soft)) => SoftLearner::reserve(
+                model,
+                soft,
+                (thoughts, drawing.latent_noise),
+                limits.members,
+                form.latents,
+            )?,
             _ => None,
         };
         let without = |masking| Drawing { masking, ..drawing.clone() };
@@ -96,7 +100,9 @@ impl Policy {
                 let masked = settings.reference_masked;
                 let mut drawing = if masked { drawing.clone() } else { without(Masking::NONE) };
                 // The reference reads what the policy read.
-                if let Some(soft) = &mut drawing.soft {
+                if let Some(soft) = &mut drawing.soft
+                    && soft.replay == SoftReplay::Noise
+                {
                     soft.replay = SoftReplay::Actions;
                 }
                 // HRPO: the reference reads plain tokens.

@@ -1,7 +1,7 @@
 //! The device buffers of a policy loss: what goes up, what comes down, and what is counted.
 
 use crate::base::{Dtype, Error, Result};
-use crate::model::Model;
+use crate::model::{Churn, Model};
 use crate::ops::policy_loss::{self, Hyper, Inputs, Outputs, Statistic};
 use crate::ops::{Tensor, View, ViewMut};
 
@@ -33,6 +33,9 @@ pub struct Passed {
     pub ratio_spread: f64,
     /// Largest difference between a log-probability now and as sampled.
     pub log_ratio: f64,
+    /// Of soft steps: the sum of their scores, and how the ids that they keep have changed since they were drawn.
+    scores: f64,
+    churn: Churn,
     /// The same of soft steps, whose loss is part of this one's; none where they have no loss of their own.
     pub soft: Option<Box<Passed>>,
 }
@@ -46,6 +49,24 @@ impl Passed {
     /// Tokens and soft steps trained.
     pub fn trained(&self) -> usize {
         self.tokens + self.soft.as_ref().map_or(0, |soft| soft.tokens)
+    }
+
+    /// Adds the scores of soft steps, and what became of their kept ids.
+    pub(super) fn count_steps(&mut self, scores: &[f64], churn: Churn) {
+        self.scores += scores.iter().sum::<f64>();
+        self.churn.add(churn);
+    }
+
+    /// Mean score ("log-probability") of soft steps; 0 of tokens.
+    pub fn mean_score(&self) -> f64 {
+        self.scores / self.tokens.max(1) as f64
+    }
+
+    /// Of soft steps: shares, of the ids that were kept, of those that the logits of now would not keep, and of those that
+    /// they would keep anew.
+    pub fn churn(&self) -> (f64, f64) {
+        let kept = self.churn.kept.max(1) as f64;
+        (self.churn.left as f64 / kept, self.churn.entered as f64 / kept)
     }
 
     /// Adds the entropies (nats) of the distributions that tokens were drawn from.

@@ -178,7 +178,7 @@ pub(super) fn check(
     }
     match (&drawing.soft, &settings.soft) {
         (None, None) => {}
-        (Some(thoughts), Some(objective)) => objective.check(thoughts)?,
+        (Some(thoughts), Some(objective)) => objective.check(thoughts, drawing.latent_noise)?,
         (thoughts, objective) => {
             return Err(Error::input(
                 "soft thoughts",

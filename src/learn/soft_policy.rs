@@ -7,13 +7,15 @@
 //! | `soft_ce` | A CE(y, p), as LEPO is released | none |
 //! | `concrete` | -A log-density of y, or its ratio | the embedding table |
 //! | `gumbel_g` | -A log-density of g (SofT-GRPO), or its ratio | none |
+//! | `gauss_embed` | -A log-density of the noisy embedding (Soft Tokens), or its ratio | none; the density's mean moves the table |
 //! | `pathwise` | - | through weights, logits and earlier steps, and the table |
 //! | `straight_through` | - | as pathwise, while the input was one-hot |
 
 use super::policy_batch::{Batch, Passed, Row};
 use super::policy_report::Report;
 use crate::base::{Error, Result};
-use crate::model::{Action, Gradients, Model, Sequences, SoftGradient, SoftScores};
+use crate::model::{Action, Gradients, Model, NoisyInput, Sequences, SoftGradient, SoftScore, SoftScores};
+use crate::ops::gaussian_density::Normal;
 use crate::ops::policy_loss::Hyper;
 use crate::ops::soft_action::{Perturbation, Score};
 use crate::rollout::group::{SoftReplay, SoftThoughts};
@@ -42,6 +44,12 @@ pub enum SoftEstimator {
         /// Mean over the ids that count.
         mean: bool,
     },
+    /// The density of the embedding that was read, whose noise ([`crate::rollout::group::Drawing::latent_noise`]) is
+    /// normal around the mixture (Soft Tokens).
+    GaussEmbed {
+        /// Divided by the model's width.
+        mean: bool,
+    },
     /// Nothing of its own: answers' gradients flow through the weights.
     Pathwise,
     /// The same through a hard choice.
@@ -56,6 +64,7 @@ impl SoftEstimator {
             SoftEstimator::SoftCe { .. } => "soft_ce",
             SoftEstimator::Concrete { .. } => "concrete",
             SoftEstimator::GumbelG { .. } => "gumbel_g",
+            SoftEstimator::GaussEmbed { .. } => "gauss_embed",
             SoftEstimator::Pathwise => "pathwise",
             SoftEstimator::StraightThrough => "straight_through",
         }
@@ -70,16 +79,17 @@ impl SoftEstimator {
         }
     }
 
-    /// What later passes feed: the stored weights, or those that the stored noise gives now.
+    /// What later passes feed: the stored weights or embeddings, or the weights that the stored noise gives now.
     pub fn replay(self) -> SoftReplay {
         match self {
             SoftEstimator::Pathwise | SoftEstimator::StraightThrough => SoftReplay::Noise,
+            SoftEstimator::GaussEmbed { .. } => SoftReplay::Inputs,
             _ => SoftReplay::Actions,
         }
     }
 
     /// What a step's score is; none where steps have no loss of their own.
-    fn score(self, thoughts: &SoftThoughts) -> Option<Score> {
+    fn score(self, thoughts: &SoftThoughts, embedding_noise: f64) -> Option<SoftScore> {
         let tau = thoughts.law.tau;
         // SofT-GRPO bounds its noise again when it scores.
         let clamp = match thoughts.law.perturbation {
@@ -87,10 +97,13 @@ impl SoftEstimator {
             _ => None,
         };
         match self {
-            SoftEstimator::SoftCe { full } => Some(Score::SoftCe { full }),
-            SoftEstimator::Concrete { mean } => Some(Score::Concrete { tau, mean }),
-            SoftEstimator::GumbelG { floor, mean } => Some(Score::GumbelG { clamp, floor, mean }),
-            _ => None,
+            SoftEstimator::SoftCe { full } => Some(Score::SoftCe { full }.into()),
+            SoftEstimator::Concrete { mean } => Some(Score::Concrete { tau, mean }.into()),
+            SoftEstimator::GumbelG { floor, mean } => Some(Score::GumbelG { clamp, floor, mean }.into()),
+            SoftEstimator::GaussEmbed { mean } => {
+                Some(NoisyInput { tau, normal: Normal { deviation: embedding_noise, mean } }.into())
+            }
+            SoftEstimator::None | SoftEstimator::Pathwise | SoftEstimator::StraightThrough => None,
         }
     }
 }
@@ -111,12 +124,12 @@ pub struct SoftObjective {
 }
 
 impl SoftObjective {
-    /// Checks that thoughts can be trained so.
+    /// Checks that thoughts can be trained so. `embedding_noise` is the deviation of the noise on their embeddings.
     ///
     /// # Errors
     /// A penalty on soft steps, an estimator without the noise it needs, a hard choice where mixtures are trained or
     /// the reverse.
-    pub fn check(&self, thoughts: &SoftThoughts) -> Result<()> {
+    pub fn check(&self, thoughts: &SoftThoughts, embedding_noise: f64) -> Result<()> {
         self.loss.check()?;
         thoughts.law.validate()?;
         let estimator = self.estimator;
@@ -136,6 +149,21 @@ impl SoftObjective {
         }
         let perturbation = thoughts.law.perturbation;
         match (estimator, perturbation) {
+            (SoftEstimator::GaussEmbed { .. }, Perturbation::None) if embedding_noise > 0.0 => {}
+            (SoftEstimator::GaussEmbed { .. }, Perturbation::None) => {
+                return refuse(
+                    format!("lepo.embedding_noise = {embedding_noise}"),
+                    "a deviation above 0: a point has no density",
+                    "set lepo.embedding_noise, e.g. to a third of the root mean square of the embeddings' entries",
+                );
+            }
+            (SoftEstimator::GaussEmbed { .. }, other) => {
+                return refuse(
+                    format!("{other:?}"),
+                    "no noise on the logits: its density is that of the noise on embeddings alone",
+                    "set lepo.noise = \"none\", or take another lepo.estimator",
+                );
+            }
             (SoftEstimator::Concrete { .. } | SoftEstimator::GumbelG { .. }, Perturbation::Gumbel { .. }) => {
             }
             (SoftEstimator::Concrete { .. } | SoftEstimator::GumbelG { .. }, other) => {
@@ -214,20 +242,22 @@ impl SoftLearner {
     pub fn reserve(
         model: &Model,
         objective: &SoftObjective,
-        thoughts: &SoftThoughts,
+        (thoughts, embedding_noise): (&SoftThoughts, f64),
         rows: usize,
         steps: usize,
     ) -> Result<Option<SoftLearner>> {
-        let Some(kind) = objective.estimator.score(thoughts) else { return Ok(None) };
+        let Some(kind) = objective.estimator.score(thoughts, embedding_noise) else { return Ok(None) };
         // As released, the cross-entropy is against the model's own softmax, untempered.
         let inverse_temperature = match kind {
-            Score::SoftCe { full: true } => 1.0,
+            SoftScore::Action(Score::SoftCe { full: true }) => 1.0,
             _ => thoughts.law.law.inverse_temperature(),
         };
         let terms = thoughts.law.terms(model.config().vocab);
+        let mut scores = SoftScores::reserve(model, rows * steps, terms, kind, inverse_temperature)?;
+        scores.watch_support(model, &thoughts.law)?;
         Ok(Some(SoftLearner {
             loss: objective.loss,
-            scores: SoftScores::reserve(model, rows * steps, terms, kind, inverse_temperature)?,
+            scores,
             batch: Batch::reserve(model, rows, rows * steps)?,
         }))
     }
@@ -251,6 +281,7 @@ impl SoftLearner {
         }
         self.scores.forward(model, sequences, at, actions)?;
         let now = self.scores.values()?;
+        passed.count_steps(&now, self.scores.churn());
         self.batch.load(rows, old.unwrap_or(&now), None)?;
         let (score, coefficient) = self.scores.coefficients_mut()?;
         self.batch.run(score, coefficient, &self.loss, passed)?;

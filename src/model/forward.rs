@@ -7,6 +7,7 @@ use super::norm;
 use super::rows::Row;
 use super::segment::{Input, LatentNoise, Segment};
 use super::sequences::Sequences;
+use super::soft_inputs::not_kept;
 use super::soft_tape::SoftAt;
 use super::tape::{Entry, Feed, Record};
 use crate::base::{Error, Result};
@@ -26,6 +27,8 @@ struct Placed {
     feedback_rows: Vec<u32>,
     last: Vec<u32>,
     soft: Option<(Vec<u32>, Vec<f64>, usize)>,
+    /// Embeddings that are given, one after the other.
+    embedded: Vec<f64>,
     feeds: Vec<Feed>,
     /// Gated positions of the segment, and their tokens.
     gated: Vec<(usize, i32)>,
@@ -46,7 +49,12 @@ impl Model {
         if segment.is_empty() {
             return Ok(at);
         }
-        let placed = self.place(sequences, segment, at.start)?;
+        let mut placed = self.place(sequences, segment, at.start)?;
+        let embedded =
+            !placed.embedded.is_empty() || (segment.draw.is_some() && sequences.soft_inputs.is_some());
+        if !placed.embedded.is_empty() {
+            self.place_embedded(sequences, &mut placed)?;
+        }
         let gated = match (&mut sequences.gated, placed.gated.is_empty()) {
             (_, true) => 0..0,
             (Some(gated), false) => gated.place(at.start, &placed.gated, &segment.mixtures)?,
@@ -72,13 +80,22 @@ impl Model {
             (None, Some(draw)) => Some(self.draw(sequences, &placed.feedback_rows, draw, at.start)?),
             _ => None,
         };
-        let deviation = match &segment.noise {
+        let mut deviation = match &segment.noise {
             None => None,
             Some(noise) => Some(place_noise(sequences, segment, noise)?),
         };
+        let soft = match soft {
+            Some(drawn) if embedded => {
+                self.keep_inputs(sequences, &drawn, at.start, deviation.take())?;
+                let places: Vec<u32> = drawn.rows().map(|place| place as u32).collect();
+                sequences.tape.index.feedback_rows.upload_at(at.start, &places)?;
+                None
+            }
+            soft => soft,
+        };
         sequences.advance(&placed.rows, &placed.feeds, at.start);
         let latent = !placed.feeds.is_empty() && segment.draw.is_none();
-        let entry = Entry { at: at.clone(), latent, masked, soft, feeds: placed.feeds, gated };
+        let entry = Entry { at: at.clone(), latent, masked, soft, embedded, feeds: placed.feeds, gated };
         self.run(sequences, entry, masks, deviation)?;
         Ok(at)
     }
@@ -120,7 +137,7 @@ impl Model {
         index::set_ids(tokens, tape_index.ids.rows_mut(at.clone())?)?;
         sequences.advance(rows, &[], at.start);
         let (soft, feeds, gated) = (None, Vec::new(), 0..0);
-        let entry = Entry { at: at.clone(), latent: false, masked, soft, feeds, gated };
+        let entry = Entry { at: at.clone(), latent: false, masked, soft, embedded: false, feeds, gated };
         self.run(sequences, entry, masks.map(|(set, _)| set), None)?;
         Ok(at)
     }
@@ -152,9 +169,19 @@ impl Model {
             feedback_rows: segment.rows.clone(),
             last: vec![0; count],
             soft: None,
+            embedded: Vec::new(),
             feeds: Vec::new(),
             gated: Vec::new(),
         };
+        let given = segment.inputs.iter().any(|input| matches!(input, Input::Embedded(_)));
+        let with_given = |input: &Input| matches!(input, Input::Embedded(_) | Input::Token(_));
+        if given && !segment.inputs.iter().all(with_given) {
+            return Err(Error::input(
+                "segment",
+                "embedded inputs stand beside latents, mixtures or gated tokens",
+                "give embedded inputs a segment with tokens alone",
+            ));
+        }
         let gates = segment.inputs.iter().any(|input| matches!(input, Input::Gated(_)));
         if gates {
             let plain = |input: &Input| matches!(input, Input::Gated(_) | Input::Token(_));
@@ -200,8 +227,24 @@ impl Model {
                     let of = if let Input::LatentOf(other) = input { *other } else { row };
                     let (feedback_row, source) = sequences.source_of(of)?;
                     placed.feedback_rows[n] = feedback_row;
-                    placed.feeds.push(Feed { at: at + n, source, ordinal: state.latents, row });
-                    if *input == Input::Drawn { -2 - n as i32 } else { -1 }
+                    let drawn = *input == Input::Drawn;
+                    if drawn && sequences.soft_inputs.is_some() {
+                        // What is read is an action, a constant: nothing is owed to what it was predicted from.
+                        -1
+                    } else {
+                        placed.feeds.push(Feed { at: at + n, source, ordinal: state.latents, row });
+                        if drawn { -2 - n as i32 } else { -1 }
+                    }
+                }
+                Input::Embedded(values) => {
+                    let width = self.config().width;
+                    if values.len() != width {
+                        let what = format!("embedded input at position {n}");
+                        return Err(Error::shape(what, values.len(), format!("{width} numbers")));
+                    }
+                    placed.feedback_rows[n] = (placed.embedded.len() / width) as u32;
+                    placed.embedded.extend(values);
+                    -1
                 }
                 Input::Soft(terms) => {
                     let soft = placed.soft.get_or_insert_with(|| (Vec::new(), Vec::new(), terms.len()));
@@ -231,6 +274,17 @@ impl Model {
             placed.last[n] = 1;
         }
         Ok(placed)
+    }
+
+    /// Brings up embeddings that are given, and names their places; positions that read none name one that exists.
+    fn place_embedded(&self, sequences: &mut Sequences, placed: &mut Placed) -> Result<()> {
+        let Sequences { soft, soft_inputs, .. } = sequences;
+        let Some(inputs) = soft_inputs else { return Err(not_kept()) };
+        let at = soft.pass(placed.embedded.len() / self.config().width)?;
+        for (row, id) in placed.feedback_rows.iter_mut().zip(&placed.ids) {
+            *row = if *id == -1 { *row + at.start as u32 } else { 0 };
+        }
+        inputs.upload(at.start, &placed.embedded)
     }
 
     /// Runs the layers over the positions of `entry`, whose index is on the device, and appends it to the tape.
@@ -293,6 +347,10 @@ impl Model {
             let (places, stream) = (entry.gated.clone(), tape.inputs[0].rows_mut(at.clone())?);
             let own = index.feedback_rows.rows(at.clone())?;
             gated.forward(self, places, (own, index.ids.rows(at.clone())?), stream)?;
+        }
+        if let (Some(inputs), true) = (&sequences.soft_inputs, entry.embedded) {
+            let (own, ids) = (index.feedback_rows.rows(at.clone())?, index.ids.rows(at.clone())?);
+            latent::forward(inputs.view(), own, ids, None, tape.inputs[0].rows_mut(at.clone())?)?;
         }
         let (latent_mask, embedding_mask) = (site(SiteKind::Latent)?, site(SiteKind::Emb)?);
         let (ids, positions) = (index.ids.rows(at.clone())?, index.positions.rows(at.clone())?);

@@ -22,6 +22,9 @@ pub enum Input {
     /// A mixture that the device draws from what the row's previous position predicts, under the law of
     /// [`Segment::draw`]. As for a latent, that position must have run already; it begins a segment of its own kind.
     Drawn,
+    /// An embedding of the model's width, without that of the position: what [`super::Action::input`] holds. Stands in a
+    /// segment of tokens and of its own kind.
+    Embedded(Vec<f64>),
     /// A sampled token whose embedding the model's gates mix with that of the mixture it was sampled from, one of
     /// [`Segment::mixtures`] (HRPO). Stands in a segment of tokens and of its own kind.
     Gated(u32),

@@ -5,6 +5,7 @@ use super::Model;
 use super::gate_room::{Gated, Mixture};
 use super::rows::{self, Row, RowPlan};
 use super::soft::{Action, SoftRoom};
+use super::soft_inputs::SoftInputs;
 use super::soft_tape::{Draws, SoftTape};
 use super::tape::{Feed, Record, Tape};
 use crate::base::{Dtype, Error, Result};
@@ -65,6 +66,8 @@ pub struct Sequences {
     pub(super) tape: Tape,
     pub(super) soft: SoftTape,
     pub(super) draws: Draws,
+    /// Embeddings that are actions, where they are kept.
+    pub(super) soft_inputs: Option<SoftInputs>,
     /// Gated positions, where there is room for any.
     pub(super) gated: Option<Gated>,
     /// Gradient of the final hidden states, by position on the tape; filled by scores and latents.
@@ -141,6 +144,7 @@ impl Sequences {
             )?,
             soft: SoftTape::reserve(model, device, room.soft)?,
             draws: Draws::reserve(model, device, room.soft)?,
+            soft_inputs: SoftInputs::reserve(model, device, room.soft)?,
             gated: Gated::reserve(model, device, room.soft.gates, records)?,
             hidden_gradient: records
                 .then(|| Tensor::zeros(device, [room.tape_positions, width], dtype))
@@ -211,7 +215,7 @@ impl Sequences {
     /// # Errors
     /// A device that failed.
     pub fn actions(&self) -> Result<Vec<Action>> {
-        self.soft.actions(self.soft.filled())
+        self.latest_actions(self.soft.filled())
     }
 
     /// Entropies of the weights of the latest `count` mixtures that were drawn, in nats (one download).
@@ -227,7 +231,13 @@ impl Sequences {
     /// # Errors
     /// Fewer were drawn.
     pub fn latest_actions(&self, count: usize) -> Result<Vec<Action>> {
-        self.soft.actions(count)
+        let mut actions = self.soft.actions(count)?;
+        if let Some(inputs) = &self.soft_inputs {
+            let filled = self.soft.filled();
+            let read = inputs.values(filled - count..filled)?;
+            actions.iter_mut().zip(read).for_each(|(action, input)| action.input = input);
+        }
+        Ok(actions)
     }
 
     /// The proxy ids of the latest `count` mixtures that were drawn (one download).

@@ -90,6 +90,8 @@ pub struct Action {
     pub weights: Vec<f64>,
     /// The token that stands for the step.
     pub proxy: u32,
+    /// The embedding that was read, noise and all, where it is the action ([`SoftRoom::inputs`]); empty elsewhere.
+    pub input: Vec<f64>,
 }
 
 impl Action {
@@ -121,6 +123,9 @@ pub struct SoftRoom {
     pub terms: usize,
     /// Whether the law may be [`SoftLaw::hard`].
     pub hard: bool,
+    /// Whether embeddings with their noise are kept as actions: inputs that are constants, and can be given again
+    /// ([`super::Input::Embedded`]).
+    pub inputs: bool,
     /// Positions whose tokens are mixed with what they were sampled from.
     pub gates: GateRoom,
 }

@@ -4,7 +4,9 @@
 use super::Model;
 use super::parameters::Gradients;
 use super::sequences::{Sequences, not_recording};
-use super::soft::Action;
+use super::soft::{Action, SoftLaw};
+use super::soft_density::{Chunk, Density, NoisyInput};
+use super::soft_support::{Churn, Selection};
 use super::soft_tape::{packed, upload, values};
 use crate::base::{Dtype, Error, Result};
 use crate::device::Arena;
@@ -17,6 +19,34 @@ use std::ops::Range;
 /// Elements of the logits that exist at once.
 const CHUNK_ELEMENTS: usize = 1 << 22;
 
+/// What the score of a soft step is.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum SoftScore {
+    /// That of its weights, or of what they were made from.
+    Action(Score),
+    /// The density of the noisy embedding that was read.
+    Input(NoisyInput),
+}
+
+impl From<Score> for SoftScore {
+    fn from(score: Score) -> SoftScore {
+        SoftScore::Action(score)
+    }
+}
+
+impl From<NoisyInput> for SoftScore {
+    fn from(law: NoisyInput) -> SoftScore {
+        SoftScore::Input(law)
+    }
+}
+
+/// How scores are computed.
+#[derive(Debug)]
+enum Kind {
+    Action(Score),
+    Input(Box<Density>),
+}
+
 /// Buffers for up to `capacity` scored actions.
 #[derive(Debug)]
 pub struct SoftScores {
@@ -25,7 +55,9 @@ pub struct SoftScores {
     count: usize,
     /// Rows of a chunk.
     chunk: usize,
-    kind: Score,
+    kind: Kind,
+    selection: Option<Selection>,
+    churn: Churn,
     inverse_temperature: f64,
     index: Tensor,
     hidden: Tensor,
@@ -50,7 +82,7 @@ impl SoftScores {
         model: &Model,
         capacity: usize,
         terms: usize,
-        kind: Score,
+        kind: impl Into<SoftScore>,
         inverse_temperature: f64,
     ) -> Result<SoftScores> {
         let (device, dtype, width) = (model.device(), model.dtype(), model.config().width);
@@ -65,7 +97,17 @@ impl SoftScores {
             terms,
             count: 0,
             chunk,
-            kind,
+            kind: match kind.into() {
+                SoftScore::Action(score) => Kind::Action(score),
+                SoftScore::Input(law) => Kind::Input(Box::new(Density::reserve(
+                    model,
+                    law,
+                    inverse_temperature,
+                    (capacity, chunk, terms),
+                )?)),
+            },
+            selection: None,
+            churn: Churn::default(),
             inverse_temperature,
             index: column(Dtype::U32)?,
             hidden: Tensor::zeros(device, [capacity, width], dtype)?,
@@ -81,9 +123,19 @@ impl SoftScores {
         })
     }
 
-    /// What a score is.
-    pub fn kind(&self) -> &Score {
-        &self.kind
+    /// From now on also counts how the ids that actions keep under `law` have changed.
+    ///
+    /// # Errors
+    /// A device without the memory.
+    pub fn watch_support(&mut self, model: &Model, law: &SoftLaw) -> Result<()> {
+        self.selection = Some(Selection::reserve(model, law, self.chunk)?);
+        Ok(())
+    }
+
+    /// How the ids that the actions of the last [`SoftScores::forward`] keep have changed since they were drawn; nothing
+    /// unless [`SoftScores::watch_support`] was called.
+    pub fn churn(&self) -> Churn {
+        self.churn
     }
 
     /// Scores `actions[i]` by the logits that position `positions[i]` of the tape predicts.
@@ -131,19 +183,35 @@ impl SoftScores {
         upload(&mut self.weights, 0, &padded(|action| &action.weights))?;
         let index = self.index.rows(0..count)?;
         gather::forward(sequences.tape.hidden.view(), index, self.hidden.rows_mut(0..count)?)?;
+        if let Kind::Input(density) = &mut self.kind {
+            density.load(&actions.iter().map(|action| &action.input[..]).collect::<Vec<_>>())?;
+        }
+        self.churn = Churn::default();
         let SoftScores { hidden, logits, support, perturbed, weights, value, kind, .. } = self;
         for at in chunks(count, self.chunk) {
             let rows = 0..at.len();
             model.logits(hidden.rows(at.clone())?, logits.rows_mut(rows.clone())?)?;
-            let scored = Scored {
-                logits: logits.rows(rows)?,
-                inverse_temperature: self.inverse_temperature,
-                support,
-                at: at.clone(),
-                perturbed: perturbed.rows(at.clone())?,
-                weights: weights.rows(at.clone())?,
-            };
-            soft_action::score(&scored, kind, value.rows_mut(at)?)?;
+            let logits = logits.rows(rows)?;
+            if let Some(selection) = &mut self.selection {
+                self.churn.add(selection.churn(logits, &actions[at.clone()])?);
+            }
+            let score = value.rows_mut(at.clone())?;
+            match kind {
+                Kind::Action(kind) => {
+                    let scored = Scored {
+                        logits,
+                        inverse_temperature: self.inverse_temperature,
+                        support,
+                        at: at.clone(),
+                        perturbed: perturbed.rows(at.clone())?,
+                        weights: weights.rows(at)?,
+                    };
+                    soft_action::score(&scored, kind, score)?;
+                }
+                Kind::Input(density) => {
+                    density.score(model, Chunk { logits, support, at, weights, perturbed }, score)?;
+                }
+            }
         }
         Ok(())
     }
@@ -201,16 +269,26 @@ impl SoftScores {
             let rows = 0..at.len();
             let hidden = hidden.rows(at.clone())?;
             model.logits(hidden, logits.rows_mut(rows.clone())?)?;
-            let scored = Scored {
-                logits: logits.rows(rows.clone())?,
-                inverse_temperature: self.inverse_temperature,
-                support,
-                at: at.clone(),
-                perturbed: perturbed.rows(at.clone())?,
-                weights: weights.rows(at.clone())?,
-            };
+            let coefficient = self.coefficient.rows(at.clone())?;
             let d_logits = logits_gradient.rows_mut(rows.clone())?;
-            soft_action::score_backward(self.coefficient.rows(at.clone())?, &scored, kind, d_logits)?;
+            let logits = logits.rows(rows.clone())?;
+            match kind {
+                Kind::Action(kind) => {
+                    let scored = Scored {
+                        logits,
+                        inverse_temperature: self.inverse_temperature,
+                        support,
+                        at: at.clone(),
+                        perturbed: perturbed.rows(at.clone())?,
+                        weights: weights.rows(at.clone())?,
+                    };
+                    soft_action::score_backward(coefficient, &scored, kind, d_logits)?;
+                }
+                Kind::Input(density) => {
+                    let chunk = Chunk { logits, support, at: at.clone(), weights, perturbed };
+                    density.backward(model, chunk, coefficient, d_logits, gradients)?;
+                }
+            }
             let d_hidden = self.hidden_gradient.rows_mut(at)?;
             model.backward_logits(logits_gradient.rows(rows)?, hidden, d_hidden, gradients)?;
         }

@@ -34,6 +34,11 @@ impl SoftAt {
         self.drawn.is_some()
     }
 
+    /// Where they stand among the mixtures of their chunk.
+    pub fn rows(&self) -> Range<usize> {
+        self.rows.clone()
+    }
+
     /// The positions of the tape whose inputs they are, in order.
     pub fn positions(&self) -> impl Iterator<Item = Range<usize>> {
         self.positions.iter().cloned()
@@ -153,6 +158,23 @@ impl SoftTape {
         Ok((self.chunks.len() - 1, 0..count))
     }
 
+    /// Places for `count` embeddings that are given instead of mixtures.
+    ///
+    /// # Errors
+    /// More than were reserved.
+    pub fn pass(&mut self, count: usize) -> Result<Range<usize>> {
+        let first = self.filled;
+        if first + count > self.room.positions {
+            return Err(Error::shape(
+                "embedded inputs",
+                format!("{count} after {first}"),
+                format!("{} positions as reserved", self.room.positions),
+            ));
+        }
+        self.filled += count;
+        Ok(first..self.filled)
+    }
+
     /// Brings up mixtures `[count, terms]` that stand at `positions` of the tape.
     pub fn upload(
         &mut self,
@@ -205,6 +227,7 @@ impl SoftTape {
                 perturbed: perturbed[of.clone()].to_vec(),
                 weights: weights[of].to_vec(),
                 proxy: proxies[n],
+                input: Vec::new(),
             }
         };
         Ok((0..count).map(action).collect())

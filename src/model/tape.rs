@@ -33,7 +33,10 @@ pub(super) struct Entry {
     pub at: Range<usize>,
     pub latent: bool,
     pub masked: bool,
+    /// Its mixtures; none where their noisy embeddings are constants.
     pub soft: Option<SoftAt>,
+    /// Whether positions without a token read embeddings that are constants (soft_inputs.rs).
+    pub embedded: bool,
     /// The latent inputs, or the positions that drawn mixtures were predicted from.
     pub feeds: Vec<Feed>,
     /// Places of its gated positions.

@@ -10,6 +10,7 @@ pub mod elementwise;
 pub mod embedding;
 pub mod gated_mixture;
 pub mod gather;
+pub mod gaussian_density;
 pub mod gelu;
 pub mod gradient_norm;
 pub mod index;

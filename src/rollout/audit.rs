@@ -93,7 +93,7 @@ impl Audit {
         Ok(worse(worse(gap, self.gap_of_actions(trajectory)?), self.gap_of_mixtures(trajectory)?))
     }
 
-    /// The largest difference of a perturbed log-probability at a soft step; infinite where other ids were kept.
+    /// The largest difference of a perturbed log-probability, or of what was read, at a soft step; infinite where other ids were kept.
     fn gap_of_actions(&self, trajectory: &Trajectory) -> Result<f64> {
         if trajectory.actions.is_empty() {
             return Ok(0.0);
@@ -104,7 +104,11 @@ impl Audit {
             if now.ids != then.ids || now.proxy != then.proxy {
                 return Ok(f64::INFINITY);
             }
-            gap = now.perturbed.iter().zip(&then.perturbed).map(|(a, b)| (a - b).abs()).fold(gap, worse);
+            if now.input.len() != then.input.len() {
+                return Ok(f64::INFINITY);
+            }
+            let (g, x) = (now.perturbed.iter().zip(&then.perturbed), now.input.iter().zip(&then.input));
+            gap = g.chain(x).map(|(a, b)| (a - b).abs()).fold(gap, worse);
         }
         Ok(gap)
     }

@@ -104,6 +104,9 @@ pub struct ColdStop {
 pub enum SoftReplay {
     /// The stored weights: actions are constants, so all steps of a rollout run in one segment.
     Actions,
+    /// The stored embeddings, noise and all (Soft Tokens): they are the actions, so all steps of a rollout run in one
+    /// segment.
+    Inputs,
     /// The weights that the stored noise gives under the weights of now, on the stored support, step by step.
     Noise,
 }

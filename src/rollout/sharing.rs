@@ -1,7 +1,7 @@
 //! What the rollouts of a prompt have in common, computed once in a row of its own, and the room that a batch may take.
 
 use super::masks::{MaskPlan, Part, Scope};
-use super::plan::{Drawing, Form, Limits, Member, Thoughts};
+use super::plan::{Drawing, Form, Limits, Member, SoftReplay, Thoughts};
 use crate::model::{GateRoom, Input, Model, Record, Room, SoftRoom};
 use crate::ops::sampler::Law;
 
@@ -83,6 +83,7 @@ pub(super) fn soft_room(model: &Model, form: &Form, drawing: &Drawing, rows: usi
             rows,
             terms: soft.law.terms(vocabulary),
             hard: soft.law.hard,
+            inputs: soft.replay == SoftReplay::Inputs,
             gates,
         },
         _ => SoftRoom { gates, ..SoftRoom::default() },

@@ -13,7 +13,7 @@ use crate::learn::policy_report::{Question, Report};
 use crate::learn::soft_policy::SoftObjective;
 use crate::model::{Model, Truncation};
 use crate::ops::soft_action::Perturbation;
-use crate::rollout::group::{Drawing, Form, SoftThoughts, Thoughts};
+use crate::rollout::group::{Drawing, Form, SoftReplay, SoftThoughts, Thoughts};
 use crate::rollout::masks::Masking;
 use crate::text::Tokenizer;
 use crate::text::answer::{self, Extractor};
@@ -108,12 +108,21 @@ pub struct SoftPlan {
     pub objective: SoftObjective,
     /// Whether rewards read the proxies of soft steps before the sampled tokens.
     pub proxy_in_reward: bool,
+    /// Whether evaluation asks without soft steps.
+    pub infer_hard: bool,
 }
 
 impl SoftPlan {
+    /// The soft steps that evaluation runs, if any.
+    pub fn asked(self) -> Option<SoftPlan> {
+        (!self.infer_hard).then_some(self)
+    }
+
     /// The same without noise: what greedy evaluation runs.
     pub fn quiet(mut self) -> SoftPlan {
         self.thoughts.law.perturbation = Perturbation::None;
+        // Nothing is drawn that a replay would have to be given.
+        self.thoughts.replay = SoftReplay::Actions;
         self
     }
 }

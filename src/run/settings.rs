@@ -185,6 +185,7 @@ pub fn soft(keys: &LepoKeys) -> SoftPlan {
             floor: (keys.floor > -UNBOUNDED).then_some(keys.floor),
             mean: keys.mean_over_ids,
         },
+        SoftEstimatorKey::GaussEmbed => SoftEstimator::GaussEmbed { mean: keys.mean_over_ids },
         SoftEstimatorKey::Pathwise => SoftEstimator::Pathwise,
         SoftEstimatorKey::StraightThrough => SoftEstimator::StraightThrough,
     };
@@ -217,6 +218,7 @@ pub fn soft(keys: &LepoKeys) -> SoftPlan {
             loss: Hyper { ratio: Ratio::Token, surrogate, clamp: Some(20.0), kl: None },
         },
         proxy_in_reward: keys.proxy_in_reward,
+        infer_hard: keys.infer_hard,
     }
 }
 

@@ -8,6 +8,7 @@ pub mod elementwise;
 pub mod embedding;
 mod gated_mixture;
 mod gather;
+mod gaussian_density;
 pub mod gelu;
 mod gemm;
 pub mod gpu;

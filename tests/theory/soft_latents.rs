@@ -12,7 +12,9 @@
 mod estimators;
 mod toy;
 
-use estimators::{AUXILIARY, DETACHED, EXACT, GUMBEL_G, KEPT, NONE, PATHWISE, RELEASED, Rows, STRAIGHT};
+use estimators::{
+    AUXILIARY, DETACHED, EXACT, GAUSS, GAUSS_LOGITS, GUMBEL_G, KEPT, NONE, PATHWISE, RELEASED, Rows, STRAIGHT,
+};
 use toy::{Bonus, Kept, Node, ONE_STEP, PARAMETERS, TWO_STEPS, Toy, VOCABULARY, nodes, parameters};
 
 #[test]
@@ -66,6 +68,25 @@ fn pathwise_and_the_exact_scores_are_unbiased_and_the_others_are_not() {
         }
         // concrete is the expectation of gumbel_g given what was sampled.
         assert!(found[1].1 < found[2].1, "{title}");
+    }
+}
+
+/// Noise on embeddings instead of logits (Soft Tokens): its density is unbiased with the gradient into the mean's
+/// embeddings, and so is the way through the mixture with the noise held.
+#[test]
+fn the_density_of_noisy_embeddings_is_unbiased() {
+    let one = Toy { embedded: Some((0.4, 9)), ..ONE_STEP };
+    let two = Toy { embedded: Some((0.4, 6)), ..TWO_STEPS };
+    for (title, toy) in [("one noisy embedding", one), ("two noisy embeddings", two)] {
+        let all = [PATHWISE, GAUSS, GAUSS_LOGITS, NONE];
+        let found = toy.table(title, &all);
+        for (estimator, (bias, _)) in all.iter().zip(&found) {
+            let unbiased = ["pathwise", "gauss_embed"].contains(&estimator.name);
+            assert_eq!(*bias < 1e-4, unbiased, "{title}, {}: {bias:e}", estimator.name);
+            assert!(unbiased || *bias > 1e-2, "{title}, {}: {bias:e}", estimator.name);
+        }
+        // A density knows what was drawn; the way through the mixture knows where the reward comes from.
+        assert!(found[0].1 < found[1].1, "{title}");
     }
 }
 

@@ -201,7 +201,8 @@ impl Rollouts {
             (0..trajectories.len()).filter(|&index| trajectories[index].actions.len() >= step).collect()
         };
         let feed = |action: &Action| mixture(action, &soft.law, model.config().vocab);
-        if soft.replay == SoftReplay::Actions && self.drawing.latent_noise == 0.0 {
+        let noise_free = self.drawing.latent_noise == 0.0;
+        if soft.replay == SoftReplay::Inputs || (soft.replay == SoftReplay::Actions && noise_free) {
             return self.think_at_once(model, trajectories, soft, rows, plan, latest);
         }
         for step in 1..=self.form.latents {
@@ -211,9 +212,11 @@ impl Rollouts {
             }
             let action = |index: usize| &trajectories[index].actions[step - 1];
             let mut segment = match soft.replay {
-                SoftReplay::Actions => self.soft_segment(rows, plan, step, &active, &latest, |index| {
-                    Input::Soft(feed(action(index)))
-                }),
+                SoftReplay::Actions | SoftReplay::Inputs => {
+                    self.soft_segment(rows, plan, step, &active, &latest, |index| {
+                        Input::Soft(feed(action(index)))
+                    })
+                }
                 SoftReplay::Noise => self.soft_segment(rows, plan, step, &active, &latest, |_| Input::Drawn),
             };
             if soft.replay == SoftReplay::Noise {
@@ -242,11 +245,11 @@ impl Rollouts {
             let first = self.sequences.length(row);
             for (n, action) in trajectory.actions.iter().enumerate() {
                 let instance = plan.instance(index, Part::Latent(n + 1), first + n);
-                segment.push_under(
-                    row,
-                    Input::Soft(mixture(action, &soft.law, model.config().vocab)),
-                    instance,
-                );
+                let input = match soft.replay {
+                    SoftReplay::Inputs => Input::Embedded(action.input.clone()),
+                    _ => Input::Soft(mixture(action, &soft.law, model.config().vocab)),
+                };
+                segment.push_under(row, input, instance);
             }
         }
         let at = model.forward(&mut self.sequences, &segment, self.masks.as_ref())?;

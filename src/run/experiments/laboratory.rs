@@ -340,7 +340,7 @@ impl Bench {
             hrpo: &self.recipe.hrpo,
         };
         let ask = Ask {
-            soft: soft.map(SoftPlan::quiet),
+            soft: soft.and_then(SoftPlan::asked).map(SoftPlan::quiet),
             ..Ask::deterministic(self.curriculum.max_latent_stage + 1)
         };
         let accuracy = |items: &[Item]| -> Result<(f64, String)> {

@@ -244,8 +244,8 @@ impl Variation {
         let of = |plan: &ArmPlan| {
             let masking = if plan.masking.is_active() { plan.masking.clone() } else { Masking::NONE };
             let key = format!("{:?}", ArmPlan { name: String::new(), masking, ..plan.clone() });
-            // Arms without gates keep the keys they had before there were gates.
-            key.replace(" gated: false,", "")
+            // What an arm does not use leaves no trace in its key: results from before there was such a thing stay valid.
+            key.replace(" gated: false,", "").replace(", infer_hard: false", "")
         };
         match self {
             Variation::Arm(plan) => of(plan),
@@ -255,6 +255,10 @@ impl Variation {
         }
     }
 }
+
+/// Deviation of the noise on embeddings of the Soft Tokens arm, where the recipe has none: a fresh model's embeddings have
+/// entries of deviation 0.02, and training widens them.
+const EMBEDDING_NOISE: f64 = 0.02;
 
 /// An arm with soft latents, which starts from the model that reasons in words.
 fn lepo(recipe: &Recipe, name: &str, change: impl FnOnce(&mut SoftPlan)) -> Variation {
@@ -299,6 +303,18 @@ fn soft(recipe: &Recipe) -> Vec<Variation> {
     ] {
         list.push(lepo(recipe, estimator.name(), with_estimator(estimator)));
     }
+    // Its noise is on embeddings, not on logits; a recipe that names none gets some.
+    let deviation = match recipe.lepo.embedding_noise {
+        0.0 => EMBEDDING_NOISE,
+        own => own,
+    };
+    let mut noisy = recipe.clone();
+    noisy.lepo.embedding_noise = deviation;
+    list.push(lepo(&noisy, "gauss_embed", |soft| {
+        with_estimator(SoftEstimator::GaussEmbed { mean: false })(soft);
+        soft.thoughts.law.perturbation = Perturbation::None;
+        soft.thoughts.law.tau = 0.5;
+    }));
     list.push(lepo(recipe, "noise off", |soft| {
         soft.thoughts.law.perturbation = Perturbation::None;
         soft.objective.estimator = SoftEstimator::None;

@@ -22,7 +22,7 @@ use std::path::Path;
 use toml::de::{DeTable, DeValue};
 
 /// The recipes inside the program, by name. The first one runs when none is named.
-pub const BUILT_IN: [(&str, &str); 14] = [
+pub const BUILT_IN: [(&str, &str); 15] = [
     ("default", include_str!("../../../recipes/default.toml")),
     ("gsm8k-gpt2", include_str!("../../../recipes/gsm8k-gpt2.toml")),
     ("gsm8k-smollm2", include_str!("../../../recipes/gsm8k-smollm2.toml")),
@@ -36,6 +36,7 @@ pub const BUILT_IN: [(&str, &str); 14] = [
     ("lepo-llama3.2-3b", include_str!("../../../recipes/lepo-llama3.2-3b.toml")),
     ("methods-small", include_str!("../../../recipes/methods-small.toml")),
     ("soft-grpo", include_str!("../../../recipes/soft-grpo.toml")),
+    ("soft-tokens", include_str!("../../../recipes/soft-tokens.toml")),
     ("prosqa", include_str!("../../../recipes/prosqa.toml")),
 ];
 

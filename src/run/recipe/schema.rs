@@ -339,7 +339,7 @@ section! {
         estimator: SoftEstimator, ANY;
         /// soft_ce: against the softmax over the whole vocabulary, untempered (as released), or over the kept tokens.
         full_softmax: bool, ANY;
-        /// concrete, gumbel_g: the log-density is divided by the number of tokens that count.
+        /// concrete, gumbel_g: the log-density is divided by the number of tokens that count; gauss_embed: by the width.
         mean_over_ids: bool, ANY;
         /// gumbel_g: only tokens above this log-probability count; -1e9 = all (SofT-GRPO: -3).
         floor: f64, between(-1e9, 0.0);
@@ -355,6 +355,8 @@ section! {
         proxies_stop: bool, ANY;
         /// Rewards read the proxies before the sampled tokens.
         proxy_in_reward: bool, ANY;
+        /// Evaluation asks without soft steps: train soft, infer hard (Soft Tokens).
+        infer_hard: bool, ANY;
     }
 }
 
@@ -591,6 +593,8 @@ choices! {
         Concrete = "concrete",
         /// The density of the perturbed logits (SofT-GRPO).
         GumbelG = "gumbel_g",
+        /// The density of the noisy embedding (Soft Tokens); noise = "none" and embedding_noise above 0.
+        GaussEmbed = "gauss_embed",
         /// Through the weights, with the noise held: unbiased.
         Pathwise = "pathwise",
         /// One token forward, the mixture's gradient backward.

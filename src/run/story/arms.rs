@@ -190,7 +190,7 @@ impl Story<'_> {
         let all = &self.problems.valid.items;
         let items = if keys.problems == 0 { all } else { &all[..keys.problems.min(all.len())] };
         let ask = Ask {
-            soft: plan.soft.map(SoftPlan::quiet),
+            soft: plan.soft.and_then(SoftPlan::asked).map(SoftPlan::quiet),
             ..Ask::deterministic(self.curriculum.max_latent_stage + 1)
         };
         let scores = self.examiner().ask(&self.student.model, items, &ask)?.scores(1)?;
@@ -212,6 +212,7 @@ impl Story<'_> {
     ) -> Result<()> {
         let began = Instant::now();
         let keys = &self.recipe.evaluation;
+        let soft = soft.and_then(SoftPlan::asked);
         let base = Ask {
             soft: soft.map(SoftPlan::quiet),
             ..Ask::deterministic(self.curriculum.max_latent_stage + 1)
@@ -271,7 +272,11 @@ fn metrics(record: Record, report: &Report, seconds: f64) -> Record {
         .maybe("soft/proxy_disagreement", of_soft(|soft| soft.disagreement))
         .maybe("soft/stopped_by_proxy", of_soft(|soft| soft.stopped_by_proxy))
         .maybe("soft/loss", first.soft.as_ref().map(|soft| soft.loss))
+        .maybe("soft/score", first.soft.as_ref().map(|soft| soft.mean_score()))
+        .maybe("soft/ratio", last.soft.as_ref().map(|soft| soft.mean(Statistic::Ratio)))
         .maybe("soft/ratio_spread", last.soft.as_ref().map(|soft| soft.ratio_spread))
+        .maybe("soft/churn_left", last.soft.as_ref().map(|soft| soft.churn().0))
+        .maybe("soft/churn_entered", last.soft.as_ref().map(|soft| soft.churn().1))
         .number("reward", report.reward())
         .number("reward_std", report.reward_deviation())
         .number("frac_reward_zero_std", (groups.dead_low + groups.dead_high) as f64 / all)

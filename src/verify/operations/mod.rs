@@ -5,6 +5,7 @@
 pub mod attention;
 pub mod embedding;
 pub mod gated_mixture;
+pub mod gaussian_density;
 pub mod gelu;
 pub mod latent;
 pub mod layernorm;
@@ -64,6 +65,7 @@ pub fn all() -> Vec<Case<'static>> {
     cases.extend(sampler::cases());
     cases.extend(soft_action::cases());
     cases.extend(gated_mixture::cases());
+    cases.extend(gaussian_density::cases());
     cases.extend(policy_loss::cases());
     cases.extend(smooth_l1::cases());
     cases

@@ -5,6 +5,7 @@ use super::toy::{differences, embedding, parameters, place_of_largest};
 use latch::base::Dtype;
 use latch::device::Device;
 use latch::ops::Tensor;
+use latch::ops::gaussian_density::{self, Normal};
 use latch::ops::sampler::Support;
 use latch::ops::soft_action::{Perturbation, Proxy, Score, Scored, Settings, backward, score_backward};
 
@@ -18,13 +19,15 @@ pub struct Estimator {
     /// Into the embeddings that y mixes.
     into_embeddings: bool,
     hard: bool,
+    /// The density of the noisy embedding stands for the score; with the gradient into its mean's embeddings, or without.
+    density: Option<bool>,
 }
 
 const CONCRETE: Score = Score::Concrete { tau: TAU, mean: false };
 pub const GUMBEL_G: Score = Score::GumbelG { floor: None, clamp: None, mean: false };
 
 const fn of(name: &'static str, score: Option<Score>, through_y: bool, into_embeddings: bool) -> Estimator {
-    Estimator { name, score, through_y, into_embeddings, hard: false }
+    Estimator { name, score, through_y, into_embeddings, hard: false, density: None }
 }
 
 pub const PATHWISE: Estimator = of("pathwise", None, true, true);
@@ -34,6 +37,9 @@ pub const DETACHED: Estimator = of("concrete, constant inputs", Some(CONCRETE), 
 pub const RELEASED: Estimator = of("soft_ce, as released", Some(Score::SoftCe { full: true }), false, false);
 pub const KEPT: Estimator = of("soft_ce, kept ids", Some(Score::SoftCe { full: false }), false, true);
 pub const STRAIGHT: Estimator = Estimator { hard: true, ..of("straight_through", None, true, true) };
+pub const GAUSS: Estimator = Estimator { density: Some(true), ..of("gauss_embed", None, false, false) };
+pub const GAUSS_LOGITS: Estimator =
+    Estimator { density: Some(false), ..of("gauss_embed, frozen mean table", None, false, false) };
 pub const NONE: Estimator = of("none", None, false, false);
 
 /// Mean of an estimator and trace of its covariance.
@@ -109,6 +115,44 @@ impl Toy {
                 score_backward(coefficient.view(), &scored, &kind, part.view_mut()).unwrap();
                 add(part);
             }
+            if let (Some(into_mean), Some((deviation, _))) = (estimator.density, self.embedded) {
+                // The mean p^T E of what was read, as the model computes it.
+                let mean = |row: usize| -> Vec<f64> {
+                    let y = &rows.trajectories[rows.of[row].0].y[step];
+                    let entry = |j: usize| {
+                        ids(row).iter().zip(y).map(|(&id, y)| y * embedding(theta, id as usize)[j]).sum()
+                    };
+                    (0..WIDTH).map(entry).collect()
+                };
+                let x = wide(&|row| rows.trajectories[rows.of[row].0].x[at].clone());
+                let mean = wide(&mean);
+                let coefficient = wide(&|row| vec![rows.of[row].2]);
+                let mut dm = Tensor::zeros(&device, [n, WIDTH], Dtype::F64).unwrap();
+                let normal = Normal { deviation, mean: false };
+                gaussian_density::backward(x.view(), mean.view(), &normal, coefficient.view(), dm.view_mut())
+                    .unwrap();
+                let dm = dm.download::<f64>().unwrap();
+                let dot = |row: usize, id: u32| -> f64 {
+                    embedding(theta, id as usize).iter().zip(&dm[row * WIDTH..]).map(|(e, d)| e * d).sum()
+                };
+                let dp = wide(&|row| ids(row).iter().map(|&id| dot(row, id)).collect());
+                let settings = Settings {
+                    inverse_temperature: 1.0,
+                    tau: TAU,
+                    perturbation: Perturbation::None,
+                    proxy: Proxy::Argmax,
+                    hard: false,
+                };
+                let mut part = zeros();
+                backward(dp.view(), y.view(), &settings, &support, 0..n, part.view_mut()).unwrap();
+                add(part);
+                for (row, gradient) in gradients.iter_mut().enumerate().filter(|_| into_mean) {
+                    let trajectory = &rows.trajectories[rows.of[row].0];
+                    for (&id, y) in trajectory.kept[step].iter().zip(&trajectory.y[step]) {
+                        (0..WIDTH).for_each(|j| gradient[id as usize * WIDTH + j] += y * dm[row * WIDTH + j]);
+                    }
+                }
+            }
             if estimator.through_y {
                 let dot = |row: usize, id: u32| -> f64 {
                     embedding(theta, id as usize).iter().zip(&d_input[row]).map(|(e, d)| e * d).sum()
@@ -117,7 +161,11 @@ impl Toy {
                 let settings = Settings {
                     inverse_temperature: 1.0,
                     tau: TAU,
-                    perturbation: Perturbation::Gumbel { clamp: None },
+                    perturbation: if self.embedded.is_some() {
+                        Perturbation::None
+                    } else {
+                        Perturbation::Gumbel { clamp: None }
+                    },
                     proxy: Proxy::Argmax,
                     hard: estimator.hard,
                 };

@@ -23,7 +23,8 @@ pub fn parameters() -> Parameters {
     all
 }
 
-/// Noise of one soft step: standard Gumbel noise of each kept id, and the node's weight.
+/// Noise of one soft step: standard Gumbel noise of each kept id, or standard normal noise of each entry of its embedding,
+/// and the node's weight.
 pub struct Node {
     pub noise: Vec<f64>,
     pub weight: f64,
@@ -59,6 +60,52 @@ pub fn nodes(n: usize, sums: bool) -> Vec<Node> {
     all
 }
 
+/// Gauss points of the standard normal law: roots of the Hermite polynomial of that order.
+fn hermite(points: usize) -> Vec<(f64, f64)> {
+    // He and its derivative at x, over the square root of the order's factorial, by the recurrence of normalised ones.
+    let at = |x: f64| {
+        let (mut before, mut now) = (0.0, 1.0);
+        for n in 0..points {
+            let next = (x * now - (n as f64).sqrt() * before) / (n as f64 + 1.0).sqrt();
+            (before, now) = (now, next);
+        }
+        (now, (points as f64).sqrt() * before)
+    };
+    let mut roots = Vec::new();
+    let (step, end) = (0.01, 2.0 * (points as f64).sqrt() + 1.0);
+    for cell in 0..(2.0 * end / step) as usize {
+        let (mut low, mut high) = (-end + step * cell as f64, -end + step * (cell as f64 + 1.0));
+        if (at(low).0 < 0.0) == (at(high).0 < 0.0) {
+            continue;
+        }
+        for _ in 0..60 {
+            let middle = 0.5 * (low + high);
+            if (at(middle).0 < 0.0) == (at(low).0 < 0.0) { low = middle } else { high = middle }
+        }
+        let root = 0.5 * (low + high);
+        roots.push((root, 1.0 / at(root).1.powi(2)));
+    }
+    assert_eq!(roots.len(), points);
+    roots
+}
+
+/// Nodes of a step whose noise is on its embedding.
+pub fn normal_nodes(points: usize) -> Vec<Node> {
+    let axis = hermite(points);
+    let mut all = vec![Node { noise: Vec::new(), weight: 1.0 }];
+    for _ in 0..WIDTH {
+        let longer = |node: &Node| -> Vec<Node> {
+            let one = |&(at, share): &(f64, f64)| Node {
+                noise: [&node.noise[..], &[at]].concat(),
+                weight: node.weight * share,
+            };
+            axis.iter().map(one).collect()
+        };
+        all = all.iter().flat_map(longer).collect();
+    }
+    all
+}
+
 /// Which ids a soft step keeps.
 #[derive(Clone, Copy)]
 pub enum Kept {
@@ -85,14 +132,21 @@ pub struct Toy {
     pub kept: &'static [Kept],
     pub reward: [f64; VOCABULARY],
     pub bonus: Bonus,
+    /// Where noise is on embeddings instead of logits: its deviation, and points of each entry's quadrature.
+    pub embedded: Option<(f64, usize)>,
 }
 
-pub const ONE_STEP: Toy =
-    Toy { kept: &[Kept::Fixed(&[0, 2, 3])], reward: [0.0, 1.0, 0.0, 1.0, 0.0], bonus: Bonus::None };
+pub const ONE_STEP: Toy = Toy {
+    kept: &[Kept::Fixed(&[0, 2, 3])],
+    reward: [0.0, 1.0, 0.0, 1.0, 0.0],
+    bonus: Bonus::None,
+    embedded: None,
+};
 pub const TWO_STEPS: Toy = Toy {
     kept: &[Kept::Fixed(&[1, 4]), Kept::Fixed(&[0, 2, 3])],
     reward: [0.0, 0.0, 1.0, 0.3, 1.0],
     bonus: Bonus::None,
+    embedded: None,
 };
 
 impl Kept {
@@ -172,7 +226,10 @@ impl Toy {
             let (h, logits) = position(theta, &all.x[step]);
             let kept = self.kept[step].of(&logits);
             let clean = log_softmax(&kept.iter().map(|&id| logits[id as usize]).collect::<Vec<_>>());
-            let g: Vec<f64> = clean.iter().zip(&node.noise).map(|(a, noise)| a + noise).collect();
+            let g: Vec<f64> = match self.embedded {
+                Some(_) => clean,
+                None => clean.iter().zip(&node.noise).map(|(a, noise)| a + noise).collect(),
+            };
             let cold: Vec<f64> = g.iter().map(|g| g / TAU).collect();
             let y: Vec<f64> = log_softmax(&cold).into_iter().map(f64::exp).collect();
             let winner = place_of_largest(&g);
@@ -180,6 +237,9 @@ impl Toy {
             for (i, (&id, &y)) in kept.iter().zip(&y).enumerate() {
                 let weight = if hard { f64::from(u8::from(i == winner)) } else { y };
                 x.iter_mut().zip(embedding(theta, id as usize)).for_each(|(x, e)| *x += weight * e);
+            }
+            if let Some((deviation, _)) = self.embedded {
+                x.iter_mut().zip(&node.noise).for_each(|(x, noise)| *x += deviation * noise);
             }
             all.kept.push(kept);
             all.x.push(x);
@@ -198,6 +258,9 @@ impl Toy {
     /// Nodes of each step. Where the second step's ids or proxy change with the first step's y, the first step's
     /// nodes lie between the changes.
     pub fn grid(&self, theta: &Parameters, sums: bool) -> Vec<Vec<Node>> {
+        if let Some((_, points)) = self.embedded {
+            return self.kept.iter().map(|_| normal_nodes(points)).collect();
+        }
         let mut all: Vec<Vec<Node>> = self.kept.iter().map(|kept| nodes(kept.count(), sums)).collect();
         let jumps = |kept: &Kept| matches!(kept, Kept::Largest(_)) || matches!(self.bonus, Bonus::Largest(_));
         if let [Kept::Fixed([first, second]), last] = self.kept

@@ -1,0 +1,100 @@
+//! Embeddings that are actions (Soft Tokens): what a soft step was fed, noise and all, kept as it was.
+//!
+//! ```text
+//! x = y^T E + sigma n                         drawn: the mixture as soft_tape.rs draws it, then normal noise
+//! input = x + position embedding              x is a constant: gradients pass it by
+//! ```
+//!
+//! The density of x under the model of now is soft_density.rs.
+
+use super::Model;
+use super::sequences::Sequences;
+use super::soft::SoftRoom;
+use super::soft_tape::{SoftAt, upload, values};
+use crate::base::{Error, Result};
+use crate::device::{Arena, Device};
+use crate::ops::{Tensor, View, embedding, random};
+use std::ops::Range;
+
+/// Embeddings by place among the mixtures.
+#[derive(Debug)]
+pub(super) struct SoftInputs {
+    vectors: Tensor,
+    /// I32 `[rows, 1]`: -2 - n, so that row n reads mixture n.
+    places: Tensor,
+}
+
+/// Ids by which `count` positions read the mixtures 0, 1, ... (ops/embedding.rs).
+pub(super) fn mixture_ids(device: &Device, count: usize) -> Result<Tensor> {
+    let ids: Vec<i32> = (0..count as i32).map(|n| -2 - n).collect();
+    Tensor::from_host(device, [count, 1], &ids)
+}
+
+impl SoftInputs {
+    /// The room, where inputs are kept.
+    pub fn reserve(model: &Model, device: &Device, room: SoftRoom) -> Result<Option<SoftInputs>> {
+        if !room.inputs {
+            return Ok(None);
+        }
+        let _arena = Arena::Tape.enter();
+        Ok(Some(SoftInputs {
+            vectors: Tensor::zeros(device, [room.positions, model.config().width], model.dtype())?,
+            places: mixture_ids(device, room.rows)?,
+        }))
+    }
+
+    /// All places.
+    pub fn view(&self) -> View<'_> {
+        self.vectors.view()
+    }
+
+    /// Brings down the embeddings at some places.
+    pub fn values(&self, rows: Range<usize>) -> Result<Vec<Vec<f64>>> {
+        let vectors = self.vectors.rows(rows)?;
+        let width = vectors.cols().max(1);
+        Ok(values(vectors)?.chunks_exact(width).map(<[f64]>::to_vec).collect())
+    }
+
+    /// Brings up embeddings, one after the other, from place `first` on.
+    pub fn upload(&mut self, first: usize, all: &[f64]) -> Result<()> {
+        let at = first * self.vectors.view().cols();
+        upload(&mut self.vectors, at, all)
+    }
+}
+
+impl Model {
+    /// Embeds the mixtures that were drawn `at`, adds noise of `deviation` under the keys that stand in the sequences, and
+    /// keeps the sum. `position` is where they stand on the tape.
+    pub(super) fn keep_inputs(
+        &self,
+        sequences: &mut Sequences,
+        at: &SoftAt,
+        position: usize,
+        deviation: Option<f64>,
+    ) -> Result<()> {
+        let Sequences { soft, soft_inputs, tape, noise_keys, .. } = sequences;
+        let Some(inputs) = soft_inputs else { return Err(not_kept()) };
+        let count = at.rows().len();
+        let mixtures = embedding::Inputs {
+            ids: inputs.places.rows(0..count)?,
+            positions: tape.index.positions.rows(position..position + count)?,
+            soft: Some(soft.view(at)?),
+        };
+        embedding::forward(&mixtures, self.table(), None, inputs.vectors.rows_mut(at.rows())?)?;
+        match deviation {
+            Some(deviation) => {
+                random::add_normal(inputs.vectors.rows_mut(at.rows())?, noise_keys.rows(0..count)?, deviation)
+            }
+            None => Ok(()),
+        }
+    }
+}
+
+/// Embeddings where there is no room for them.
+pub(super) fn not_kept() -> Error {
+    Error::input(
+        "segment",
+        "embedded inputs, which these sequences do not keep",
+        "reserve them (SoftRoom::inputs)",
+    )
+}
