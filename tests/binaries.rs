@@ -9,7 +9,7 @@ fn golden(model: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(model)
 }
 
-fn run(binary: &str, arguments: &[&str]) -> Output {
+pub fn run(binary: &str, arguments: &[&str]) -> Output {
     Command::new(binary).args(arguments).stdin(Stdio::null()).output().unwrap()
 }
 
@@ -17,18 +17,18 @@ fn generate(arguments: &[&str]) -> Output {
     run(env!("CARGO_BIN_EXE_generate"), arguments)
 }
 
-fn stderr(output: &Output) -> String {
+pub fn stderr(output: &Output) -> String {
     String::from_utf8_lossy(&output.stderr).into_owned()
 }
 
-fn stdout(output: &Output) -> String {
+pub fn stdout(output: &Output) -> String {
     assert!(output.status.success(), "{}", stderr(output));
     String::from_utf8_lossy(&output.stdout).into_owned()
 }
 
 /// The command fails with `code` and says all of `words`.
 #[track_caller]
-fn refuses(output: &Output, code: i32, words: &[&str]) {
+pub fn refuses(output: &Output, code: i32, words: &[&str]) {
     let message = stderr(output);
     assert_eq!(output.status.code(), Some(code), "{message}");
     for word in words {
@@ -201,7 +201,7 @@ const TINY: [&str; 34] = [
     "grpo.arms=[\"temp\", \"dropout_latent\", \"dropout_all\", \"sft\"]",
 ];
 
-fn train(more: &[&str]) -> Output {
+pub fn train(more: &[&str]) -> Output {
     run(env!("CARGO_BIN_EXE_train"), &TINY.iter().chain(more).copied().collect::<Vec<_>>())
 }
 

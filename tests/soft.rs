@@ -290,9 +290,9 @@ fn an_audit_sees_another_noise_another_mixture_and_another_proxy() {
 
 /// What the gradient checks differentiate: answers' log-probabilities and, where asked, scores of soft steps, each with
 /// a coefficient of its own.
-struct Objective {
+pub struct Objective {
     drawing: Drawing,
-    trajectories: Vec<Trajectory>,
+    pub trajectories: Vec<Trajectory>,
     score: Option<SoftScore>,
     truncation: Truncation,
 }
@@ -307,14 +307,14 @@ impl Objective {
     }
 
     /// The value at a model and, when asked, its gradient.
-    fn at(&self, model: &Model, gradients: Option<&mut Gradients>) -> f64 {
+    pub fn at(&self, model: &Model, gradients: Option<&mut Gradients>) -> f64 {
         let record = Record::Everything;
         let mut rollouts = Rollouts::reserve(model, form(4), self.drawing.clone(), LIMITS, record).unwrap();
         rollouts.replay(model, &prompts(), &self.trajectories.iter().collect::<Vec<_>>()).unwrap();
         self.of(model, &mut rollouts, gradients)
     }
 
-    fn of(&self, model: &Model, rollouts: &mut Rollouts, gradients: Option<&mut Gradients>) -> f64 {
+    pub fn of(&self, model: &Model, rollouts: &mut Rollouts, gradients: Option<&mut Gradients>) -> f64 {
         let mut scores = Scores::reserve(model, 60).unwrap();
         let values = scored(model, rollouts, &self.trajectories, &mut scores);
         let weights = Self::coefficients(values.len(), 1);
@@ -410,7 +410,7 @@ fn cases() -> Vec<Case> {
     ]
 }
 
-fn objective(model: &Model, case: usize, masking: Masking) -> (Objective, Rollouts) {
+pub fn objective(model: &Model, case: usize, masking: Masking) -> (Objective, Rollouts) {
     let Case { perturbation, noise, replay, gradient, score, .. } = cases()[case];
     let mut drawing = Drawing { masking, latent_noise: noise, ..drawing(thoughts(perturbation, false)) };
     drawing.soft = drawing.soft.map(|soft| SoftThoughts { replay, ..soft });

@@ -2,8 +2,8 @@
 //! inputs.
 
 use crate::soft::{
-    LIMITS, bits, drawing, flat, form, masked, members, model, moved, prompts, sampled, scored, settings,
-    thoughts, updated,
+    LIMITS, bits, drawing, flat, form, masked, members, model, moved, objective, prompts, sampled, scored,
+    settings, thoughts, updated,
 };
 use latch::base::Dtype;
 use latch::device::Device;
@@ -11,7 +11,7 @@ use latch::learn::objective::Preset;
 use latch::learn::policy::Settings;
 use latch::learn::soft_policy::SoftEstimator;
 use latch::model::{
-    Action, Churn, Input, Model, NoisyInput, Record, Room, RowPlan, Scores, Segment, Sequences, SoftGradient,
+    Action, Churn, Input, Model, NoisyInput, Projector, Record, Room, RowPlan, Scores, Segment, Sequences, SoftGradient,
     SoftLaw, SoftRoom, SoftScores, Truncation,
 };
 use latch::ops::Tensor;
@@ -334,4 +334,27 @@ fn the_embedding_table_is_part_of_the_mean() {
     let largest = expected.iter().fold(0.0_f64, |largest, e| largest.max(e.abs()));
     let apart = found.iter().zip(&expected).map(|(a, b)| (a - b).abs()).fold(0.0, f64::max);
     assert!(largest > 1.0 && apart < 1e-10 * largest, "{apart:e} of {largest:e}");
+}
+
+/// Mixtures do not pass through a projector: beside one, soft steps read and teach what they do without.
+#[test]
+fn soft_steps_beside_a_projector_leave_it_alone() {
+    for case in 0..2 {
+        let plain = model("llama", Dtype::F64, &Device::cpu());
+        let with =
+            model("llama", Dtype::F64, &Device::cpu()).with_random_projector(Projector::of(16), 3).unwrap();
+        let (plain_objective, _) = objective(&plain, case, masked(0.2));
+        let (objective, mut rollouts) = objective(&with, case, masked(0.2));
+        assert_eq!(objective.trajectories, plain_objective.trajectories);
+        let (mut expected, mut found) = (plain.gradients().unwrap(), with.gradients().unwrap());
+        let value = plain_objective.at(&plain, Some(&mut expected));
+        assert_eq!(objective.at(&with, Some(&mut found)).to_bits(), value.to_bits());
+        let (expected, found) = (flat(&expected), flat(&found));
+        assert!(found.len() > expected.len() && expected.iter().any(|g| *g != 0.0));
+        assert_eq!(bits(&found[..expected.len()]), bits(&expected));
+        assert!(found[expected.len()..].iter().all(|g| *g == 0.0));
+        let mut from_tape = with.gradients().unwrap();
+        objective.of(&with, &mut rollouts, Some(&mut from_tape));
+        assert!(flat(&from_tape)[expected.len()..].iter().all(|g| *g == 0.0));
+    }
 }

@@ -1,16 +1,22 @@
 //! `evaluate`: how well a model answers problems, without masks, over masks, sampled, or both.
 
+#[path = "generate/soft.rs"]
+mod soft;
+
 use clap::Parser;
 use latch::base::{Dtype, Error, Result};
 use latch::cpu::parallel;
 use latch::device::Device;
 use latch::learn::coconut::{Curriculum, Variant};
+use latch::learn::soft_policy::{SoftEstimator, SoftObjective};
 use latch::model::Precision;
 use latch::ops::mask::SiteKind;
+use latch::ops::policy_loss::{Hyper, Ratio, Surrogate};
 use latch::rollout::group::Thoughts;
 use latch::rollout::masks::{Masking, Mode, Scope};
 use latch::run::evaluation::{Ask, Examiner, Scores};
 use latch::run::problems::{self, Item};
+use latch::run::reinforcement::SoftPlan;
 use latch::run::student::{LATENT_CONFIG, Student, gating_of};
 use latch::run::terminal::table;
 use latch::text::answer::Extractor;
@@ -53,6 +59,15 @@ struct Arguments {
     /// Latent steps (default: what latent_config.json in the folder says, else 0)
     #[arg(long)]
     latents: Option<usize>,
+    #[command(flatten)]
+    soft: soft::SoftArguments,
+    /// Answers are read from the tokens that stand for soft steps too, before the sampled ones
+    #[arg(long, requires = "soft")]
+    read_proxies: bool,
+    /// Reads plain tokens although the model has gates (HRPO). By default such a model thinks as it was trained: its first
+    /// tokens are read with the mixtures they were sampled from, as latent_gating.json beside it says
+    #[arg(long)]
+    no_gates: bool,
     /// Temperature of sampled answers
     #[arg(long, default_value_t = 1.0)]
     temperature: f64,
@@ -123,6 +138,8 @@ fn run(arguments: &Arguments) -> Result<()> {
     }
     let latents = match arguments.latents {
         Some(latents) => latents,
+        // Soft steps follow the bare question.
+        None if arguments.soft.soft.is_some() => 0,
         // An adapter was taught its own way of thinking.
         None => match arguments.adapter.as_ref().filter(|adapter| adapter.join(LATENT_CONFIG).is_file()) {
             Some(adapter) => latents_of(adapter)?,
@@ -140,7 +157,10 @@ fn run(arguments: &Arguments) -> Result<()> {
     };
     let (items, skipped) = items(arguments, &student)?;
     let extractor: Extractor = arguments.extractor.parse()?;
-    let gating = gating_of(&arguments.model)?;
+    let mut gating = gating_of(&arguments.model)?;
+    if arguments.no_gates {
+        gating.hrpo.thinking = 0;
+    }
     let examiner = Examiner {
         curriculum: &curriculum,
         markers: student.markers,
@@ -154,9 +174,10 @@ fn run(arguments: &Arguments) -> Result<()> {
     let ask = ask(arguments, latents)?;
     let outcome = examiner.ask(&student.model, &items, &ask)?;
     let scores = outcome.scores(arguments.k)?;
-    // What was mixed into the answers of a model with gates is not kept, so they are not scored again.
-    let gated = student.model.has_gates();
-    let average = match ask.masking.is_active() && ask.thoughts == Thoughts::Own && !gated {
+    // What was mixed into the answers of a model with gates, or before answers, is not kept, so they are not scored again.
+    let gated = student.model.has_gates() && !arguments.no_gates;
+    let scored_again = !gated && ask.soft.is_none();
+    let average = match ask.masking.is_active() && ask.thoughts == Thoughts::Own && scored_again {
         true => Some(examiner.average_by_probability(&student.model, &items, &ask, &outcome)?),
         false => None,
     };
@@ -164,6 +185,7 @@ fn run(arguments: &Arguments) -> Result<()> {
         let mut value = json!(scores);
         value["mode"] = json!(arguments.mode);
         value["latents"] = json!(latents);
+        value["soft"] = json!(arguments.soft.soft);
         value["thoughts"] = json!(arguments.thoughts);
         value["seed"] = json!(arguments.seed);
         value["skipped"] = json!(skipped);
@@ -192,7 +214,7 @@ fn ask(arguments: &Arguments, latents: usize) -> Result<Ask> {
     let masked = arguments.mode.starts_with("mc");
     let sampled = arguments.mode.ends_with("temp");
     Ok(Ask {
-        soft: None,
+        soft: soft_plan(arguments).map(|plan| if sampled { plan } else { plan.quiet() }),
         stage: latents + 1,
         masking: match masked {
             true => Masking { p: arguments.p, sites, scope: arguments.scope, mode: arguments.mask_mode },
@@ -206,6 +228,18 @@ fn ask(arguments: &Arguments, latents: usize) -> Result<Ask> {
             _ => Thoughts::Own,
         },
         key: u32::MAX,
+    })
+}
+
+/// Soft steps as asked for; nothing is trained here.
+fn soft_plan(arguments: &Arguments) -> Option<SoftPlan> {
+    let loss = Hyper { ratio: Ratio::Token, surrogate: Surrogate::Plain, clamp: None, kl: None };
+    Some(SoftPlan {
+        latents: arguments.soft.soft?,
+        thoughts: arguments.soft.thoughts()?,
+        objective: SoftObjective { estimator: SoftEstimator::None, loss },
+        proxy_in_reward: arguments.read_proxies,
+        infer_hard: false,
     })
 }
 

@@ -2,6 +2,8 @@
 
 #[path = "generate/soft.rs"]
 mod soft;
+#[path = "generate/switching.rs"]
+mod switching;
 
 use clap::{ArgGroup, Parser};
 use latch::base::{Dtype, Error, Result};
@@ -10,8 +12,10 @@ use latch::device::Device;
 use latch::model::weights::Source;
 use latch::model::{Model, Precision};
 use latch::ops::sampler::Law;
-use latch::rollout::generate::{Generated, Options, Timing, generate};
-use latch::run::replay;
+use latch::rollout::generate::{Generated, Options, Timing, generate_gated};
+use latch::rollout::switching::{self as switch, Reading, SwitchedOptions, Switching};
+use latch::run::student::gating_of;
+use latch::run::{replay, settings};
 use latch::text::{Message, Tokenizer};
 use std::io::{BufRead, Write};
 use std::ops::ControlFlow;
@@ -19,6 +23,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Instant;
 
 /// Generates text from a model. Text goes to stdout, everything else to stderr.
 #[derive(Parser)]
@@ -56,6 +61,15 @@ struct Arguments {
     after_latents: Vec<u32>,
     #[command(flatten)]
     soft: soft::SoftArguments,
+    /// Token ids fed after the soft steps, e.g. that of </think>
+    #[arg(long, value_delimiter = ',', requires = "soft")]
+    after_soft: Vec<u32>,
+    #[command(flatten)]
+    switching: switching::SwitchingArguments,
+    /// Reads plain tokens although the model has gates (HRPO). By default such a model thinks as it was trained: its first
+    /// tokens are read with the mixtures they were sampled from, as latent_gating.json beside it says
+    #[arg(long)]
+    no_gates: bool,
     /// Always the most probable token (the default unless a sampling flag is given)
     #[arg(long, conflicts_with_all = ["temperature", "top_k", "top_p", "min_p"])]
     greedy: bool,
@@ -89,7 +103,8 @@ struct Arguments {
     /// Worker threads (0 = one per core)
     #[arg(long, default_value_t = 0)]
     threads: usize,
-    /// One JSON object a prompt on stdout: prompt_ids, ids, text, logprobs, stopped
+    /// One JSON object a prompt on stdout: prompt_ids, ids, text, logprobs, stopped; with --swi no logprobs, but readings:
+    /// t (token), m (mixture) or s (both, at a switch), what the position after each token was given to read
     #[arg(long)]
     json: bool,
     /// No timing line
@@ -143,7 +158,7 @@ fn run(arguments: &Arguments) -> Result<ExitCode> {
     let options = Options {
         latents: arguments.soft.soft.unwrap_or(arguments.latents),
         soft: arguments.soft.thoughts(),
-        after_latents: [&arguments.after_latents[..], &arguments.soft.after_soft].concat(),
+        after_latents: [&arguments.after_latents[..], &arguments.after_soft].concat(),
         law,
         max_new_tokens: arguments
             .max_new_tokens
@@ -152,13 +167,25 @@ fn run(arguments: &Arguments) -> Result<ExitCode> {
         seed: arguments.seed,
     };
 
+    let rule = arguments.switching.rule(tokenizer.as_ref())?;
+    let gate = match (model.has_gates() && !arguments.no_gates && rule.is_none(), tokenizer.as_ref()) {
+        (false, _) => None,
+        (true, Some(tokenizer)) => settings::gating(&gating_of(source_folder(arguments))?.hrpo, tokenizer)?,
+        (true, None) => {
+            return Err(Error::input(
+                "a model with gates",
+                "has no tokenizer, which writes the mark that ends its thinking",
+                "add tokenizer.json to its folder, or give --no-gates",
+            ));
+        }
+    };
     let interrupted = Arc::new(AtomicBool::new(false));
     on_interrupt(interrupted.clone());
     let streams = !arguments.json && prompts.len() == 1;
     let mut stream = tokenizer.as_ref().filter(|_| streams).map(|tokenizer| tokenizer.stream(true));
     let mut failure = None;
     let mut closed = false;
-    let (generated, timing) = generate(&model, &prompts, &options, |_, token| {
+    let mut show = |_: usize, token: u32| {
         let shown = match (&mut stream, streams) {
             (Some(stream), _) if options.stop.contains(&token) => stream.push(token).map(|_| String::new()),
             (Some(stream), _) => stream.push(token),
@@ -173,7 +200,12 @@ fn run(arguments: &Arguments) -> Result<ExitCode> {
             true => ControlFlow::Break(()),
             false => ControlFlow::Continue(()),
         }
-    })?;
+    };
+    let mut readings = Vec::new();
+    let (generated, timing) = match &rule {
+        None => generate_gated(&model, &prompts, &options, gate, &mut show)?,
+        Some(rule) => generate_switching(&model, &prompts, (rule, &options), &mut show, &mut readings)?,
+    };
     if let Some(error) = failure {
         return Err(error);
     }
@@ -186,7 +218,7 @@ fn run(arguments: &Arguments) -> Result<ExitCode> {
         };
         let _ = write_out(&rest);
         if !streams {
-            show_all(arguments, &prompts, &generated, tokenizer.as_ref())?;
+            show_all(arguments, &prompts, (&generated, &readings), tokenizer.as_ref())?;
         }
     }
     if !arguments.quiet {
@@ -195,13 +227,51 @@ fn run(arguments: &Arguments) -> Result<ExitCode> {
     Ok(ExitCode::from(if interrupted.load(Ordering::Relaxed) { 130 } else { 0 }))
 }
 
+/// The model's folder, or the file's.
+fn source_folder(arguments: &Arguments) -> &Path {
+    arguments.model.as_deref().unwrap_or(Path::new("."))
+}
+
+/// Generation that switches between tokens and mixtures; `readings` becomes a letter a token.
+fn generate_switching(
+    model: &Model,
+    prompts: &[Vec<u32>],
+    (rule, options): (&Switching, &Options),
+    show: &mut impl FnMut(usize, u32) -> ControlFlow<()>,
+    readings: &mut Vec<String>,
+) -> Result<(Vec<Generated>, Timing)> {
+    let began = Instant::now();
+    let how = SwitchedOptions {
+        law: options.law,
+        max_new_tokens: options.max_new_tokens,
+        stop: options.stop.clone(),
+        seed: options.seed,
+    };
+    let switched = switch::generate(model, prompts, rule, &how, show)?;
+    let letter = |reading: &Reading| match reading {
+        Reading::Token => 't',
+        Reading::Mixture => 'm',
+        Reading::Blend { .. } => 's',
+    };
+    *readings = switched.iter().map(|row| row.readings.iter().map(letter).collect()).collect();
+    let tokens = switched.iter().map(|row| row.ids.len()).sum();
+    let timing = Timing { decode: began.elapsed(), tokens, ..Timing::default() };
+    let plain = |row: switch::Switched| Generated {
+        proxies: Vec::new(),
+        ids: row.ids,
+        log_probabilities: Vec::new(),
+        stopped: row.stopped,
+    };
+    Ok((switched.into_iter().map(plain).collect(), timing))
+}
+
 /// 64 tokens, or fewer where the model has fewer positions; the last token needs none of its own.
 fn default_length(arguments: &Arguments, source: &Source, prompts: &[Vec<u32>]) -> usize {
     let longest = prompts.iter().map(Vec::len).max().unwrap_or(0);
     let used = longest
         + arguments.soft.soft.unwrap_or(arguments.latents)
         + arguments.after_latents.len()
-        + arguments.soft.after_soft.len();
+        + arguments.after_soft.len();
     (source.config().max_positions + 1).saturating_sub(used).clamp(1, 64)
 }
 
@@ -293,13 +363,14 @@ fn lines(path: &Path) -> Result<Vec<String>> {
 fn show_all(
     arguments: &Arguments,
     prompts: &[Vec<u32>],
-    generated: &[Generated],
+    (generated, readings): (&[Generated], &[String]),
     tokenizer: Option<&Tokenizer>,
 ) -> Result<()> {
     for (index, (prompt, answer)) in prompts.iter().zip(generated).enumerate() {
         let text = tokenizer.map(|tokenizer| tokenizer.decode(&answer.ids, true)).transpose()?;
         let line = match arguments.json {
             true => serde_json::json!({
+                "readings": readings.get(index),
                 "prompt_ids": prompt,
                 "proxies": answer.proxies,
                 "thought": tokenizer.map(|tokenizer| tokenizer.decode(&answer.proxies, true)).transpose()?,

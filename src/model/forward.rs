@@ -50,8 +50,9 @@ impl Model {
             return Ok(at);
         }
         let mut placed = self.place(sequences, segment, at.start)?;
-        let embedded =
-            !placed.embedded.is_empty() || (segment.draw.is_some() && sequences.soft_inputs.is_some());
+        let kept = segment.inputs.iter().any(|input| matches!(input, Input::Kept(_)));
+        let drawn = segment.draw.is_some() && sequences.soft_inputs.is_some();
+        let embedded = kept || drawn || !placed.embedded.is_empty();
         if !placed.embedded.is_empty() {
             self.place_embedded(sequences, &mut placed)?;
         }
@@ -173,14 +174,20 @@ impl Model {
             feeds: Vec::new(),
             gated: Vec::new(),
         };
-        let given = segment.inputs.iter().any(|input| matches!(input, Input::Embedded(_)));
-        let with_given = |input: &Input| matches!(input, Input::Embedded(_) | Input::Token(_));
-        if given && !segment.inputs.iter().all(with_given) {
+        let of = |holds: fn(&Input) -> bool| segment.inputs.iter().filter(|input| holds(input)).count();
+        let (given, kept) =
+            (of(|input| matches!(input, Input::Embedded(_))), of(|input| matches!(input, Input::Kept(_))));
+        let tokens = of(|input| matches!(input, Input::Token(_)));
+        if given.max(kept) > 0 && given.max(kept) + tokens != count {
             return Err(Error::input(
                 "segment",
-                "embedded inputs stand beside latents, mixtures or gated tokens",
+                "embedded inputs stand beside inputs of another kind",
                 "give embedded inputs a segment with tokens alone",
             ));
+        }
+        if kept > 0 {
+            // A position that reads none names a place that exists.
+            placed.feedback_rows = vec![0; count];
         }
         let gates = segment.inputs.iter().any(|input| matches!(input, Input::Gated(_)));
         if gates {
@@ -235,6 +242,14 @@ impl Model {
                         placed.feeds.push(Feed { at: at + n, source, ordinal: state.latents, row });
                         if drawn { -2 - n as i32 } else { -1 }
                     }
+                }
+                Input::Kept(place) => {
+                    let places = sequences.soft_inputs.as_ref().map_or(0, |inputs| inputs.view().count());
+                    if *place >= places {
+                        return Err(Error::shape("kept embedding", place, format!("one of {places}, as reserved")));
+                    }
+                    placed.feedback_rows[n] = *place as u32;
+                    -1
                 }
                 Input::Embedded(values) => {
                     let width = self.config().width;

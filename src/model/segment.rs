@@ -25,6 +25,9 @@ pub enum Input {
     /// An embedding of the model's width, without that of the position: what [`super::Action::input`] holds. Stands in a
     /// segment of tokens and of its own kind.
     Embedded(Vec<f64>),
+    /// An embedding that stands in its place among those of [`super::Model::embed_mixtures`]. Stands in such a segment, but
+    /// not beside [`Input::Embedded`].
+    Kept(usize),
     /// A sampled token whose embedding the model's gates mix with that of the mixture it was sampled from, one of
     /// [`Segment::mixtures`] (HRPO). Stands in a segment of tokens and of its own kind.
     Gated(u32),

@@ -9,11 +9,11 @@
 
 use super::Model;
 use super::sequences::Sequences;
-use super::soft::SoftRoom;
+use super::soft::{SoftLaw, SoftRoom};
 use super::soft_tape::{SoftAt, upload, values};
 use crate::base::{Error, Result};
 use crate::device::{Arena, Device};
-use crate::ops::{Tensor, View, embedding, random};
+use crate::ops::{Tensor, View, elementwise, embedding, random};
 use std::ops::Range;
 
 /// Embeddings by place among the mixtures.
@@ -22,6 +22,9 @@ pub(super) struct SoftInputs {
     vectors: Tensor,
     /// I32 `[rows, 1]`: -2 - n, so that row n reads mixture n.
     places: Tensor,
+    /// I32 `[1, 1]` and `[1, width]`: a token to blend with, and its embedding.
+    token: Tensor,
+    other: Tensor,
 }
 
 /// Ids by which `count` positions read the mixtures 0, 1, ... (ops/embedding.rs).
@@ -40,6 +43,8 @@ impl SoftInputs {
         Ok(Some(SoftInputs {
             vectors: Tensor::zeros(device, [room.positions, model.config().width], model.dtype())?,
             places: mixture_ids(device, room.rows)?,
+            token: mixture_ids(device, 1)?,
+            other: Tensor::zeros(device, [1, model.config().width], model.dtype())?,
         }))
     }
 
@@ -87,6 +92,47 @@ impl Model {
             }
             None => Ok(()),
         }
+    }
+}
+
+impl Model {
+    /// Mixes the embeddings of each row of `logits[n, vocabulary]` under `law`, without noise, into the places 0, 1, ... of
+    /// what [`super::Input::Kept`] reads, and returns the mixtures' entropies (nats; one download). Forgets the mixtures
+    /// that stood there.
+    ///
+    /// # Errors
+    /// Sequences that keep no embeddings, or fewer; logits without a softmax.
+    pub fn embed_mixtures(&self, sequences: &mut Sequences, logits: View, law: &SoftLaw) -> Result<Vec<f64>> {
+        let Sequences { soft, soft_inputs, draws, tape, .. } = sequences;
+        let Some(inputs) = soft_inputs else { return Err(not_kept()) };
+        let count = logits.count();
+        let entropies = soft.mix(logits, law, draws)?;
+        let mixtures = embedding::Inputs {
+            ids: inputs.places.rows(0..count)?,
+            positions: tape.index.positions.rows(0..count)?,
+            soft: Some(soft.first(count)?),
+        };
+        embedding::forward(&mixtures, self.table(), None, inputs.vectors.rows_mut(0..count)?)?;
+        Ok(entropies)
+    }
+
+    /// Makes the embedding at `place` so much of itself, and the rest that of a token.
+    ///
+    /// # Errors
+    /// No such place, or an id outside the vocabulary.
+    pub fn blend(&self, sequences: &mut Sequences, place: usize, share: f64, token: u32) -> Result<()> {
+        let Sequences { soft_inputs, tape, .. } = sequences;
+        let Some(inputs) = soft_inputs else { return Err(not_kept()) };
+        inputs.token.upload_at(0, &[token as i32])?;
+        let one = embedding::Inputs {
+            ids: inputs.token.view(),
+            positions: tape.index.positions.rows(0..1)?,
+            soft: None,
+        };
+        embedding::forward(&one, self.table(), None, inputs.other.view_mut())?;
+        elementwise::scale(inputs.other.view_mut(), 1.0 - share)?;
+        elementwise::scale(inputs.vectors.rows_mut(place..place + 1)?, share)?;
+        elementwise::add(inputs.other.view(), inputs.vectors.rows_mut(place..place + 1)?)
     }
 }
 

@@ -190,6 +190,41 @@ impl SoftTape {
         Ok(SoftAt { chunk, rows, positions, drawn: None })
     }
 
+    /// The first `count` mixtures, as the embedding takes them.
+    pub fn first(&self, count: usize) -> Result<embedding::Soft<'_>> {
+        let chunk = &self.chunks[0];
+        Ok(embedding::Soft { ids: chunk.support.ids().rows(0..count)?, weights: chunk.fed.rows(0..count)? })
+    }
+
+    /// Makes the mixtures of each row of `logits` anew, without noise, in the place of all that were drawn; returns their
+    /// entropies (one download). The keys that stand in `draws` decide nothing.
+    pub fn mix(&mut self, logits: View, law: &SoftLaw, draws: &Draws) -> Result<Vec<f64>> {
+        law.validate()?;
+        let (count, terms) = (logits.count(), law.terms(logits.cols()));
+        if count > self.room.rows.min(self.room.positions) || terms > self.room.terms {
+            let found = format!("{count} rows of {terms} terms");
+            return Err(Error::shape("mixtures", found, format!("as reserved: {:?}", self.room)));
+        }
+        let at = 0..count;
+        let (keys, steps) = (draws.keys.rows(at.clone())?, draws.steps.rows(at.clone())?);
+        let chunk = &mut self.chunks[0];
+        let weights = chunk.fed.rows_mut(at.clone())?;
+        let out = sampler::Mixed { support: &mut chunk.support, at: at.clone(), weights };
+        let mixture = sampler::Mixture { law: &law.law, tau: law.tau };
+        sampler::mixture(logits, &mixture, Noise { keys, steps, site: 0 }, out)?;
+        let out = soft_action::Outputs {
+            perturbed: chunk.perturbed.rows_mut(at.clone())?,
+            weights: chunk.fed.rows_mut(at.clone())?,
+            soft: None,
+            proxies: chunk.proxies.rows_mut(at.clone())?,
+            entropies: Some(chunk.entropies.rows_mut(at.clone())?),
+        };
+        let noise = Noise { keys, steps, site: 0 };
+        soft_action::forward(logits, &chunk.support, at.clone(), &law.settings(), noise, out)?;
+        self.filled = count;
+        values(chunk.entropies.rows(at)?)
+    }
+
     fn latest(&self, count: usize) -> Result<Range<usize>> {
         match self.filled.checked_sub(count) {
             Some(first) => Ok(first..self.filled),

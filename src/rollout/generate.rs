@@ -1,6 +1,6 @@
 //! Generation: one rollout a prompt, without masks, each token handed out as it is sampled.
 
-use super::group::{Drawing, Form, Limits, Member, Rollouts, SoftThoughts, Thoughts};
+use super::group::{Drawing, Form, Gating, Limits, Member, Rollouts, SoftThoughts, Thoughts};
 use super::masks::{Masking, Rollout};
 use crate::base::Result;
 use crate::model::{Model, Record};
@@ -51,6 +51,20 @@ pub fn generate(
     options: &Options,
     on_token: impl FnMut(usize, u32) -> ControlFlow<()>,
 ) -> Result<(Vec<Generated>, Timing)> {
+    generate_gated(model, prompts, options, None, on_token)
+}
+
+/// The same where the first tokens are read with what they were sampled from, through the model's gates (HRPO).
+///
+/// # Errors
+/// As [`generate`]; a model without gates.
+pub fn generate_gated(
+    model: &Model,
+    prompts: &[Vec<u32>],
+    options: &Options,
+    gate: Option<Gating>,
+    on_token: impl FnMut(usize, u32) -> ControlFlow<()>,
+) -> Result<(Vec<Generated>, Timing)> {
     let form = Form {
         start: Vec::new(),
         latents: options.latents,
@@ -59,7 +73,7 @@ pub fn generate(
         max_new_tokens: options.max_new_tokens,
     };
     let drawing = Drawing {
-        gate: None,
+        gate,
         masking: Masking::NONE,
         latent_noise: 0.0,
         soft: options.soft,

@@ -7,3 +7,4 @@ pub mod group;
 pub mod masks;
 mod plan;
 mod sharing;
+pub mod switching;

@@ -2,6 +2,20 @@
 //!
 //! A line is handed to the system whole and at once, so `tail -f` and a killed process see whole lines; the one that a crash
 //! may tear is recognised by its missing end. A resumed run cuts its files back to the restored step.
+//!
+//! Of soft steps an update says (means over the steps; algorithms C.3):
+//!
+//! ```text
+//! soft/kept, singleton_rate, entropy      ids of a mixture; share of steps with one; entropy of the weights (nats)
+//! soft/proxy_disagreement                 share of steps whose proxy is not the id of the largest weight
+//! soft/stopped_by_proxy                   share of rollouts that a proxy ended
+//! where steps have a score of their own (soft_ce, concrete, gumbel_g, gauss_embed):
+//! soft/loss, score                        first pass: their part of the loss; the score ("log-probability")
+//! soft/ratio, ratio_spread                last pass: exp(score - score of the first pass), and its largest |ratio - 1|
+//! soft/churn_left, churn_entered          last pass, over the ids that were kept: those that the logits of now would not
+//!                                         keep, and those that they would keep anew; 0 in a first pass, whose logits are
+//!                                         those of the draw
+//! ```
 
 use crate::base::{Error, Result};
 use serde_json::{Map, Value};

@@ -39,7 +39,7 @@ pub struct SoftArguments {
     /// A mixture keeps the fewest tokens whose probability reaches this
     #[arg(long, default_value_t = 0.95, requires = "soft")]
     soft_top_p: f64,
-    /// Noise on the kept logits
+    /// Noise on the kept logits (evaluate: where answers are sampled; greedy ones are asked without)
     #[arg(long, value_enum, default_value = "gumbel", requires = "soft")]
     soft_noise: Noise,
     /// Strength of Gaussian noise, or concentration of Dirichlet noise
@@ -54,9 +54,6 @@ pub struct SoftArguments {
     /// Thinking ends early when this token is the most probable one, e.g. that of </think>
     #[arg(long, requires = "soft", value_name = "ID")]
     leave_at: Option<u32>,
-    /// Token ids fed after the soft steps, e.g. that of </think>
-    #[arg(long, value_delimiter = ',', requires = "soft")]
-    pub after_soft: Vec<u32>,
 }
 
 impl SoftArguments {

@@ -13,6 +13,7 @@ pub use schema::{
     SoftEstimator, SoftNoise, SoftProxy, Source, Variant,
 };
 
+use super::settings;
 use crate::base::{Error, Result};
 use crate::model::adapter;
 use crate::rollout::masks::Mode;
@@ -333,9 +334,16 @@ impl Recipe {
                 format!("evaluation.k = {} is above evaluation.masks = {}", evaluation.k, evaluation.masks),
             ),
         ];
-        match wrong.into_iter().find(|(wrong, _)| *wrong) {
-            Some((_, problem)) => Err(Error::input(place, problem, format!("all keys: {LIST_KEYS}"))),
-            None => Ok(()),
+        if let Some((_, problem)) = wrong.into_iter().find(|(wrong, _)| *wrong) {
+            return Err(Error::input(place, problem, format!("all keys: {LIST_KEYS}")));
+        }
+        match grpo.arms.contains(&Arm::Lepo) {
+            // Now, not after the schools that come before.
+            true => {
+                let plan = settings::soft(&self.lepo);
+                plan.objective.check(&plan.thoughts, self.lepo.embedding_noise)
+            }
+            false => Ok(()),
         }
     }
 
