@@ -11,8 +11,8 @@ use latch::learn::objective::Preset;
 use latch::learn::policy::Settings;
 use latch::learn::soft_policy::SoftEstimator;
 use latch::model::{
-    Action, Churn, Input, Model, NoisyInput, Projector, Record, Room, RowPlan, Scores, Segment, Sequences, SoftGradient,
-    SoftLaw, SoftRoom, SoftScores, Truncation,
+    Action, Churn, Input, Model, NoisyInput, Projector, Record, Room, RowPlan, Scores, Segment, Sequences,
+    SoftGradient, SoftLaw, SoftRoom, SoftScores, Truncation,
 };
 use latch::ops::Tensor;
 use latch::ops::gaussian_density::Normal;
@@ -230,7 +230,7 @@ fn gradients_through_hard_steps_are_those_of_the_mixtures_they_stand_for() {
         let prompt = prompts().remove(0);
         let member = members(1, 1)[0];
         let go = |_, _| ControlFlow::Continue(());
-        let drawn = rollouts.sample(&model, &[prompt.clone()], &[member], go).unwrap().remove(0);
+        let drawn = rollouts.sample(&model, std::slice::from_ref(&prompt), &[member], go).unwrap().remove(0);
         assert!(drawn.actions.iter().any(|action| action.ids.len() > 1) && drawn.tokens.len() > 1);
         let mut scores = Scores::reserve(&model, 60).unwrap();
         let values = scored(&model, &rollouts, std::slice::from_ref(&drawn), &mut scores);
