@@ -3,7 +3,7 @@
 use clap::Parser;
 use latch::base::{Dtype, Error, Result};
 use latch::cpu::parallel;
-use latch::device::Device;
+use latch::device::{Device, Matmul};
 use latch::learn::coconut::{Curriculum, Variant};
 use latch::model::Precision;
 use latch::ops::mask::SiteKind;
@@ -92,6 +92,9 @@ struct Arguments {
     /// auto, cpu, cuda or cuda:N
     #[arg(long, default_value = "auto")]
     device: String,
+    /// Who multiplies matrices on a GPU: latch's kernels (auto, latch), or cublaslt, whose bits depend on the batch
+    #[arg(long, default_value = "auto")]
+    matmul: Matmul,
     /// Storage of matrices: f32 or bf16
     #[arg(long, default_value = "f32")]
     dtype: Dtype,
@@ -117,6 +120,7 @@ fn main() -> ExitCode {
 
 fn run(arguments: &Arguments) -> Result<()> {
     let device = Device::open(&arguments.device)?;
+    device.choose_matmul(arguments.matmul)?;
     let mut student = Student::load(&arguments.model, &device, Precision::of(arguments.dtype))?;
     if let Some(adapter) = &arguments.adapter {
         student.model.load_adapter(adapter)?;
