@@ -74,13 +74,13 @@ __device__ void begin(const Segment &segment, const act *k, const act *v, act *k
     u32 index;
     bool present = sort_entry(segment, blockIdx.x * PLAN_THREADS + threadIdx.x, entry, index);
     if (!steps.counts) {
-        if (present) entries[index] = entry;
+        if (present) store_entry(entries, index, entry);
         return;
     }
     if (present) sorted.set(index, entry);
     __syncthreads();
     u32 slot = plan_steps(steps, sorted, segment.count);
-    if (threadIdx.x < segment.count) entries[threadIdx.x] = sorted.get(threadIdx.x, slot);
+    if (threadIdx.x < segment.count) store_entry(entries, threadIdx.x, sorted.get(threadIdx.x, slot));
 }
 
 #define BEGIN(name, act)                                                                                               \

@@ -56,7 +56,8 @@ __device__ void begin(const Segment &segment, const act *dout, const act *out, f
     if (blockIdx.x < plan_blocks) {
         Entry entry;
         u32 index;
-        if (sort_entry(segment, blockIdx.x * PLAN_THREADS + threadIdx.x, entry, index)) entries[index] = entry;
+        bool present = sort_entry(segment, blockIdx.x * PLAN_THREADS + threadIdx.x, entry, index);
+        if (present) store_entry(entries, index, entry);
         return;
     }
     u64 unit = (u64)(blockIdx.x - plan_blocks) * (PLAN_THREADS / WARP) + threadIdx.x / WARP;

@@ -42,7 +42,7 @@ __device__ void merge_parts(const float *slots, const float2 *slot_sums, const E
                             u32 head_dim, u32 column_blocks, act *out, float2 *statistics) {
     u32 unit = blockIdx.x * (MERGE_THREADS / WARP) + threadIdx.x / WARP, lane = threadIdx.x % WARP;
     if (unit >= count * heads) return;
-    Entry e = load_entry(entries + unit / heads);
+    Entry e = load_entry(entries, unit / heads);
     u32 head = unit % heads, padded = (head_dim + 7) / 8 * 8, parts = e.position / BLOCK_KEYS / PART_BLOCKS + 1;
     if (e.slot == NEVER) return;
 

@@ -91,7 +91,7 @@ struct KeyGradient {
             to.statistics[r] = make_float2(0.0f, 0.0f);
             to.delta[r] = 0.0f;
             if (row >= task.rows) continue;
-            Entry e = load_entry(task.entries + row / group);
+            Entry e = load_entry(task.entries, row / group);
             u32 at = e.place * task.heads + kv_head * group + row % group;
             to.at[r] = at;
             to.lanes[r] = lanes_seen(e, slot_block, detach);
@@ -240,7 +240,7 @@ __device__ __forceinline__ void summarize(const Entry *entries, u32 rows, u32 gr
     u32 last = (min(rows, (tile + 1) * tile_rows) - 1) / group;
     Reads r{NEVER, 0, NEVER, 0};
     for (u32 i = first + lane; i <= last; i += WARP) {
-        Entry e = load_entry(entries + i);
+        Entry e = load_entry(entries, i);
         r.own_least = min(r.own_least, (u32)(e.own_block + (int)(e.prefix_len / BLOCK_KEYS)));
         r.own_most = max(r.own_most, (u32)(e.own_block + (int)(e.position / BLOCK_KEYS)));
         if (e.prefix_len > 0) {

@@ -16,9 +16,20 @@ struct TileRows {
     u32 slot[ROWS];          // place of partial results
 };
 
-__device__ __forceinline__ Entry load_entry(const Entry *at) {
-    uint4 a = ((const uint4 *)at)[0], b = ((const uint4 *)at)[1];
+// Entries lie in groups of 32, all first halves before all second ones: a warp that takes 32 neighbours asks for whole
+// sectors by both of its loads.
+__device__ __forceinline__ u32 half_of(u32 index, u32 half) { return (index / WARP * 2 + half) * WARP + index % WARP; }
+
+__device__ __forceinline__ Entry load_entry(const Entry *entries, u32 index) {
+    const uint4 *halves = (const uint4 *)entries;
+    uint4 a = halves[half_of(index, 0)], b = halves[half_of(index, 1)];
     return Entry{a.x, a.y, a.z, a.w, b.x, (int)b.y, b.z, b.w};
+}
+
+__device__ __forceinline__ void store_entry(Entry *entries, u32 index, const Entry &e) {
+    uint4 *halves = (uint4 *)entries;
+    halves[half_of(index, 0)] = make_uint4(e.place, e.row, e.position, e.prefix_len);
+    halves[half_of(index, 1)] = make_uint4(e.prefix_block, (u32)e.own_block, e.first, e.slot);
 }
 
 // Whether two entries that stand one after the other find position block `block` in the same slots: below the result.
@@ -50,9 +61,9 @@ struct Steps {
             apart[i] = NEVER;
             if (row < count) {
                 u32 entry = (first + row) / group, member = (first + row) % group;
-                Entry e = load_entry(entries + entry);
+                Entry e = load_entry(entries, entry);
                 if (row == 0) apart[i] = 0;
-                else if (member == 0) apart[i] = shared_blocks(load_entry(entries + entry - 1), e);
+                else if (member == 0) apart[i] = shared_blocks(load_entry(entries, entry - 1), e);
                 if (threadIdx.x < WARP) {
                     tile.at[row] = e.place * heads + kv_head * group + member;
                     tile.position[row] = e.position;

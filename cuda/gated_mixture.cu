@@ -8,17 +8,19 @@
 //             dlambda[c] += sum over rows of dL 8 sigmoid(-lambda) r
 //
 //   kernel                    in                                out                        grid            block  moved
-//   gated_mixture_fwd_*       e h p q [R,C] lambda[C]           x[R,C]                     ceil(n / 256w)  256    5 a n
-//   gated_mixture_bwd_*       dx e h p q [R,C] lambda[C]        de dp dq [R,C] terms[R,C]  ceil(n / 256w)  256    8 a n + 4 n
+//   gated_mixture_fwd_*       e h p q [R,C] lambda[C]           x[R,C]                     ceil(n / 1024)  256    5 a n
+//   gated_mixture_bwd_*       dx e h p q [R,C] lambda[C]        de dp dq [R,C] terms[R,C]  ceil(n / 1024)  256    8 a n + 4 n
 //   gated_mixture_bwd_lambda  terms[R,C]                        dlambda[C] (+=)            ceil(C / 32)    1024   4 n
 //
-// n = R C, a = bytes of act, w = 16 / a: a thread moves 128 bits of each operand. lambda is as long as a row and stays
+// n = R C, a = bytes of act: a thread moves four elements of each operand. lambda is as long as a row and stays
 // in the caches. The rows' part of dlambda goes through memory: it is one operand of nine, and its sum then depends on
 // R alone. Where an operand does not begin at a multiple of 16 bytes, or rows are no whole pieces, threads take single
 // elements by the same arithmetic.
 #include "rows.cuh"
 
 constexpr int BLOCK = 256;
+// Elements of a thread: of f32 lambda and terms, 128 bits, so that a warp asks for whole sectors of them beside bf16 too.
+constexpr int PIECE = 4;
 
 // The gates of one element.
 struct Gates {
@@ -84,15 +86,15 @@ template <typename act> struct Backward {
 };
 
 template <typename act> __device__ __forceinline__ void forward(Operands<act> in, u32 count, act *x) {
-    bool aligned = in.cols % WIDE<act> == 0 && multiples(16, in.e, in.h, in.p, in.q, in.lambda, x);
-    elements<WIDE<act>, BLOCK>(count, aligned, Forward<act>{in, x});
+    bool aligned = in.cols % PIECE == 0 && multiples(16, in.e, in.h, in.p, in.q, in.lambda, x);
+    elements<PIECE, BLOCK>(count, aligned, Forward<act>{in, x});
 }
 
 template <typename act>
 __device__ __forceinline__ void backward(const act *dx, Operands<act> in, u32 count, act *de, act *dp, act *dq,
                                          float *terms) {
-    bool aligned = in.cols % WIDE<act> == 0 && multiples(16, dx, in.e, in.h, in.p, in.q, in.lambda, de, dp, dq, terms);
-    elements<WIDE<act>, BLOCK>(count, aligned, Backward<act>{dx, in, de, dp, dq, terms});
+    bool aligned = in.cols % PIECE == 0 && multiples(16, dx, in.e, in.h, in.p, in.q, in.lambda, de, dp, dq, terms);
+    elements<PIECE, BLOCK>(count, aligned, Backward<act>{dx, in, de, dp, dq, terms});
 }
 
 KERNEL(BLOCK) gated_mixture_fwd_f32(const float *e, const float *h, const float *p, const float *q,

@@ -10,7 +10,7 @@
 //   scatter_add_tokens_*    x[N,C] id weight[S,k]       y[V,C] (+=)           the same                          128
 //   scatter_add_latents_*   x[E,C] mask                 y[V,C] (+=)           the same                          128
 //
-// Shared memory: tiles 2 KiB, others none. Bytes: tiles 12 E, ranks 16 E and the searches, which hit L1; add reads
+// Shared memory: tiles 6 KiB, others none. Bytes: tiles 12 E, ranks 16 E and the searches, which hit L1; add reads
 // 8 E + E C of x and reads and writes each row of y that somebody names: once, however many name it.
 //
 // Why so. Sums must not depend on which block runs first, so no float is added atomically; a block for each of 150
@@ -68,9 +68,14 @@ __device__ __forceinline__ void sort_tile(u32 key, u32 entry, u32 count, u32 *ke
         uint4 k = tile[i];
         rank += (k.x < key) + (k.y < key) + (k.z < key) + (k.w < key);
     }
+    // Through shared memory, so that neighbours write neighbouring words.
+    __shared__ u32 sorted_keys[TILE], sorted_entries[TILE];
+    sorted_keys[rank] = key;
+    sorted_entries[rank] = entry;
+    __syncthreads();
     if (e >= count) return;
-    keys[blockIdx.x * TILE + rank] = key;
-    entries[blockIdx.x * TILE + rank] = entry;
+    keys[e] = sorted_keys[t];
+    entries[e] = sorted_entries[t];
 }
 
 KERNEL(TILE) scatter_tiles_rows(const u32 *index, u32 count, u32 bound, u32 *keys, u32 *entries) {

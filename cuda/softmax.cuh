@@ -147,23 +147,46 @@ __device__ __forceinline__ void store_part(float *parts, u32 chunk, Part part) {
     if (lane < PART) parts[PART * chunk + lane] = lane == 0 ? part.maximum : lane == 1 ? part.sum : part.weighted;
 }
 
+// Parts of the chunks base .. base + 31, one a lane, asked for as whole sectors; one that does not exist counts nothing.
+// By a full warp.
+__device__ __forceinline__ Part load_parts(const float *parts, u32 base, u32 chunks) {
+    u32 lane = threadIdx.x % WARP, floats = PART * min(chunks - base, (u32)WARP);
+    float held[PART], mine[PART];
+#pragma unroll
+    for (u32 i = 0; i < PART; i++) {
+        u32 at = WARP * i + lane;
+        held[i] = at < floats ? parts[PART * base + at] : 0.0f;
+    }
+#pragma unroll
+    for (u32 i = 0; i < PART; i++) {
+        u32 at = PART * lane + i;
+        mine[i] = 0.0f;
+#pragma unroll
+        for (u32 j = 0; j < PART; j++) {
+            float found = __shfl_sync(ALL_LANES, held[j], at % WARP);
+            if (at / WARP == j) mine[i] = found;
+        }
+    }
+    return base + lane < chunks ? Part{mine[0], mine[1], mine[2]} : Part{-infinity(), 0.0f, 0.0f};
+}
+
 // Statistics of a row from those of its chunks. By a full warp; all lanes get them.
 template <bool ENTROPY>
 __device__ __forceinline__ Part merge_parts(const float *parts, u32 chunks) {
-    u32 lane = threadIdx.x % WARP;
     float maximum = -infinity();
-    for (u32 chunk = lane; chunk < chunks; chunk += WARP) maximum = fmaxf(maximum, parts[PART * chunk]);
+    for (u32 base = 0; base < chunks; base += WARP) maximum = fmaxf(maximum, load_parts(parts, base, chunks).maximum);
     maximum = warp_max(maximum);
     float sum = 0.0f, weighted = 0.0f;
-    for (u32 chunk = lane; chunk < chunks; chunk += WARP) {
-        const float *part = parts + PART * chunk;
+    for (u32 base = 0; base < chunks; base += WARP) {
+        Part part = load_parts(parts, base, chunks);
+        if (base + threadIdx.x % WARP >= chunks) continue;
         // Equal maxima may both be minus infinity.
-        float distance = part[0] == maximum ? 0.0f : __fsub_rn(part[0], maximum);
+        float distance = part.maximum == maximum ? 0.0f : __fsub_rn(part.maximum, maximum);
         float rescale = exponential(distance);
-        sum = __fmaf_rn(part[1], rescale, sum);
+        sum = __fmaf_rn(part.sum, rescale, sum);
         if (ENTROPY) {
-            float moved = part[1] == 0.0f ? 0.0f : __fmul_rn(part[1], distance);
-            weighted = __fmaf_rn(__fadd_rn(part[2], moved), rescale, weighted);
+            float moved = part.sum == 0.0f ? 0.0f : __fmul_rn(part.sum, distance);
+            weighted = __fmaf_rn(__fadd_rn(part.weighted, moved), rescale, weighted);
         }
     }
     return Part{maximum, warp_sum(sum), ENTROPY ? warp_sum(weighted) : 0.0f};

@@ -9,6 +9,7 @@ mod generate;
 mod golden;
 mod gpu_models;
 mod hrpo;
+mod kernel_report;
 mod layering;
 mod learn;
 mod parity;

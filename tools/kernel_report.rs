@@ -1,67 +1,126 @@
-//! `kernel_report`: what each shipped kernel would cost a GPU, counted in the simulator at a real layer's sizes.
+//! `kernel_report`: what each shipped kernel would cost a GPU, counted in the simulator at the sizes of real models.
+
+#[path = "kernel_report/counts.rs"]
+mod counts;
+#[path = "kernel_report/kernels.rs"]
+mod kernels;
+#[path = "kernel_report/steps.rs"]
+mod steps;
+#[path = "kernel_report/verdicts.rs"]
+mod verdicts;
 
 use clap::{Parser, ValueEnum};
 use latch::base::{Dtype, Error, Result};
-use latch::device::{Device, KernelCount, SimulatorOptions};
-use latch::learn::codi::{self, Distiller, Lesson, Weights};
-use latch::learn::optimizer::{self, Optimizer};
-use latch::learn::supervised::{Example, Limits, Trainer};
-use latch::model::{Config, Model, Precision, Projector, Record, RowPlan, Segment, Sequences, SequencesPlan};
-use latch::sim::check::Checker;
-use latch::sim::{Counters, counters::Class};
-use serde_json::json;
-use std::collections::BTreeMap;
-use std::path::Path;
+use latch::verify::workloads::{GPT2_SMALL, QWEN, Size};
 use std::process::ExitCode;
-use std::sync::Arc;
+use verdicts::Verdicts;
 
 const EXAMPLES: &str = "\
-Columns:
-  sectors   32-byte sectors of device memory requested over the fewest that the requested bytes fill
-  banks     accesses of shared memory over the fewest that the requests need
-  MB        device memory moved; `once` counts every byte that is read or written a single time
-  tensor    share of the floating-point operations of products that tensor cores did
-  floor     microseconds that the launches need at least by the datasheet: bytes once over bandwidth, or
-            multiply-adds over the tensor cores' rate, whichever is longer
+Columns of the kernels:
+  sectors   32-byte sectors of device memory requested over the fewest that the requested bytes fill (bar 1.10)
+  banks     accesses of shared memory over the fewest that the requests need (bar 1.05)
+  tensor    operations on tensor cores over those that the operation's products need (bar: at least 1)
+  fma       share of operations beside tensor cores: softmax, scales, epilogues
+  local     bytes of local memory (bar 0)
+  MB        requested of device memory and its caches; `floor`: each input once, each output once
+  A100 ...  microseconds that the operation needs at least by the datasheet: floor over bandwidth, or the products'
+            operations over the tensor cores' rate, whichever is longer
+A `!` marks what misses its bar, a `~` what misses it and is listed in src/verify/workloads/bars.rs with its reason.
+Grids of more than 64 blocks run a sample, their corners and 32 others (src/sim/sample.rs), and are scaled.
+
+Whole steps are counted block by block on one and on two layers, which gives any number of layers; the head and its draw
+come from the table of kernels. `device` counts each sector once a launch: what leaves memory where the level-2 cache
+keeps what a launch has read. `requested` counts every request that reaches that cache. The bar (1.15) is on `device`
+over weights, cache and activations once.
 
 Examples:
-  kernel_report                              one layer of GPT-2 small, f32
-  kernel_report --shape qwen2.5-0.5b --dtype bf16
-  kernel_report --rows 2 --prompt 16         quick";
+  kernel_report --check                                     everything; fails where a bar is missed and not listed
+  kernel_report --shape gpt2-small --dtype f32 --only attention
+  kernel_report --sequences 2 --length 16 --only rope,swiglu   quick";
 
-/// Runs one layer of a real model in the simulator, as training and sampling run it, and prints what each kernel
-/// costs beside what it must.
+/// Runs each operation of the shipped kernels in the simulator at a real model's sizes, then whole steps, and prints
+/// what they cost beside what they must.
 #[derive(Parser)]
 #[command(version, after_help = EXAMPLES)]
 struct Arguments {
-    /// Whose layer
-    #[arg(long, value_enum, default_value = "gpt2-small")]
+    /// Whose sizes
+    #[arg(long, value_enum, default_value = "all")]
     shape: Shape,
-    /// f32, or bf16 for bf16 matrices under f32 activations
-    #[arg(long, default_value = "f32")]
-    dtype: String,
-    /// Examples of the training step, and rollouts of one group
+    /// f32; bf16 activations and matrices; mixed: bf16 matrices under f32 activations, as models run
+    #[arg(long, value_enum, default_value = "all")]
+    dtype: Kind,
+    /// Sequences of a training step, and rollouts of one group
     #[arg(long, default_value_t = 8)]
-    rows: usize,
-    /// Prompt tokens, shared by the group
+    sequences: usize,
+    /// Positions of each sequence
     #[arg(long, default_value_t = 64)]
-    prompt: usize,
-    /// Vocabulary of the head; a real one takes minutes
-    #[arg(long, default_value_t = 4096)]
-    vocabulary: usize,
+    length: usize,
+    /// Only workloads whose names hold one of these; `steps` for whole steps, `masks` for the cost of masks
+    #[arg(long, value_delimiter = ',')]
+    only: Vec<String>,
+    /// Fail if a bar is missed that the list of known misses does not hold
+    #[arg(long)]
+    check: bool,
 }
 
-#[derive(Clone, Copy, ValueEnum)]
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
 enum Shape {
+    All,
     #[value(name = "gpt2-small")]
     Gpt2Small,
     #[value(name = "qwen2.5-0.5b")]
     Qwen,
 }
 
-/// A card's datasheet: GB/s, and TFLOP/s of dense bf16 on tensor cores with f32 sums.
-const CARDS: [(&str, f64, f64); 3] =
-    [("A100", 2039.0, 312.0), ("H100", 3350.0, 989.0), ("RTX 4090", 1008.0, 165.0)];
+/// Of activations and matrices.
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Kind {
+    All,
+    F32,
+    Mixed,
+    Bf16,
+}
+
+impl Kind {
+    /// The activations' dtype, and whether matrices are bf16 beside f32.
+    fn dtypes(self) -> (Dtype, bool) {
+        match self {
+            Kind::Bf16 => (Dtype::Bf16, false),
+            Kind::Mixed => (Dtype::F32, true),
+            Kind::F32 | Kind::All => (Dtype::F32, false),
+        }
+    }
+
+    fn name(self) -> &'static str {
+        match self {
+            Kind::All => "all",
+            Kind::F32 => "f32",
+            Kind::Mixed => "bf16 matrices under f32 activations",
+            Kind::Bf16 => "bf16",
+        }
+    }
+}
+
+impl Arguments {
+    fn sizes(&self) -> Vec<Size> {
+        match self.shape {
+            Shape::All => vec![GPT2_SMALL, QWEN],
+            Shape::Gpt2Small => vec![GPT2_SMALL],
+            Shape::Qwen => vec![QWEN],
+        }
+    }
+
+    fn kinds(&self) -> Vec<Kind> {
+        match self.dtype {
+            Kind::All => vec![Kind::F32, Kind::Mixed, Kind::Bf16],
+            one => vec![one],
+        }
+    }
+
+    fn wants(&self, name: &str) -> bool {
+        self.only.is_empty() || self.only.iter().any(|part| name.contains(part.as_str()))
+    }
+}
 
 fn main() -> ExitCode {
     match run(&Arguments::parse()) {
@@ -73,193 +132,31 @@ fn main() -> ExitCode {
     }
 }
 
-fn config(arguments: &Arguments) -> Result<Config> {
-    let vocabulary = arguments.vocabulary;
-    let json = match arguments.shape {
-        Shape::Gpt2Small => {
-            json!({"model_type": "gpt2", "vocab_size": vocabulary, "n_embd": 768, "n_head": 12,
-            "n_layer": 1, "n_positions": 1024, "activation_function": "gelu_new"})
-        }
-        Shape::Qwen => json!({"model_type": "qwen2", "vocab_size": vocabulary, "hidden_size": 896,
-            "num_attention_heads": 14, "num_key_value_heads": 2, "num_hidden_layers": 1, "intermediate_size": 4864,
-            "max_position_embeddings": 1024, "rms_norm_eps": 1e-6, "hidden_act": "silu",
-            "tie_word_embeddings": true, "rope_theta": 1000000.0}),
-    };
-    Config::from_json(json, Path::new("config.json"))
-}
-
 fn run(arguments: &Arguments) -> Result<()> {
-    if arguments.rows == 0 || arguments.prompt < 2 {
-        return Err(Error::input("--rows, --prompt", "too small", "give at least 1 row and 2 prompt tokens"));
+    if arguments.sequences == 0 || arguments.length < 2 {
+        return Err(Error::input(
+            "--sequences, --length",
+            "too small",
+            "give at least 1 sequence of 2 positions",
+        ));
     }
-    let dtype: Dtype =
-        arguments.dtype.parse().map_err(|problem: String| Error::input("--dtype", problem, "f32 or bf16"))?;
-    let observer = Arc::new(Checker::only_counters());
-    let device =
-        Device::simulated_with(SimulatorOptions { observer: Some(observer), ..SimulatorOptions::default() });
-    let mut model = Model::random(config(arguments)?, 0, &device, Precision::of(dtype))?;
-    let (rows, prompt) = (arguments.rows, arguments.prompt);
-    let token = |i: usize| (i * 7919 % arguments.vocabulary) as u32;
-    let tokens: Vec<u32> = (0..prompt).map(token).collect();
-
-    let mut seen = Seen::of(&device)?;
-    let batch: Vec<Example> = (0..rows)
-        .map(|row| Example {
-            prompt: (0..prompt / 2).map(|i| token(row * prompt + i)).collect(),
-            latents: 0,
-            end: Vec::new(),
-            answer: (prompt / 2..prompt).map(|i| token(row * prompt + i)).collect(),
-        })
-        .collect();
-    let optimizer = Optimizer::new(&model, optimizer::Settings::default())?;
-    let mut trainer =
-        Trainer::new(&model, optimizer, Limits::of(&batch, rows, usize::MAX), Record::Everything)?;
-    seen.advance(&device)?;
-    trainer.step(&mut model, &batch, 1e-4)?;
-    print(&format!("training step: {rows} rows of {prompt} positions"), &seen.advance(&device)?, &[]);
-
-    let lessons: Vec<Lesson> = batch
-        .iter()
-        .map(|example| Lesson {
-            student: Example { latents: 2, end: vec![token(1)], ..example.clone() },
-            teacher: example.clone(),
-            tap: 1,
-            reasoning: 0,
-        })
-        .collect();
-    let projected = Model::random(config(arguments)?, 0, &device, Precision::of(dtype))?
-        .with_random_projector(Projector::of(config(arguments)?.width), 0)?;
-    let limits = codi::limits(&lessons, rows, usize::MAX);
-    let mut distiller = Distiller::new(&projected, limits, Weights::default(), Record::Everything)?;
-    let mut gradients = projected.gradients()?;
-    seen.advance(&device)?;
-    distiller.gradient(&projected, &lessons, &mut gradients)?;
-    print(
-        &format!("gradient of CODI's loss: {rows} lessons of {prompt} positions, 2 latents"),
-        &seen.advance(&device)?,
-        &[],
-    );
-    drop((projected, distiller, gradients));
-
-    let plans: Vec<RowPlan> = std::iter::once(RowPlan::own(prompt))
-        .chain((0..rows).map(|_| RowPlan::sharing(0, prompt, prompt + 8)))
-        .collect();
-    let plan = SequencesPlan { rows: plans, record: Record::Nothing, tape_positions: prompt.max(rows) * 4 };
-    let mut sequences = Sequences::new(&model, &plan)?;
-    model.forward(&mut sequences, &Segment::of_tokens(0, &tokens), None)?;
-    seen.advance(&device)?;
-    let mut start = Segment::new();
-    for row in 0..rows {
-        start.extend_tokens(row as u32 + 1, &[token(row)]);
-    }
-    model.forward(&mut sequences, &start, None)?;
-    let weights = |cache: usize| {
-        let bytes: usize = model.parameters().iter().map(|p| p.bytes()).sum();
-        // Tables of embeddings are read by rows.
-        let tables =
-            model.parameters().iter().filter(|p| p.shape().dims().first() == Some(&arguments.vocabulary));
-        bytes - tables.map(|p| p.bytes()).sum::<usize>() + cache
-    };
-    let cache = 2 * (prompt + rows) * model.config().kv_heads * model.config().head_dim * 4;
-    print(
-        &format!("decode step without the head: {rows} rows that share {prompt} positions"),
-        &seen.advance(&device)?,
-        &[("weights and cache, once", weights(cache))],
-    );
-    model.forward(&mut sequences, &Segment::latent_step(1..rows as u32 + 1), None)?;
-    print(
-        &format!("latent step: {rows} rows"),
-        &seen.advance(&device)?,
-        &[("weights and cache, once", weights(cache))],
-    );
-    Ok(())
-}
-
-/// What kernels had cost when it was last asked.
-struct Seen(BTreeMap<&'static str, (usize, Counters)>);
-
-impl Seen {
-    fn of(device: &Device) -> Result<Seen> {
-        Ok(Seen(kernels(device)?.into_iter().map(|k| (k.kernel.entry, (k.launches, k.counters))).collect()))
-    }
-
-    /// What kernels have cost since.
-    fn advance(&mut self, device: &Device) -> Result<Vec<(&'static str, usize, Counters)>> {
-        let now = Seen::of(device)?;
-        let mut spent = Vec::new();
-        for (entry, (launches, counters)) in &now.0 {
-            let (before, old) = self.0.get(entry).cloned().unwrap_or_default();
-            if *launches > before {
-                spent.push((*entry, launches - before, counters.since(&old)));
+    let mut verdicts = Verdicts::default();
+    for size in arguments.sizes() {
+        for kind in arguments.kinds() {
+            let heads = kernels::table(arguments, size, kind, &mut verdicts)?;
+            // Activations of models are f32.
+            if kind != Kind::Bf16 {
+                steps::table(arguments, size, kind, &heads, &mut verdicts)?;
             }
         }
-        self.0 = now.0;
-        Ok(spent)
     }
-}
-
-fn kernels(device: &Device) -> Result<Vec<KernelCount>> {
-    match device {
-        Device::Gpu(launcher) => {
-            launcher.synchronise()?;
-            Ok(launcher.statistics().kernels)
-        }
-        Device::Cpu(_) => Ok(Vec::new()),
-    }
-}
-
-fn print(title: &str, spent: &[(&'static str, usize, Counters)], floors: &[(&str, usize)]) {
-    println!("\n{title}");
-    print!(
-        "{:32} {:>8} {:>7} {:>6} {:>8} {:>8} {:>6} {:>6}",
-        "kernel", "launches", "sectors", "banks", "MB", "MB once", "tensor", "local"
-    );
-    for (card, ..) in CARDS {
-        print!(" {card:>9}");
-    }
-    println!();
-    let (mut moved, mut once) = (0, 0);
-    for (entry, launches, c) in spent {
-        let (global, shared) = (c.traffic.global(), c.traffic.shared());
-        let unique = c.traffic.unique_read_bytes + c.traffic.unique_written_bytes;
-        moved += global.bytes();
-        once += unique;
-        let tensor = match c.matrix_flops() {
-            0 => "-".to_string(),
-            flops => {
-                // Fused multiply-adds outside tensor cores that could belong to the product: two operations each.
-                let other = 2 * c.thread_instructions[Class::Float as usize];
-                format!("{:.0}%", 100.0 * flops as f64 / (flops + other) as f64)
-            }
-        };
-        print!(
-            "{entry:32} {launches:>8} {:>7.2} {:>6.2} {:>8.2} {:>8.2} {tensor:>6} {:>6}",
-            global.ratio(),
-            shared.ratio(),
-            global.bytes() as f64 / 1e6,
-            unique as f64 / 1e6,
-            c.local_bytes
-        );
-        for (_, bandwidth, tflops) in CARDS {
-            let seconds = (unique as f64 / (bandwidth * 1e9)).max(c.matrix_flops() as f64 / (tflops * 1e12));
-            print!(" {:>9.1}", seconds * 1e6);
-        }
-        println!();
-    }
-    println!(
-        "{:32} {:>8} {:>7} {:>6} {:>8.2} {:>8.2}",
-        "all",
-        "",
-        "",
-        "",
-        moved as f64 / 1e6,
-        once as f64 / 1e6
-    );
-    for (what, bytes) in floors {
-        println!(
-            "{what}: {:.2} MB; moved {:.2} times that",
-            *bytes as f64 / 1e6,
-            moved as f64 / *bytes as f64
-        );
+    verdicts.print();
+    match (arguments.check, verdicts.unlisted()) {
+        (true, missed) if missed > 0 => Err(Error::input(
+            "kernel_report --check",
+            format!("{missed} bars are missed that src/verify/workloads/bars.rs does not list"),
+            "mend the kernels named above, or list the miss with its reason",
+        )),
+        _ => Ok(()),
     }
 }

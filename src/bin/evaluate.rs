@@ -6,7 +6,7 @@ mod soft;
 use clap::Parser;
 use latch::base::{Dtype, Error, Result};
 use latch::cpu::parallel;
-use latch::device::Device;
+use latch::device::{Device, Matmul};
 use latch::learn::coconut::{Curriculum, Variant};
 use latch::learn::soft_policy::{SoftEstimator, SoftObjective};
 use latch::model::Precision;
@@ -107,6 +107,9 @@ struct Arguments {
     /// auto, cpu, cuda or cuda:N
     #[arg(long, default_value = "auto")]
     device: String,
+    /// Who multiplies matrices on a GPU: latch's kernels (auto, latch), or cublaslt, whose bits depend on the batch
+    #[arg(long, default_value = "auto")]
+    matmul: Matmul,
     /// Storage of matrices: f32 or bf16
     #[arg(long, default_value = "f32")]
     dtype: Dtype,
@@ -132,6 +135,7 @@ fn main() -> ExitCode {
 
 fn run(arguments: &Arguments) -> Result<()> {
     let device = Device::open(&arguments.device)?;
+    device.choose_matmul(arguments.matmul)?;
     let mut student = Student::load(&arguments.model, &device, Precision::of(arguments.dtype))?;
     if let Some(adapter) = &arguments.adapter {
         student.model.load_adapter(adapter)?;

@@ -8,7 +8,7 @@ mod switching;
 use clap::{ArgGroup, Parser};
 use latch::base::{Dtype, Error, Result};
 use latch::cpu::parallel;
-use latch::device::Device;
+use latch::device::{Device, Matmul};
 use latch::model::weights::Source;
 use latch::model::{Model, Precision};
 use latch::ops::sampler::Law;
@@ -97,6 +97,9 @@ struct Arguments {
     /// auto, cpu, cuda or cuda:N
     #[arg(long, default_value = "auto")]
     device: String,
+    /// Who multiplies matrices on a GPU: latch's kernels (auto, latch), or cublaslt, whose bits depend on the batch
+    #[arg(long, default_value = "auto")]
+    matmul: Matmul,
     /// f32, f64, or bf16 (matrices stored in bf16 under f32)
     #[arg(long, default_value = "f32")]
     dtype: Dtype,
@@ -127,6 +130,7 @@ fn run(arguments: &Arguments) -> Result<ExitCode> {
     let law = law(arguments);
     law.validate()?;
     let device = Device::open(&arguments.device)?;
+    device.choose_matmul(arguments.matmul)?;
     if let Some(replay) = &arguments.replay {
         return replay_logged(arguments, replay, &device);
     }

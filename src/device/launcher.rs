@@ -1,7 +1,7 @@
 //! What `ops` needs of a GPU. The CUDA driver (cuda.rs) and the PTX simulator (simulated.rs) stand behind this same
 //! trait, so that everything above runs the same code on both.
 
-use super::{Download, Event, Graph, LibraryProduct, Properties, Statistics, Stream, Traffic};
+use super::{Download, Event, Graph, LibraryProduct, Matmul, Properties, Statistics, Stream, Traffic};
 use crate::base::Result;
 use std::fmt::Debug;
 use std::sync::Arc;
@@ -140,6 +140,13 @@ pub trait Launcher: Debug + Send + Sync {
 
     /// The name and version of the vendor's library of matrix products, where one is installed.
     fn matmul_library(&self) -> Result<Option<String>>;
+    /// Says who multiplies matrices from now on.
+    ///
+    /// # Errors
+    /// [`Matmul::Library`] without a library.
+    fn choose_matmul(&self, choice: Matmul) -> Result<()>;
+    /// Whether the library is to compute a product: a gradient, or one of a forward pass.
+    fn library_multiplies(&self, gradient: bool) -> Result<bool>;
     /// Runs a product of that library on the compute stream. Its order of summation is the library's, and may depend
     /// on the number of rows: what must have the same bits in every batch is not for it.
     ///

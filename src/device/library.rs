@@ -3,6 +3,32 @@
 
 use crate::base::{Dtype, Error, Result};
 
+/// Who multiplies matrices on a GPU.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Matmul {
+    /// The library where one is installed for gradients of linear maps, whose bits nothing is compared with; our
+    /// kernels for everything else.
+    #[default]
+    Auto,
+    /// Our kernels alone.
+    Own,
+    /// The library for forward products too. Its sums may depend on the number of rows: a rollout and its replay then
+    /// differ, and the replay gap says by how much.
+    Library,
+}
+
+impl std::str::FromStr for Matmul {
+    type Err = String;
+    fn from_str(text: &str) -> std::result::Result<Self, String> {
+        match text {
+            "auto" => Ok(Matmul::Auto),
+            "latch" => Ok(Matmul::Own),
+            "cublaslt" => Ok(Matmul::Library),
+            other => Err(format!("unknown multiplier `{other}`; known: auto, latch, cublaslt")),
+        }
+    }
+}
+
 /// A row-major matrix on a device.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct LibraryMatrix {
@@ -29,13 +55,15 @@ pub struct LibraryProduct {
     pub c: LibraryMatrix,
     /// Adds to C.
     pub add: bool,
+    /// Address of f32 `[n]` that is added to each row; beside an f32 result.
+    pub bias: Option<u64>,
 }
 
 impl LibraryProduct {
     /// Checks what the library would only answer with a number.
     ///
     /// # Errors
-    /// Dtypes that do not go together, a result that is transposed, rows that overlap, an empty product.
+    /// Dtypes that do not go together, a bias beside a bf16 result, a result that is transposed, rows that overlap, an empty product.
     pub(super) fn check(&self) -> Result<()> {
         let [m, n, k] = self.sizes;
         if m == 0 || n == 0 || k == 0 {
@@ -48,6 +76,9 @@ impl LibraryProduct {
                 format!("{a} x {b} -> {c}"),
                 "f32 x f32 -> f32, bf16 x bf16 -> bf16 or f32",
             ));
+        }
+        if self.bias.is_some() && c != Dtype::F32 {
+            return Err(Error::dtype("bias of the library's product", c, "an f32 result"));
         }
         let columns = |matrix: &LibraryMatrix, rows, cols| if matrix.transposed { rows } else { cols };
         for (name, matrix, cols) in [
@@ -80,6 +111,7 @@ mod tests {
             b: matrix(Dtype::Bf16, 3),
             c: matrix(Dtype::F32, 3),
             add: true,
+            bias: Some(256),
         };
         good.check().unwrap();
         // Transposed, A lies as [4, 2].
@@ -90,6 +122,7 @@ mod tests {
             (LibraryProduct { a: matrix(Dtype::F32, 4), ..good }, "f32 x bf16 -> f32"),
             (LibraryProduct { a: matrix(Dtype::Bf16, 3), ..good }, "at least 4 elements between rows"),
             (LibraryProduct { c: LibraryMatrix { transposed: true, ..good.c }, ..good }, "C as it lies"),
+            (LibraryProduct { c: matrix(Dtype::Bf16, 3), ..good }, "an f32 result"),
         ] {
             let message = wrong.check().unwrap_err().to_string();
             assert!(message.contains(says), "{says}: {message}");

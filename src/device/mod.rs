@@ -24,7 +24,7 @@ pub use arena::{Arena, ArenaCount, ArenaScope, Held};
 pub use buffer::{Buffer, Element};
 pub use graph::{Graph, GraphOperation};
 pub use launcher::{Argument, DeviceMemory, Grid, Kernel, Launcher};
-pub use library::{LibraryMatrix, LibraryProduct};
+pub use library::{LibraryMatrix, LibraryProduct, Matmul};
 pub use properties::{KernelCount, Properties, Statistics};
 pub use signature::{Parameter, ParameterType, Signature, Signatures};
 pub use simulated::SimulatorOptions;
@@ -110,6 +110,21 @@ impl Device {
         }
     }
 
+    /// Says who multiplies matrices from now on; a GPU begins with [`Matmul::Auto`].
+    ///
+    /// # Errors
+    /// [`Matmul::Library`] where there is none: on the CPU, in the simulator, without cuBLASLt.
+    pub fn choose_matmul(&self, choice: Matmul) -> Result<()> {
+        match self {
+            Device::Cpu(_) if choice == Matmul::Library => Err(Error::device(
+                "matmul = \"cublaslt\" on the cpu, which has no such library",
+                "use --device cuda, or leave out run.matmul",
+            )),
+            Device::Cpu(_) => Ok(()),
+            Device::Gpu(launcher) => launcher.choose_matmul(choice),
+        }
+    }
+
     /// Zeroed memory for `elements` numbers of `dtype`.
     pub fn allocate(&self, dtype: Dtype, elements: usize) -> Result<Buffer> {
         Buffer::zeros(self, dtype, elements)
@@ -138,6 +153,16 @@ impl Device {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_library_that_is_not_there_cannot_be_chosen() {
+        for device in [Device::cpu(), Device::simulated()] {
+            device.choose_matmul(Matmul::Auto).unwrap();
+            device.choose_matmul(Matmul::Own).unwrap();
+            let message = device.choose_matmul(Matmul::Library).unwrap_err().to_string();
+            assert!(message.contains("matmul = \"cublaslt\"") && message.contains("run.matmul"), "{message}");
+        }
+    }
 
     #[test]
     fn unknown_devices_are_named() {

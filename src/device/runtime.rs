@@ -7,7 +7,9 @@ mod words;
 use super::driver::{Driver, Failure, Launch, Node, Outcome};
 use super::graph::{Capture, Graph, GraphOperation};
 use super::stream::{Download, Event, Returned, Stream, Ticket};
-use super::{Arena, Argument, Grid, Kernel, Launcher, LibraryProduct, Properties, Statistics, Traffic};
+use super::{
+    Arena, Argument, Grid, Kernel, Launcher, LibraryProduct, Matmul, Properties, Statistics, Traffic,
+};
 use crate::base::{Error, Result};
 use state::{Landing, State};
 use std::collections::VecDeque;
@@ -22,9 +24,17 @@ pub(super) struct Runtime {
     properties: Properties,
     traffic: Traffic,
     state: Mutex<State>,
+    matmul: Mutex<Choice>,
     events: Arc<Returned>,
     downloads: Arc<Returned>,
     graphs: Arc<Returned>,
+}
+
+/// Who multiplies matrices, and whether there is a library; `None` until that was asked.
+#[derive(Debug, Default)]
+struct Choice {
+    choice: Matmul,
+    installed: Option<bool>,
 }
 
 impl Runtime {
@@ -35,6 +45,7 @@ impl Runtime {
             properties: driver.properties().clone(),
             traffic: Traffic::default(),
             state: Mutex::new(State::new(driver)),
+            matmul: Mutex::default(),
             events: Arc::default(),
             downloads: Arc::default(),
             graphs: Arc::default(),
@@ -329,6 +340,30 @@ impl Launcher for Runtime {
 
     fn matmul_library(&self) -> Result<Option<String>> {
         self.run(|state| state.driver.library())
+    }
+
+    fn choose_matmul(&self, choice: Matmul) -> Result<()> {
+        if choice == Matmul::Library && self.matmul_library()?.is_none() {
+            return Err(Error::device(
+                format!("matmul = \"cublaslt\" on {}, where cuBLASLt is not to be had", self.name),
+                "install CUDA's cuBLAS 12 beside a CUDA driver, or leave out run.matmul",
+            ));
+        }
+        *self.matmul.lock().unwrap_or_else(PoisonError::into_inner) = Choice { choice, installed: None };
+        Ok(())
+    }
+
+    fn library_multiplies(&self, gradient: bool) -> Result<bool> {
+        let mut matmul = self.matmul.lock().unwrap_or_else(PoisonError::into_inner);
+        match matmul.choice {
+            Matmul::Own => Ok(false),
+            Matmul::Auto if !gradient => Ok(false),
+            // Asked once: a library that is not there is looked for by opening files.
+            Matmul::Auto | Matmul::Library => match matmul.installed {
+                Some(installed) => Ok(installed),
+                None => Ok(*matmul.installed.insert(self.matmul_library()?.is_some())),
+            },
+        }
     }
 
     fn multiply(&self, product: &LibraryProduct) -> Result<()> {

@@ -15,7 +15,7 @@ use super::{Kernel, Launcher, Properties, Stream};
 use crate::base::Error;
 use crate::sim::access::Observer;
 use crate::sim::check::Checker;
-use crate::sim::{self, Counters, Machine, Program};
+use crate::sim::{self, Counters, Machine, Program, sample};
 use schedule::{Flag, Schedule};
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -35,13 +35,23 @@ pub struct SimulatorOptions {
     pub schedule: u64,
     /// Which order the blocks of a kernel run in: 0 is ascending.
     pub block_order: u64,
+    /// Runs a sample of the blocks of large grids and scales the counts ([`crate::sim::sample`]). Results are then
+    /// incomplete: for those who ask what kernels cost.
+    pub sample: bool,
 }
 
 impl Default for SimulatorOptions {
     fn default() -> Self {
         let observer: Option<Arc<dyn Observer>> = Some(Arc::new(Checker::new()));
-        let (replaced, schedule, block_order) = (Vec::new(), 0, 0);
-        SimulatorOptions { memory_bytes: 16 << 30, threads: 0, observer, replaced, schedule, block_order }
+        SimulatorOptions {
+            memory_bytes: 16 << 30,
+            threads: 0,
+            observer,
+            replaced: Vec::new(),
+            schedule: 0,
+            block_order: 0,
+            sample: false,
+        }
     }
 }
 
@@ -81,6 +91,7 @@ struct Loaded {
 struct Simulated {
     properties: Properties,
     block_order: u64,
+    sample: bool,
     replaced: Vec<(&'static str, String)>,
     machine: Machine,
     functions: Vec<Loaded>,
@@ -117,6 +128,7 @@ impl Simulated {
         Simulated {
             properties,
             block_order: options.block_order,
+            sample: options.sample,
             replaced: options.replaced,
             machine,
             functions: Vec::new(),
@@ -159,6 +171,7 @@ impl Simulated {
             Work::Copy(from, to, bytes) => self.machine.copy(from, to, bytes),
             Work::Launch(launch) => {
                 let loaded = &mut self.functions[launch.function];
+                let sample = if self.sample { sample::sample(launch.grid.blocks) } else { None };
                 let counters = self.machine.launch(
                     &loaded.program,
                     &sim::Launch {
@@ -167,12 +180,12 @@ impl Simulated {
                         block: launch.grid.threads,
                         dynamic_shared: launch.grid.shared_bytes,
                         parameters: &launch.parameters,
-                        sample: None,
+                        sample: sample.as_deref(),
                         seed: self.block_order,
                     },
                 )?;
                 loaded.launches += 1;
-                loaded.counters.add(&counters);
+                loaded.counters.add(&counters.scaled());
                 Ok(())
             }
         }

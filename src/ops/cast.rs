@@ -6,7 +6,7 @@ use super::launch::{arguments, blocks, kernels, size};
 use super::{View, ViewMut};
 use crate::base::{Dtype, Error, Result};
 use crate::cpu;
-use crate::device::{Device, Grid};
+use crate::device::{Argument, Device, Grid, Kernel, Launcher};
 
 kernels!("cast": F32_BF16 = "cast_f32_bf16", BF16_F32 = "cast_bf16_f32");
 
@@ -29,12 +29,24 @@ pub fn cast(x: View, mut y: ViewMut) -> Result<()> {
         Device::Cpu(_) if to == Dtype::Bf16 => cpu::cast::to_bf16(x.slice()?, y.slice()?),
         Device::Cpu(_) => cpu::cast::to_f32(x.slice()?, y.slice()?),
         Device::Gpu(_) if rows * cols == 0 => {}
-        Device::Gpu(gpu) => {
-            let count = rows * cols;
-            let grid = Grid::linear(blocks("elements to cast", count, 4 * BLOCK as usize)?, BLOCK);
-            let count = size("elements to cast", count)?;
-            gpu.launch(kernel, grid, &arguments![x.address()?, count, y.address()?])?;
-        }
+        Device::Gpu(gpu) => launch(&**gpu, kernel, x.address()?, rows * cols, y.address()?)?,
     }
     Ok(())
+}
+
+/// Rounds `count` f32 numbers at `from` to bf16 at `to`, on a GPU.
+pub(in crate::ops) fn round(gpu: &dyn Launcher, from: Argument, count: usize, to: Argument) -> Result<()> {
+    launch(gpu, &F32_BF16, from, count, to)
+}
+
+fn launch(
+    gpu: &dyn Launcher,
+    kernel: &'static Kernel,
+    from: Argument,
+    count: usize,
+    to: Argument,
+) -> Result<()> {
+    let grid = Grid::linear(blocks("elements to cast", count, 4 * BLOCK as usize)?, BLOCK);
+    let count = size("elements to cast", count)?;
+    gpu.launch(kernel, grid, &arguments![from, count, to])
 }

@@ -86,7 +86,7 @@ pub fn forward(inputs: &Inputs, mut x: ViewMut) -> Result<()> {
         Device::Gpu(_) if rows * cols == 0 => {}
         Device::Gpu(gpu) => {
             let kernel = by_dtype("gated_mixture", dtype, &FORWARD_F32, &FORWARD_BF16)?;
-            let (grid, count) = pieces("gated_mixture elements", rows * cols, dtype)?;
+            let (grid, count) = pieces("gated_mixture elements", rows * cols, Dtype::F32)?;
             let (e, h) = (inputs.token.address()?, inputs.soft.address()?);
             let (p, q) = (inputs.reset.address()?, inputs.input.address()?);
             let (lambda, cols) = (inputs.lambda.view().address()?, size("columns", cols)?);
@@ -120,7 +120,7 @@ pub fn backward(dx: View, inputs: &Inputs, out: Gradients) -> Result<()> {
         Device::Gpu(_) if rows * cols == 0 => {}
         Device::Gpu(gpu) => {
             let kernel = by_dtype("gated_mixture", dtype, &BACKWARD_F32, &BACKWARD_BF16)?;
-            let (grid, count) = pieces("gated_mixture elements", rows * cols, dtype)?;
+            let (grid, count) = pieces("gated_mixture elements", rows * cols, Dtype::F32)?;
             let (dx, e, h) = (dx.address()?, inputs.token.address()?, inputs.soft.address()?);
             let (p, q) = (inputs.reset.address()?, inputs.input.address()?);
             let (lambda, width) = (inputs.lambda.view().address()?, size("columns", cols)?);

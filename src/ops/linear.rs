@@ -14,6 +14,9 @@
 //! their gradients are rounded to the nearest, ties to even, as they are read), and products accumulate in f32.
 //! The same rule holds for every number of rows. The bias and its gradient stay f32.
 //!
+//! Gradients on a GPU are computed by the vendor's library where one is installed, forward products where it was chosen
+//! ([`crate::device::Matmul`]); none of the above is promised of its bits.
+//!
 //! On a GPU activations may be bf16, beside bf16 weights: products accumulate in f32 and are rounded once, when they
 //! are stored. There the output of forward, and dx, may be f32 instead: logits, or a gradient that is summed up.
 
@@ -218,10 +221,13 @@ fn run(
                 let bias = Strided { address: bias.view().address()?, stride: 1 };
                 product.bias = bias.offset(p.outputs.start, Dtype::F32).address;
             }
-            if let Some(activated) = activated {
-                product.activated = activated.address()?;
+            match &activated {
+                Some(activated) if !product.is_for_library(&**gpu)? => {
+                    product.activated = activated.address()?;
+                    return product.launch(&**gpu);
+                }
+                _ => product.launch(&**gpu)?,
             }
-            return product.launch(&**gpu);
         }
     }
     match activated {
@@ -295,6 +301,7 @@ pub fn backward(dy: View, x: View, p: &Projection, w: &Tensor, gradients: Gradie
                 let mut product = Product::new(form, operands, matrices, [rows, p.inputs, outputs]);
                 product.c_dtype = dx.dtype();
                 product.add = accumulate == Accumulate::Add;
+                product.gradient = true;
                 product.launch(gpu)?;
             }
             if let Some(dw) = dw {
@@ -304,7 +311,7 @@ pub fn backward(dy: View, x: View, p: &Projection, w: &Tensor, gradients: Gradie
                     Layout::InOut => ([x, dy, dw], [p.inputs, outputs, rows]),
                 };
                 let product = Product::new(Form::Tn, operands, matrices, sizes);
-                Product { add: true, ..product }.launch(gpu)?;
+                Product { add: true, gradient: true, ..product }.launch(gpu)?;
             }
             if let Some(dbias) = dbias {
                 backward_bias(gpu, dy, p, dbias)?;

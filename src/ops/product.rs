@@ -1,8 +1,13 @@
 //! Matrix products of a GPU, C = A B (+ bias) or C += A B: what linear maps and the output head launch. Kernels:
 //! cuda/gemm.cuh through cuda/linear.cu, where the order of summation is stated: it depends on K alone.
 //!
+//! Where the device has the vendor's library and it was chosen (gradients by default), it multiplies instead
+//! (product/library.rs), in an order of its own.
+//!
 //! Operands are addresses with strides, so that windows of weights and of workspaces need no copies. Callers have
 //! checked shapes and dtypes; see [`super::linear`].
+
+mod library;
 
 use super::launch::{ABSENT, arguments, kernels, size};
 use crate::base::{Dtype, Error, Result};
@@ -55,6 +60,8 @@ pub(in crate::ops) struct Product {
     pub bias: Argument,
     /// Where gelu(C) goes as well, with C's stride and dtype; or [`ABSENT`].
     pub activated: Argument,
+    /// A gradient: a library may compute it where one is installed.
+    pub gradient: bool,
 }
 
 /// How a kernel cuts C into blocks. All have the same bits.
@@ -126,11 +133,16 @@ impl Product {
     /// C = A B of f32 matrices, without bias: what callers change the fields of.
     pub fn new(form: Form, operands: Operands, [a, b, c]: [Strided; 3], sizes: [usize; 3]) -> Product {
         let c_dtype = Dtype::F32;
-        Product { form, operands, a, b, c, c_dtype, sizes, add: false, bias: ABSENT, activated: ABSENT }
+        let (bias, activated) = (ABSENT, ABSENT);
+        Product { form, operands, a, b, c, c_dtype, sizes, add: false, bias, activated, gradient: false }
     }
 
-    /// Runs it with the tile that suits its size.
+    /// Runs it: by the library where that is to ([`Product::is_for_library`]) and C is all there is to write, else with
+    /// the tile that suits its size.
     pub fn launch(&self, gpu: &dyn Launcher) -> Result<()> {
+        if self.activated == ABSENT && self.is_for_library(gpu)? {
+            return self.launch_by_library(gpu);
+        }
         self.launch_with(gpu, Tile::choose(self.form, self.sizes[0], self.sizes[1]))
     }
 

@@ -60,6 +60,7 @@ impl Student {
     /// # Errors
     /// Sizes that no model can have, or a folder or file that cannot be read.
     pub fn of(recipe: &Recipe, device: &Device) -> Result<Student> {
+        device.choose_matmul(recipe.run.matmul)?;
         let precision = Precision::of(recipe.model.dtype);
         let mut student = match recipe.model.path.as_str() {
             "" => fresh(recipe, device, precision),

@@ -148,6 +148,29 @@ impl Counters {
         rest
     }
 
+    /// What all blocks cost, where a sample of them ran: every count times blocks over blocks that ran.
+    pub fn scaled(mut self) -> Counters {
+        let (all, run) = (u128::from(self.blocks), u128::from(self.blocks_run));
+        if run > 0 && run < all {
+            let scale = |count: &mut u64| *count = (u128::from(*count) * all / run) as u64;
+            self.instructions.iter_mut().chain(&mut self.thread_instructions).for_each(scale);
+            [
+                &mut self.warps,
+                &mut self.divergent_branches,
+                &mut self.matrix_multiply_adds,
+                &mut self.global_read_bytes,
+                &mut self.global_write_bytes,
+                &mut self.shared_read_bytes,
+                &mut self.shared_write_bytes,
+                &mut self.local_bytes,
+            ]
+            .into_iter()
+            .for_each(scale);
+            self.traffic.each(scale);
+        }
+        self
+    }
+
     /// Floating-point operations on tensor cores: two for each multiply-add.
     pub fn matrix_flops(&self) -> u64 {
         2 * self.matrix_multiply_adds
@@ -202,6 +225,9 @@ mod tests {
         counters.add(&one);
         assert_eq!((counters.warps, counters.of(Class::Matrix)), (8, 20));
         assert_eq!(counters.lane_share(), 0.5);
+        let sampled = Counters { blocks_run: 1, blocks: 4, ..counters.clone() }.scaled();
+        assert_eq!((sampled.warps, sampled.of(Class::Matrix), sampled.blocks_run), (32, 80, 1));
+        assert_eq!(counters.clone().scaled(), counters, "nothing to scale where all ran");
         let text = counters.to_string();
         assert!(
             text.contains("matrix 20") && text.contains("50.0 %") && text.contains("flops 81920"),

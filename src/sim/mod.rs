@@ -8,7 +8,7 @@
 //! program   entries and variables of a file         registers 32 lanes of every register
 //! machine   memory and launches                     block     warps and barriers of one block
 //! access    what an observer sees                   warp      lanes, divergence, one instruction after the other
-//! check     the observer that finds faults          traffic, occupancy   what a kernel costs a GPU
+//! check     the observer that finds faults          traffic, occupancy, sample   what a kernel costs a GPU
 //! ```
 
 pub mod access;
@@ -38,6 +38,7 @@ mod reach;
 mod region;
 mod registers;
 mod rounding;
+pub mod sample;
 mod store;
 
 pub mod traffic;

@@ -61,6 +61,10 @@ pub struct Traffic {
     pub unique_read_bytes: u64,
     /// Bytes of device memory that were written, each once.
     pub unique_written_bytes: u64,
+    /// Sectors that hold a byte that was read: what leaves memory where a cache keeps them for the rest of the launch.
+    pub unique_read_sectors: u64,
+    /// Sectors that hold a byte that was written.
+    pub unique_written_sectors: u64,
 }
 
 impl Requests {
@@ -125,30 +129,40 @@ impl Traffic {
         self.shared_atomics.add(&other.shared_atomics);
         self.unique_read_bytes += other.unique_read_bytes;
         self.unique_written_bytes += other.unique_written_bytes;
+        self.unique_read_sectors += other.unique_read_sectors;
+        self.unique_written_sectors += other.unique_written_sectors;
+    }
+
+    /// Bytes that memory moves where a cache holds what a launch has touched until the launch ends: each sector that was
+    /// read once, and each that was written once.
+    pub fn moved_once(&self) -> u64 {
+        (self.unique_read_sectors + self.unique_written_sectors) * SECTOR
     }
 
     /// Takes away what an earlier reading held.
     pub fn subtract(&mut self, earlier: &Traffic) {
-        for (all, before) in [
-            (&mut self.loads, earlier.loads),
-            (&mut self.stores, earlier.stores),
-            (&mut self.atomics, earlier.atomics),
-        ] {
-            all.requests -= before.requests;
-            all.sectors -= before.sectors;
-            all.ideal -= before.ideal;
+        let mut before = Vec::new();
+        earlier.clone().each(|count| before.push(*count));
+        let mut before = before.into_iter();
+        self.each(|count| *count -= before.next().unwrap_or(0));
+    }
+
+    /// Lends every count, in one order.
+    pub(super) fn each(&mut self, mut lend: impl FnMut(&mut u64)) {
+        for requests in [&mut self.loads, &mut self.stores, &mut self.atomics] {
+            for count in [&mut requests.requests, &mut requests.sectors, &mut requests.ideal] {
+                lend(count);
+            }
         }
-        for (all, before) in [
-            (&mut self.shared_loads, earlier.shared_loads),
-            (&mut self.shared_stores, earlier.shared_stores),
-            (&mut self.shared_atomics, earlier.shared_atomics),
-        ] {
-            all.requests -= before.requests;
-            all.phases -= before.phases;
-            all.accesses -= before.accesses;
+        for phases in [&mut self.shared_loads, &mut self.shared_stores, &mut self.shared_atomics] {
+            for count in [&mut phases.requests, &mut phases.phases, &mut phases.accesses] {
+                lend(count);
+            }
         }
-        self.unique_read_bytes -= earlier.unique_read_bytes;
-        self.unique_written_bytes -= earlier.unique_written_bytes;
+        lend(&mut self.unique_read_bytes);
+        lend(&mut self.unique_written_bytes);
+        lend(&mut self.unique_read_sectors);
+        lend(&mut self.unique_written_sectors);
     }
 
     /// Counts one instruction.
@@ -383,13 +397,21 @@ impl TrafficMeter {
 
     /// Adds the bytes touched.
     pub fn finish(&self, traffic: &mut Traffic) {
-        let count = |bits: &OnceLock<Box<[AtomicU64]>>| -> u64 {
-            bits.get()
-                .map_or(0, |bits| bits.iter().map(|word| u64::from(word.load(Relaxed).count_ones())).sum())
+        // A word of the maps is 64 bytes: two sectors, as ranges begin at multiples of 256.
+        let sectors = |word: u64| u64::from(word as u32 != 0) + u64::from(word >> 32 != 0);
+        let count = |bits: &OnceLock<Box<[AtomicU64]>>| -> (u64, u64) {
+            let words = bits.get().into_iter().flatten().map(|word| word.load(Relaxed));
+            words.fold((0, 0), |(bytes, all), word| {
+                (bytes + u64::from(word.count_ones()), all + sectors(word))
+            })
         };
         for range in &self.ranges {
-            traffic.unique_read_bytes += count(&range.read);
-            traffic.unique_written_bytes += count(&range.written);
+            let ((read, read_sectors), (written, written_sectors)) =
+                (count(&range.read), count(&range.written));
+            traffic.unique_read_bytes += read;
+            traffic.unique_read_sectors += read_sectors;
+            traffic.unique_written_bytes += written;
+            traffic.unique_written_sectors += written_sectors;
         }
     }
 }
@@ -515,6 +537,10 @@ mod tests {
         let mut traffic = Traffic::default();
         meter.finish(&mut traffic);
         assert_eq!((traffic.unique_read_bytes, traffic.unique_written_bytes), (64 + 128, 32));
+        assert_eq!((traffic.unique_read_sectors, traffic.unique_written_sectors), (6, 1));
+        let mut rest = traffic.clone();
+        rest.subtract(&traffic);
+        assert_eq!((rest, traffic.moved_once()), (Traffic::default(), 7 * 32));
     }
 
     #[test]

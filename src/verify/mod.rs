@@ -9,6 +9,7 @@
 //! models       a layer of each family; a model through latent steps with masks and a shared prompt
 //! suite        all of them
 //! tolerance    when two devices agree
+//! workloads    every kernel at the sizes of real models, with its floors; the bars of their counters
 //! ```
 //!
 //! `tools/verify_grad` prints the table made here; `tests/parity` runs the checks of single operations.
@@ -22,3 +23,4 @@ pub mod operations;
 pub mod script;
 pub mod suite;
 pub mod tolerance;
+pub mod workloads;

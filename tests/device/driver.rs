@@ -90,9 +90,20 @@ fn products_of_the_library() {
         log.contains("planned with alignments 256 4 256"),
         "a window of A that starts one element later: {log}"
     );
-    assert_eq!(log.matches("planned with").count(), 9 + 2, "each kind of product is planned once: {log}");
+    assert_eq!(log.matches("planned with").count(), 9 + 6 + 2, "each kind of product is planned once: {log}");
     assert!(log.contains("library closed: 0 handles, 0 layouts, 0 products, 0 preferences"), "{log}");
     assert!(log.contains(NOTHING_LEFT), "{log}");
+}
+
+#[test]
+fn linear_maps_by_the_library() {
+    let log = run("linear", "");
+    assert!(log.contains("library closed: 0 handles, 0 layouts, 0 products, 0 preferences"), "{log}");
+    assert!(log.contains(NOTHING_LEFT), "{log}");
+    // Forward products before the library was chosen, and gradients after our own kernels were.
+    for kernel in ["linear_nt_f32_skinny", "linear_nn_f32_skinny", "linear_tn_f32_square"] {
+        assert!(log.contains(&format!("launch {kernel} ")), "{kernel}: {log}");
+    }
 }
 
 #[test]
@@ -139,6 +150,7 @@ fn in_another_process() {
         }
         "broken_ptx" => broken_ptx(),
         "library" => library(),
+        "linear" => super::products::linear_maps(),
         "small" => small(),
         "lost" => lost(),
         other => panic!("no scenario {other}"),
@@ -315,6 +327,7 @@ fn library() {
                 b: matrix(bt, dtype, 6, b_turned),
                 c: matrix(ct, c_dtype, 8, false),
                 add: false,
+                bias: None,
             };
             for times in [1.0, 2.0] {
                 gpu.multiply(&product).unwrap();
@@ -325,6 +338,20 @@ fn library() {
                     assert_eq!(value, expected, "{dtype} {a_turned} {b_turned}, row {row}, column {col}");
                 }
                 product.add = true;
+            }
+            if c_dtype != Dtype::F32 {
+                continue;
+            }
+            let bias = upload(&[10.0, 20.0, 30.0, 40.0, 50.0], Dtype::F32);
+            gpu.multiply(&LibraryProduct { add: false, bias: Some(bias), ..product }).unwrap();
+            for (index, value) in download(ct, m * 8, c_dtype).into_iter().enumerate() {
+                let (row, col) = (index / 8, index % 8);
+                let sum: f32 = (0..k).map(|i| a(row, i) * b(i, col)).sum();
+                let expected = if col < n { sum + 10.0 * (col as f32 + 1.0) } else { 100.0 };
+                assert_eq!(
+                    value, expected,
+                    "with a bias: {dtype} {a_turned} {b_turned}, row {row}, column {col}"
+                );
             }
         }
     }
@@ -337,6 +364,7 @@ fn library() {
         b: matrix(zeros, 6),
         c: matrix(zeros + 256, 8),
         add: false,
+        bias: None,
     };
     gpu.multiply(&window).unwrap();
     let odd = LibraryProduct { sizes: [3, 5, 13], a: matrix(zeros, 13), ..window };

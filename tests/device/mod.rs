@@ -6,6 +6,7 @@ mod driver;
 mod launches;
 mod memory;
 mod opening;
+mod products;
 
 use latch::device::{Device, Launcher, SimulatorOptions};
 use std::sync::Arc;

@@ -11,6 +11,7 @@ use cudarc::cublaslt::{result, sys};
 use cudarc::driver::sys as driver;
 use std::collections::HashMap;
 use std::ffi::c_void;
+use sys::cublasLtMatmulDescAttributes_t as Description;
 
 /// Scratch memory that the library may use for one product.
 const WORKSPACE: usize = 32 << 20;
@@ -32,6 +33,7 @@ struct Shape {
     transposed: [bool; 2],
     dtypes: [Dtype; 2],
     alignments: [u32; 3],
+    bias: bool,
 }
 
 /// A product as the library describes it. Handles that are not made yet are null.
@@ -84,6 +86,14 @@ fn data_type(dtype: Dtype) -> sys::cudaDataType {
     }
 }
 
+/// Sets an attribute of a product; `T` is as wide as the library's header says of it.
+fn set<T: Copy>(product: sys::cublasLtMatmulDesc_t, attribute: Description, value: &T) -> Outcome<()> {
+    let (at, size) = bytes_of(value);
+    // SAFETY: promise 2; the value is as long as said and is copied by the call.
+    let done = unsafe { result::set_matmul_desc_attribute(product, attribute, at, size) };
+    answer(&format!("describing a product, {attribute:?}"), done)
+}
+
 fn bytes_of<T>(value: &T) -> (*const c_void, usize) {
     (std::ptr::from_ref(value).cast(), size_of::<T>())
 }
@@ -128,6 +138,9 @@ impl Cuda {
             library.plans.insert(shape, plan);
         }
         let plan = &library.plans[&shape];
+        if let Some(bias) = product.bias {
+            set(plan.product, Description::CUBLASLT_MATMUL_DESC_BIAS_POINTER, &bias)?;
+        }
         let algorithm = plan.algorithm.as_ref().map_or(std::ptr::null(), std::ptr::from_ref);
         let (alpha, beta) = (1.0f32, if product.add { 1.0f32 } else { 0.0 });
         let pointer = |matrix: &LibraryMatrix| matrix.address as usize as *mut c_void;
@@ -167,6 +180,7 @@ impl Shape {
             dtypes: [a.dtype, c.dtype],
             // The library assumes 256 bytes unless told otherwise.
             alignments: [a, b, c].map(|matrix| 1 << matrix.address.trailing_zeros().min(8)),
+            bias: product.bias.is_some(),
         }
     }
 }
@@ -201,16 +215,13 @@ impl Library {
         plan.layouts[0] = answer(&doing, result::create_matrix_layout(factor, b_rows, b_cols, b_stride))?;
         plan.layouts[1] = answer(&doing, result::create_matrix_layout(factor, a_rows, a_cols, a_stride))?;
         plan.layouts[2] = answer(&doing, result::create_matrix_layout(c, n, m, c_stride))?;
-        let attributes = [
-            (sys::cublasLtMatmulDescAttributes_t::CUBLASLT_MATMUL_DESC_TRANSA, b_transposed),
-            (sys::cublasLtMatmulDescAttributes_t::CUBLASLT_MATMUL_DESC_TRANSB, a_transposed),
-        ];
-        for (attribute, transposed) in attributes {
-            // CUBLAS_OP_N is 0, CUBLAS_OP_T is 1.
-            let value = i32::from(transposed);
-            let (at, size) = bytes_of(&value);
-            // SAFETY: promise 2; `value` is as long as said and is copied by the call.
-            answer(&doing, unsafe { result::set_matmul_desc_attribute(plan.product, attribute, at, size) })?;
+        // CUBLAS_OP_N is 0, CUBLAS_OP_T is 1.
+        set(plan.product, Description::CUBLASLT_MATMUL_DESC_TRANSA, &i32::from(b_transposed))?;
+        set(plan.product, Description::CUBLASLT_MATMUL_DESC_TRANSB, &i32::from(a_transposed))?;
+        if shape.bias {
+            // One number a row of their result, which is our column; of the result's type unless told otherwise.
+            let epilogue = sys::cublasLtEpilogue_t::CUBLASLT_EPILOGUE_BIAS as u32;
+            set(plan.product, Description::CUBLASLT_MATMUL_DESC_EPILOGUE, &epilogue)?;
         }
         let preference = answer(&doing, result::create_matmul_pref())?;
         let chosen = self.choose(&doing, shape, plan, preference);

@@ -176,7 +176,7 @@ impl Scratch {
         match device {
             Device::Cpu(_) => Ok(None),
             Device::Gpu(_) => Ok(Some(Scratch {
-                entries: Tensor::zeros(device, [rows, ENTRY], Dtype::U32)?,
+                entries: Tensor::zeros(device, [rows.next_multiple_of(WARP), ENTRY], Dtype::U32)?,
                 delta: Tensor::zeros(device, [rows, heads], Dtype::F32)?,
                 reads: Tensor::zeros(device, [tiles, READS_WORDS], Dtype::U32)?,
             })),

@@ -3,6 +3,7 @@
 
 use super::keys::{self, ANY, KeyInfo, Keys, Setting, above, below, between, choices, named, section};
 use crate::base::Dtype;
+use crate::device::Matmul;
 use crate::ops::mask::SiteKind;
 use crate::rollout::masks::{Mode, Scope};
 use toml::de::DeValue;
@@ -429,8 +430,13 @@ section! {
         samples_print: usize, between(0.0, 1000.0);
         /// Updates between lines in the terminal; files get every update.
         log_every: usize, between(1.0, MANY);
+        /// Who multiplies matrices on a GPU: auto = cuBLASLt for gradients where it is installed, latch's kernels else;
+        /// cublaslt = forward products too, whose bits then depend on the batch: the replay gap shows by how much.
+        matmul: Matmul, ANY;
     }
 }
+
+named!(Matmul { "auto" => Matmul::Auto, "latch" => Matmul::Own, "cublaslt" => Matmul::Library, });
 
 choices! {
     /// Families of fresh models.

@@ -22,13 +22,22 @@ struct Layout {
     stride: i64,
 }
 
+/// How a product is to be computed.
+#[derive(Clone, Copy, Default)]
+struct Description {
+    /// Whether each factor is transposed.
+    transposed: [bool; 2],
+    /// Whether a number is added to each row of the result, and where these numbers lie.
+    adds_bias: bool,
+    bias: usize,
+}
+
 #[derive(Default)]
 struct Library {
     next: usize,
     handles: usize,
     layouts: HashMap<usize, Layout>,
-    /// Whether each factor is transposed.
-    products: HashMap<usize, [bool; 2]>,
+    products: HashMap<usize, Description>,
     preferences: HashMap<usize, HashMap<u32, u64>>,
 }
 
@@ -96,7 +105,7 @@ pub unsafe extern "C" fn cublasLtMatmulDescCreate(
     }
     with(|library| {
         let handle = library.handle();
-        library.products.insert(handle, [false; 2]);
+        library.products.insert(handle, Description::default());
         unsafe { *product = handle };
     });
     OK
@@ -111,8 +120,17 @@ pub unsafe extern "C" fn cublasLtMatmulDescSetAttribute(
 ) -> u32 {
     with(|library| match (library.products.get_mut(&product), attribute, bytes) {
         // 3 and 4 are TRANSA and TRANSB; 1 is CUBLAS_OP_T.
-        (Some(transposed), 3 | 4, 4) => {
-            transposed[attribute as usize - 3] = unsafe { *value.cast::<i32>() } == 1;
+        (Some(product), 3 | 4, 4) => {
+            product.transposed[attribute as usize - 3] = unsafe { *value.cast::<i32>() } == 1;
+            OK
+        }
+        // 7 is EPILOGUE, and its 4 CUBLASLT_EPILOGUE_BIAS; 8 is BIAS_POINTER.
+        (Some(product), 7, 4) if unsafe { *value.cast::<u32>() } == 4 => {
+            product.adds_bias = true;
+            OK
+        }
+        (Some(product), 8, 8) => {
+            product.bias = unsafe { *value.cast::<usize>() };
             OK
         }
         _ => broken("an attribute of a product"),
@@ -291,7 +309,7 @@ pub unsafe extern "C" fn cublasLtMatmul(
         return broken("a product without handle, algorithm, workspace or stream");
     }
     with(|library| {
-        let (Some(&[a_turned, b_turned]), Some(a_is), Some(b_is), Some(c_is)) = (
+        let (Some(&Description { transposed: [a_turned, b_turned], adds_bias, bias }), Some(a_is), Some(b_is), Some(c_is)) = (
             library.products.get(&product),
             library.layouts.get(&a_layout),
             library.layouts.get(&b_layout),
@@ -311,6 +329,9 @@ pub unsafe extern "C" fn cublasLtMatmul(
         {
             return broken(&format!("{m} x {k} times {inner} x {n} into {} x {}", c_is.rows, c_is.cols));
         }
+        if adds_bias != (bias != 0) || (adds_bias && c_is.kind != F32) {
+            return broken("a bias without its epilogue, without an address, or beside a bf16 result");
+        }
         for row in 0..m {
             for col in 0..n {
                 let mut sum = 0.0f32;
@@ -321,7 +342,8 @@ pub unsafe extern "C" fn cublasLtMatmul(
                 }
                 unsafe {
                     let before = if *beta == 0.0 { 0.0 } else { *beta * load(c, c_is, row, col) };
-                    store(d, c_is, row, col, *alpha * sum + before);
+                    let added = if adds_bias { *(bias as *const f32).add(row as usize) } else { 0.0 };
+                    store(d, c_is, row, col, *alpha * sum + before + added);
                 }
             }
         }

@@ -1,0 +1,62 @@
+//! The report of kernels' costs: a subset at real widths keeps its bars, and a kernel that misses one is named.
+
+use latch::base::Dtype;
+use latch::device::{Device, SimulatorOptions};
+use latch::sim::check::Checker;
+use latch::verify::workloads::bars::Bar;
+use latch::verify::workloads::{GPT2_SMALL, Setting, all};
+use std::process::Command;
+use std::sync::Arc;
+
+#[test]
+fn a_subset_of_the_report_keeps_its_bars() {
+    let output = Command::new(env!("CARGO_BIN_EXE_kernel_report"))
+        .args(["--check", "--shape", "gpt2-small", "--dtype", "mixed", "--sequences", "4", "--length", "16"])
+        .args(["--only", "norm,attention,swiglu,gated,gather,soft_action backward,linear forward step"])
+        .output()
+        .unwrap();
+    let text = String::from_utf8(output.stdout).unwrap();
+    assert!(output.status.success(), "{text}\n{}", String::from_utf8_lossy(&output.stderr));
+    for part in ["attention_decode_fwd_d64_f32", "linear_nt_rounded_skinny", "sectors    1.10", "RTX 4090"] {
+        assert!(text.contains(part), "{part}: {text}");
+    }
+}
+
+/// A kernel whose lanes leave out every second piece of 16 bytes asks for twice the sectors that it needs.
+#[test]
+fn a_kernel_that_strides_misses_its_bar() {
+    let text = include_str!("../ptx/elementwise.ptx");
+    let begin = text.find(".entry elementwise_scale_f32(").unwrap();
+    let strided = text[begin..].replacen("shl.b32 \t%r27, %r26, 2;", "shl.b32 \t%r27, %r26, 3;", 1);
+    assert_ne!(strided, text[begin..], "the number of a thread's first element is its own times 4");
+    let strided = text[..begin].to_string() + &strided;
+    let found = sectors_of("elementwise scale", Vec::new());
+    assert!(found <= Bar::Sectors.limit(), "{found}");
+    let found = sectors_of("elementwise scale", vec![("elementwise_scale_f32", strided)]);
+    assert!((1.9..2.1).contains(&found), "{found}");
+}
+
+/// The worst ratio of sectors among a workload's kernels.
+fn sectors_of(name: &str, replaced: Vec<(&'static str, String)>) -> f64 {
+    let observer = Arc::new(Checker::only_counters());
+    let device = Device::simulated_with(SimulatorOptions {
+        observer: Some(observer),
+        replaced,
+        ..SimulatorOptions::default()
+    });
+    let setting = Setting {
+        device: &device,
+        size: GPT2_SMALL,
+        dtype: Dtype::F32,
+        rounded: false,
+        sequences: 2,
+        length: 8,
+    };
+    let workload = all().into_iter().find(|workload| workload.name == name).unwrap();
+    let mut work = (workload.make)(&setting).unwrap();
+    (work.run)().unwrap();
+    let Device::Gpu(launcher) = &device else { unreachable!("a simulated device is a GPU") };
+    launcher.synchronise().unwrap();
+    let kernels = launcher.statistics().kernels;
+    kernels.iter().map(|kernel| kernel.counters.traffic.global().ratio()).fold(0.0, f64::max)
+}

@@ -1,0 +1,128 @@
+//! The table of kernels: every operation at one model's sizes in one dtype.
+
+use super::counts::{Seen, Spent, device, total};
+use super::verdicts::Verdicts;
+use super::{Arguments, Kind};
+use latch::base::Result;
+use latch::sim::counters::Class;
+use latch::verify::workloads::bars::{tensor, verdicts};
+use latch::verify::workloads::{Setting, Size, Work, all};
+
+/// A card's datasheet: GB/s, and TFLOP/s of dense bf16 on tensor cores with f32 sums.
+const CARDS: [(&str, f64, f64); 3] =
+    [("A100", 2039.0, 312.0), ("H100", 3350.0, 989.0), ("RTX 4090", 1008.0, 165.0)];
+
+/// What a whole step adds to its layers: bytes requested, bytes moved, and the floor.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Extra {
+    pub requested: u64,
+    pub device: u64,
+    pub floor: u64,
+}
+
+/// What the head and the draw of a token cost.
+#[derive(Default)]
+pub struct Heads {
+    pub head: Extra,
+    pub draw: Extra,
+}
+
+/// Prints the table, and returns what whole steps need of it.
+pub fn table(arguments: &Arguments, size: Size, kind: Kind, verdicts: &mut Verdicts) -> Result<Heads> {
+    let (dtype, rounded) = kind.dtypes();
+    let mut heads = Heads::default();
+    let needed = |name: &str| arguments.wants("steps") && matches!(name, HEAD | DRAW);
+    let chosen: Vec<_> = all().into_iter().filter(|w| arguments.wants(w.name) || needed(w.name)).collect();
+    if chosen.is_empty() {
+        return Ok(heads);
+    }
+    println!(
+        "\n{} in {}: {} sequences of {} positions",
+        size.name,
+        kind.name(),
+        arguments.sequences,
+        arguments.length
+    );
+    print!(
+        "{:36} {:>8} {:>8} {:>6} {:>8} {:>5} {:>6} {:>9} {:>9} {:>6}",
+        "operation, kernel", "launches", "sectors", "banks", "tensor", "fma", "local", "MB", "floor", "ratio"
+    );
+    CARDS.iter().for_each(|(card, ..)| print!(" {card:>9}"));
+    println!();
+    for workload in chosen {
+        // A device for each, so that memory of one does not stand beside the next.
+        let device = device(true);
+        let (sequences, length) = (arguments.sequences, arguments.length);
+        let setting = Setting { device: &device, size, dtype, rounded, sequences, length };
+        let mut work = (workload.make)(&setting)?;
+        let mut seen = Seen::of(&device)?;
+        (work.run)()?;
+        let spent = seen.advance(&device)?;
+        print(workload.name, &work, &spent, verdicts);
+        let traffic = total(&spent).traffic;
+        let extra = Extra {
+            requested: traffic.global().bytes(),
+            device: traffic.moved_once(),
+            floor: work.bytes as u64,
+        };
+        match workload.name {
+            HEAD => heads.head = extra,
+            DRAW => heads.draw = extra,
+            _ => {}
+        }
+    }
+    Ok(heads)
+}
+
+/// The workloads that whole steps take from this table.
+const HEAD: &str = "linear forward head";
+const DRAW: &str = "sampler categorical";
+
+fn print(name: &str, work: &Work, spent: &[Spent], all_verdicts: &mut Verdicts) {
+    let counters = total(spent);
+    let moved = counters.traffic.global().bytes();
+    let share = tensor(counters.matrix_flops(), work.flops);
+    let shown = match &share {
+        None => "-".to_string(),
+        Some(verdict) => format!("{:.2}{}", verdict.found, all_verdicts.note(name, verdict)),
+    };
+    print!(
+        "{name:36} {:>8} {:>8} {:>6} {shown:>8} {:>5} {:>6} {:>9.3} {:>9.3} {:>6.2}",
+        "",
+        "",
+        "",
+        "",
+        "",
+        moved as f64 / 1e6,
+        work.bytes as f64 / 1e6,
+        moved as f64 / work.bytes as f64
+    );
+    for (_, bandwidth, tflops) in CARDS {
+        let seconds = (work.bytes as f64 / (bandwidth * 1e9)).max(work.flops as f64 / (tflops * 1e12));
+        print!(" {:>9.2}", seconds * 1e6);
+    }
+    println!();
+    for Spent { entry, launches, counters } in spent {
+        let traffic = &counters.traffic;
+        let (global, shared) = (traffic.global().ratio(), traffic.shared().ratio());
+        let [sectors, banks, local] = verdicts(global, shared, counters.local_bytes)
+            .map(|verdict| (verdict.found, all_verdicts.note(&format!("{entry} in {name}"), &verdict)));
+        let matrix = counters.matrix_flops();
+        let other = 2 * counters.thread_instructions[Class::Float as usize];
+        let fma = match matrix {
+            0 => "-".to_string(),
+            _ => format!("{:.0}%", 100.0 * other as f64 / (matrix + other) as f64),
+        };
+        println!(
+            "  {entry:34} {launches:>8} {:>7.2}{} {:>5.2}{} {:>8} {fma:>5} {:>5}{} {:>9.3}",
+            sectors.0,
+            sectors.1,
+            banks.0,
+            banks.1,
+            "",
+            local.0,
+            local.1,
+            counters.traffic.global().bytes() as f64 / 1e6
+        );
+    }
+}

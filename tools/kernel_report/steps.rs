@@ -1,0 +1,237 @@
+//! Whole steps of whole models: one position of each row of a group, and what masks add to it and to a training step.
+
+use super::counts::{Seen, Spent, device, total};
+use super::kernels::{Extra, Heads};
+use super::verdicts::Verdicts;
+use super::{Arguments, Kind};
+use latch::base::rng::{Purpose, StreamKey};
+use latch::base::{Dtype, Result};
+use latch::device::Device;
+use latch::model::{
+    Config, Input, Model, Precision, Record, RowPlan, Segment, Sequences, SequencesPlan, Truncation,
+};
+use latch::ops::mask::{MaskKey, MaskSet, SiteKind, Sites};
+use latch::verify::workloads::Size;
+use latch::verify::workloads::bars::{Bar, Verdict};
+use serde_json::json;
+use std::path::Path;
+
+/// Tokens of the models that are run; the head comes from the table of kernels.
+const VOCABULARY: usize = 512;
+
+/// Prints the tables of steps and of masks.
+pub fn table(
+    arguments: &Arguments,
+    size: Size,
+    kind: Kind,
+    heads: &Heads,
+    verdicts: &mut Verdicts,
+) -> Result<()> {
+    let dtype = if kind == Kind::Mixed { Dtype::Bf16 } else { Dtype::F32 };
+    if arguments.wants("steps") {
+        println!("\n{} in {}: whole steps of {} layers", size.name, kind.name(), size.layers);
+        println!(
+            "{:34} {:>9} {:>9} {:>9} {:>9} {:>7}",
+            "step", "requested", "device", "floor MB", "requested", "device"
+        );
+        for rows in [1, arguments.sequences] {
+            for (name, latent) in [("decode step", false), ("latent step", true)] {
+                let step = whole(size, |layers| {
+                    let run = Run::new(size, layers, dtype, [rows, arguments.length], false)?;
+                    run.step(latent, false)
+                })?;
+                let mut found = step;
+                if !latent {
+                    for part in [&heads.head, &heads.draw] {
+                        found.requested += part.requested;
+                        found.device += part.device;
+                        found.floor += part.floor;
+                    }
+                }
+                show(&format!("{name} of {} in {}, {rows} rows", size.name, kind.name()), &found, verdicts);
+            }
+        }
+    }
+    if arguments.wants("masks") {
+        println!("\n{} in {}: bytes requested with masks over bytes without", size.name, kind.name());
+        let rows = arguments.sequences;
+        let pairs: [(&str, bool, Measured); 3] = [
+            ("decode step", false, &|run, masked| run.step(false, masked)),
+            ("latent step", false, &|run, masked| run.step(true, masked)),
+            ("forward and backward", true, &|run, masked| run.train(masked)),
+        ];
+        for (name, sample, measure) in pairs {
+            let [without, with] = [false, true].map(|masked| {
+                whole(size, |layers| {
+                    measure(Run::new(size, layers, dtype, [rows, arguments.length], sample)?, masked)
+                })
+            });
+            let (without, with) = (without?.requested as f64, with?.requested as f64);
+            let verdict = Verdict { bar: Bar::Masks, found: with / without };
+            let who = format!("{name} of {} in {}, {rows} rows", size.name, kind.name());
+            let mark = verdicts.note(&who, &verdict);
+            let (without, with) = (without / 1e6, with / 1e6);
+            println!("{who:64} {without:>9.2} {with:>9.2} {:>8.4}{mark}", verdict.found);
+        }
+    }
+    Ok(())
+}
+
+type Measured<'a> = &'a dyn Fn(Run, bool) -> Result<Extra>;
+
+fn show(who: &str, found: &Extra, verdicts: &mut Verdicts) {
+    let ratio = |bytes: u64| bytes as f64 / found.floor as f64;
+    let verdict = Verdict { bar: Bar::Step, found: ratio(found.device) };
+    let mark = verdicts.note(who, &verdict);
+    let [requested, device, floor] =
+        [found.requested, found.device, found.floor].map(|bytes| bytes as f64 / 1e6);
+    println!(
+        "{who:64} {requested:>9.2} {device:>9.2} {floor:>9.2} {:>9.3} {:>7.3}{mark}",
+        ratio(found.requested),
+        verdict.found
+    );
+}
+
+/// From runs of one and of two layers, what all layers of a model cost.
+fn whole(size: Size, run: impl Fn(usize) -> Result<Extra>) -> Result<Extra> {
+    let (one, two) = (run(1)?, run(2)?);
+    let more = size.layers as u64 - 1;
+    let at = |one: u64, two: u64| one + more * (two - one);
+    Ok(Extra {
+        requested: at(one.requested, two.requested),
+        device: at(one.device, two.device),
+        floor: at(one.floor, two.floor),
+    })
+}
+
+fn config(size: Size, layers: usize) -> Result<Config> {
+    let (width, [heads, kv_heads]) = (size.width, size.heads);
+    let json = if heads == kv_heads {
+        json!({"model_type": "gpt2", "vocab_size": VOCABULARY, "n_embd": width, "n_head": heads,
+            "n_layer": layers, "n_positions": 1024, "activation_function": "gelu_new"})
+    } else {
+        json!({"model_type": "qwen2", "vocab_size": VOCABULARY, "hidden_size": width,
+            "num_attention_heads": heads, "num_key_value_heads": kv_heads, "num_hidden_layers": layers,
+            "intermediate_size": size.hidden, "max_position_embeddings": 1024, "rms_norm_eps": 1e-6,
+            "hidden_act": "silu", "tie_word_embeddings": true, "rope_theta": 1000000.0})
+    };
+    Config::from_json(json, Path::new("config.json"))
+}
+
+/// A model of few layers and the rows of a group behind their prompt.
+struct Run {
+    size: Size,
+    layers: usize,
+    rows: usize,
+    prompt: usize,
+    device: Device,
+    model: Model,
+}
+
+impl Run {
+    /// Rows behind a prompt of so many positions; a sample of the blocks of large grids, or all.
+    fn new(size: Size, layers: usize, dtype: Dtype, [rows, prompt]: [usize; 2], sample: bool) -> Result<Run> {
+        let device = device(sample);
+        let model = Model::random(config(size, layers)?, 0, &device, Precision::of(dtype))?;
+        Ok(Run { size, layers, rows, prompt, device, model })
+    }
+
+    fn token(&self, at: usize) -> u32 {
+        (at * 7919 % VOCABULARY) as u32
+    }
+
+    fn masks(&self) -> Result<MaskSet> {
+        let sites = Sites::new(
+            self.size.width,
+            self.size.hidden,
+            self.layers,
+            &[SiteKind::AttnOut, SiteKind::MlpOut],
+        );
+        let key = |row| MaskKey { stream: StreamKey::new(3, 0, 0, row, Purpose::Mask), step: 0, attempt: 0 };
+        MaskSet::fill(&self.device, sites, 0.1, &(0..self.rows as u32).map(key).collect::<Vec<_>>())
+    }
+
+    /// One position of each row behind a prompt that all share: a sampled token or a latent. The masks of a rollout are
+    /// drawn once, here for this one step.
+    fn step(&self, latent: bool, masked: bool) -> Result<Extra> {
+        let (rows, prompt) = (self.rows, self.prompt);
+        let plans = std::iter::once(RowPlan::own(prompt))
+            .chain((0..rows).map(|_| RowPlan::sharing(0, prompt, prompt + 8)))
+            .collect();
+        let plan =
+            SequencesPlan { rows: plans, record: Record::Nothing, tape_positions: prompt.max(rows) * 4 };
+        let mut sequences = Sequences::new(&self.model, &plan)?;
+        let tokens: Vec<u32> = (0..prompt).map(|at| self.token(at)).collect();
+        self.model.forward(&mut sequences, &Segment::of_tokens(0, &tokens), None)?;
+        let start = self.segment(masked, |row| Input::Token(self.token(row)));
+        let masks = self.masks()?;
+        let masks = masked.then_some(&masks);
+        if latent {
+            self.model.forward(&mut sequences, &start, masks)?;
+        }
+        let step = if latent { self.segment(masked, |_| Input::Latent) } else { start };
+        let mut seen = Seen::of(&self.device)?;
+        if masked {
+            self.masks()?;
+        }
+        self.model.forward(&mut sequences, &step, masks)?;
+        let spent = seen.advance(&self.device)?;
+        let keys = prompt + rows * (1 + usize::from(latent));
+        Ok(self.extra(&spent, keys))
+    }
+
+    fn segment(&self, masked: bool, input: impl Fn(usize) -> Input) -> Segment {
+        let mut segment = Segment::new();
+        for row in 0..self.rows {
+            segment.push_under(row as u32 + 1, input(row), masked.then_some(row as u32));
+        }
+        segment
+    }
+
+    /// All positions of all rows, each its own, forward and backward.
+    fn train(&self, masked: bool) -> Result<Extra> {
+        let (rows, length) = (self.rows, self.prompt);
+        let plan = SequencesPlan {
+            rows: vec![RowPlan::own(length); rows],
+            record: Record::Everything,
+            tape_positions: rows * length,
+        };
+        let mut sequences = Sequences::new(&self.model, &plan)?;
+        let mut segment = Segment::new();
+        for at in 0..rows * length {
+            let row = (at / length) as u32;
+            segment.push_under(row, Input::Token(self.token(at)), masked.then_some(row));
+        }
+        let mut gradients = self.model.gradients()?;
+        let masks = self.masks()?;
+        let mut seen = Seen::of(&self.device)?;
+        if masked {
+            self.masks()?;
+        }
+        let masks = masked.then_some(&masks);
+        self.model.forward(&mut sequences, &segment, masks)?;
+        self.model.backward(&mut sequences, masks, Truncation::default(), &mut gradients)?;
+        Ok(self.extra(&seen.advance(&self.device)?, 0))
+    }
+
+    /// What was counted, and the floor of a step that sees `keys` keys: weights, keys and values, and each number that
+    /// stands between two operations once.
+    fn extra(&self, spent: &[Spent], keys: usize) -> Extra {
+        let traffic = total(spent).traffic;
+        let tables = |shape: &[usize]| shape.first() == Some(&VOCABULARY) || shape.first() == Some(&1024);
+        let weights: usize =
+            self.model.parameters().iter().filter(|p| !tables(p.shape().dims())).map(|p| p.bytes()).sum();
+        let [heads, kv_heads] = self.size.heads.map(|count| count * self.size.head_dim);
+        let cache = self.layers * keys * 2 * kv_heads * 4;
+        // Twice the stream and its norm, q, k, v, what attention and its projection give; inside the MLP, and its
+        // projection.
+        let inside = if heads == kv_heads { 2 } else { 3 } * self.size.hidden;
+        let layer = 6 * self.size.width + 2 * heads + 2 * kv_heads + inside;
+        let activations = self.rows * 4 * (self.layers * layer + 2 * self.size.width);
+        Extra {
+            requested: traffic.global().bytes(),
+            device: traffic.moved_once(),
+            floor: (weights + cache + activations) as u64,
+        }
+    }
+}
