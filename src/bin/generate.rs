@@ -369,17 +369,21 @@ fn show_all(
     for (index, (prompt, answer)) in prompts.iter().zip(generated).enumerate() {
         let text = tokenizer.map(|tokenizer| tokenizer.decode(&answer.ids, true)).transpose()?;
         let line = match arguments.json {
-            true => serde_json::json!({
-                "readings": readings.get(index),
-                "prompt_ids": prompt,
-                "proxies": answer.proxies,
-                "thought": tokenizer.map(|tokenizer| tokenizer.decode(&answer.proxies, true)).transpose()?,
-                "ids": answer.ids,
-                "text": text,
-                "logprobs": answer.log_probabilities,
-                "stopped": answer.stopped,
-            })
-            .to_string(),
+            true => {
+                let mut value = serde_json::json!({
+                    "prompt_ids": prompt,
+                    "proxies": answer.proxies,
+                    "thought": tokenizer.map(|tokenizer| tokenizer.decode(&answer.proxies, true)).transpose()?,
+                    "ids": answer.ids,
+                    "text": text,
+                    "logprobs": answer.log_probabilities,
+                    "stopped": answer.stopped,
+                });
+                if let Some(readings) = readings.get(index) {
+                    value["readings"] = serde_json::json!(readings);
+                }
+                value.to_string()
+            }
             false => format!("[{index}] {}", text.unwrap_or_else(|| format!("{:?}", answer.ids))),
         };
         if write_out(&format!("{line}\n")).is_err() {
