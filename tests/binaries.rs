@@ -395,6 +395,7 @@ fn methods_and_soft_estimators_are_compared_from_both_bases() {
         "straight_through",
         "concrete",
         "gumbel_g",
+        "gauss_embed",
         "noise off",
         "tau 0.5",
         "L_g 1 (half)",

@@ -13,7 +13,6 @@ use latch::model::weights::Source;
 use latch::model::{Model, Precision};
 use latch::ops::sampler::Law;
 use latch::rollout::generate::{Generated, Options, Timing, generate_gated};
-use latch::rollout::switching::{self as switch, Reading, SwitchedOptions, Switching};
 use latch::run::student::gating_of;
 use latch::run::{replay, settings};
 use latch::text::{Message, Tokenizer};
@@ -23,7 +22,6 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Instant;
 
 /// Generates text from a model. Text goes to stdout, everything else to stderr.
 #[derive(Parser)]
@@ -208,7 +206,7 @@ fn run(arguments: &Arguments) -> Result<ExitCode> {
     let mut readings = Vec::new();
     let (generated, timing) = match &rule {
         None => generate_gated(&model, &prompts, &options, gate, &mut show)?,
-        Some(rule) => generate_switching(&model, &prompts, (rule, &options), &mut show, &mut readings)?,
+        Some(rule) => switching::generate(&model, &prompts, (rule, &options), &mut show, &mut readings)?,
     };
     if let Some(error) = failure {
         return Err(error);
@@ -234,39 +232,6 @@ fn run(arguments: &Arguments) -> Result<ExitCode> {
 /// The model's folder, or the file's.
 fn source_folder(arguments: &Arguments) -> &Path {
     arguments.model.as_deref().unwrap_or(Path::new("."))
-}
-
-/// Generation that switches between tokens and mixtures; `readings` becomes a letter a token.
-fn generate_switching(
-    model: &Model,
-    prompts: &[Vec<u32>],
-    (rule, options): (&Switching, &Options),
-    show: &mut impl FnMut(usize, u32) -> ControlFlow<()>,
-    readings: &mut Vec<String>,
-) -> Result<(Vec<Generated>, Timing)> {
-    let began = Instant::now();
-    let how = SwitchedOptions {
-        law: options.law,
-        max_new_tokens: options.max_new_tokens,
-        stop: options.stop.clone(),
-        seed: options.seed,
-    };
-    let switched = switch::generate(model, prompts, rule, &how, show)?;
-    let letter = |reading: &Reading| match reading {
-        Reading::Token => 't',
-        Reading::Mixture => 'm',
-        Reading::Blend { .. } => 's',
-    };
-    *readings = switched.iter().map(|row| row.readings.iter().map(letter).collect()).collect();
-    let tokens = switched.iter().map(|row| row.ids.len()).sum();
-    let timing = Timing { decode: began.elapsed(), tokens, ..Timing::default() };
-    let plain = |row: switch::Switched| Generated {
-        proxies: Vec::new(),
-        ids: row.ids,
-        log_probabilities: Vec::new(),
-        stopped: row.stopped,
-    };
-    Ok((switched.into_iter().map(plain).collect(), timing))
 }
 
 /// 64 tokens, or fewer where the model has fewer positions; the last token needs none of its own.
@@ -373,17 +338,21 @@ fn show_all(
     for (index, (prompt, answer)) in prompts.iter().zip(generated).enumerate() {
         let text = tokenizer.map(|tokenizer| tokenizer.decode(&answer.ids, true)).transpose()?;
         let line = match arguments.json {
-            true => serde_json::json!({
-                "readings": readings.get(index),
-                "prompt_ids": prompt,
-                "proxies": answer.proxies,
-                "thought": tokenizer.map(|tokenizer| tokenizer.decode(&answer.proxies, true)).transpose()?,
-                "ids": answer.ids,
-                "text": text,
-                "logprobs": answer.log_probabilities,
-                "stopped": answer.stopped,
-            })
-            .to_string(),
+            true => {
+                let mut value = serde_json::json!({
+                    "prompt_ids": prompt,
+                    "proxies": answer.proxies,
+                    "thought": tokenizer.map(|tokenizer| tokenizer.decode(&answer.proxies, true)).transpose()?,
+                    "ids": answer.ids,
+                    "text": text,
+                    "logprobs": answer.log_probabilities,
+                    "stopped": answer.stopped,
+                });
+                if let Some(readings) = readings.get(index) {
+                    value["readings"] = serde_json::json!(readings);
+                }
+                value.to_string()
+            }
             false => format!("[{index}] {}", text.unwrap_or_else(|| format!("{:?}", answer.ids))),
         };
         if write_out(&format!("{line}\n")).is_err() {

@@ -1,9 +1,13 @@
-//! The flags of switching between tokens and mixtures.
+//! Switching between tokens and mixtures: its flags, and a run of it.
 
 use clap::Args;
 use latch::base::{Error, Result};
-use latch::rollout::switching::{Cap, Switching};
+use latch::model::Model;
+use latch::rollout::generate::{Generated, Options, Timing};
+use latch::rollout::switching::{self, Cap, Reading, Switched, SwitchedOptions, Switching};
 use latch::text::Tokenizer;
+use std::ops::ControlFlow;
+use std::time::Instant;
 
 /// Switching between tokens and mixtures by entropy.
 #[derive(Args, Debug)]
@@ -93,4 +97,37 @@ impl SwitchingArguments {
             cap,
         }))
     }
+}
+
+/// Generation that switches between tokens and mixtures; `readings` becomes a letter a token.
+pub fn generate(
+    model: &Model,
+    prompts: &[Vec<u32>],
+    (rule, options): (&Switching, &Options),
+    show: &mut impl FnMut(usize, u32) -> ControlFlow<()>,
+    readings: &mut Vec<String>,
+) -> Result<(Vec<Generated>, Timing)> {
+    let began = Instant::now();
+    let how = SwitchedOptions {
+        law: options.law,
+        max_new_tokens: options.max_new_tokens,
+        stop: options.stop.clone(),
+        seed: options.seed,
+    };
+    let switched = switching::generate(model, prompts, rule, &how, show)?;
+    let letter = |reading: &Reading| match reading {
+        Reading::Token => 't',
+        Reading::Mixture => 'm',
+        Reading::Blend { .. } => 's',
+    };
+    *readings = switched.iter().map(|row| row.readings.iter().map(letter).collect()).collect();
+    let tokens = switched.iter().map(|row| row.ids.len()).sum();
+    let timing = Timing { decode: began.elapsed(), tokens, ..Timing::default() };
+    let plain = |row: Switched| Generated {
+        proxies: Vec::new(),
+        ids: row.ids,
+        log_probabilities: Vec::new(),
+        stopped: row.stopped,
+    };
+    Ok((switched.into_iter().map(plain).collect(), timing))
 }
