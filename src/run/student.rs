@@ -58,7 +58,8 @@ impl Student {
     /// The model that `recipe` begins with, its adapter included.
     ///
     /// # Errors
-    /// Sizes that no model can have, or a folder or file that cannot be read.
+    /// Sizes that no model can have, a folder or file that cannot be read, or a library of matrix products that the
+    /// device has not.
     pub fn of(recipe: &Recipe, device: &Device) -> Result<Student> {
         device.choose_matmul(recipe.run.matmul)?;
         let precision = Precision::of(recipe.model.dtype);

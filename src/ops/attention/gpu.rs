@@ -72,6 +72,8 @@ const LIGHT_THREADS: usize = 256;
 const FEW_BLOCKS: usize = 128;
 /// Words of an item of work.
 const ITEM: usize = 4;
+/// What the address of partial results is a multiple of: rows of them are whole sectors then.
+const SLOTS_AT: usize = 128;
 /// Words before the items: how many there are.
 const HEADER: usize = 16;
 
@@ -200,7 +202,7 @@ impl StepMemory {
         let Some(scratch) = &layout.scratch else { return Ok(None) };
         let padded = sizes.head_dim.next_multiple_of(8);
         let tiles = count + count * sizes.group() / (16 * shape.warps) + 1;
-        let fixed = HEADER + ITEM * tiles;
+        let fixed = HEADER + ITEM * tiles + SLOTS_AT / Dtype::U32.size();
         let each = 2 * ITEM + sizes.heads * (padded + 2 * shape.column_blocks());
         let capacity = scratch.shape().elements().saturating_sub(fixed) / each;
         if count > PLAN_THREADS || capacity == 0 {
@@ -209,7 +211,7 @@ impl StepMemory {
         let counts = scratch.address()?;
         let wide = counts + 4 * HEADER as u64;
         let narrow = wide + 4 * (ITEM * (tiles + capacity)) as u64;
-        let slots = narrow + 4 * (ITEM * capacity) as u64;
+        let slots = (narrow + 4 * (ITEM * capacity) as u64).next_multiple_of(SLOTS_AT as u64);
         let slot_sums = slots + 4 * (capacity * sizes.heads * padded) as u64;
         Ok(Some(StepMemory { counts, wide, narrow, slots, slot_sums, capacity }))
     }
