@@ -34,7 +34,7 @@ fn gradient<T: Float>(dy: T, x: T) -> T {
 /// y = gelu(x).
 pub fn forward<T: Float>(x: &[T], y: &mut [T]) {
     parallel::rows(y, 1, 30, |first, y| {
-        isa::run(
+        isa::run_widest(
             #[inline(always)]
             || {
                 let (x, x_tail) = x[first..first + y.len()].as_chunks::<LANES>();
@@ -55,7 +55,7 @@ pub fn forward<T: Float>(x: &[T], y: &mut [T]) {
 /// dx = dy * gelu'(x).
 pub fn backward<T: Float>(dy: &[T], x: &[T], dx: &mut [T]) {
     parallel::rows(dx, 1, 40, |first, dx| {
-        isa::run(
+        isa::run_widest(
             #[inline(always)]
             || {
                 let (x, x_tail) = x[first..first + dx.len()].as_chunks::<LANES>();

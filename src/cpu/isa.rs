@@ -2,8 +2,9 @@
 //!
 //! [`run`] compiles its closure for AVX2+FMA besides the portable baseline. Kernels are written with explicit lanes
 //! and explicit fused multiply-adds, so both give the same bits; only the speed differs. (Without FMA in hardware
-//! `mul_add` is a library call: right, and slow.) AVX-512 is used by the matrix product alone, where it pays; for
-//! the rest, which waits for memory, a third copy of every kernel would only cost build time.
+//! `mul_add` is a library call: right, and slow.) AVX-512 is used where it pays: by the matrix product, attention,
+//! GELU and the softmax ([`run_widest`]); for the rest, which waits for memory, a third copy of every kernel would only
+//! cost build time.
 #![allow(unsafe_code)]
 
 use std::sync::OnceLock;
@@ -75,6 +76,33 @@ impl<R, F: FnOnce() -> R> Kernel for Closure<F> {
 #[inline]
 pub fn run<R>(body: impl FnOnce() -> R) -> R {
     run_kernel(Closure(body))
+}
+
+/// [`run_kernel`] with AVX-512 where this process has it: for kernels that compute more than they wait for memory. The
+/// bits are the same, and each such kernel costs build time a third time.
+#[inline]
+pub fn run_widest_kernel<K: Kernel>(kernel: K) -> K::Output {
+    #[cfg(target_arch = "x86_64")]
+    {
+        #[target_feature(
+            enable = "avx512f,avx512bw,avx512cd,avx512dq,avx512vl,avx2,fma,bmi1,bmi2,f16c,lzcnt,popcnt"
+        )]
+        fn avx512<K: Kernel>(kernel: K) -> K::Output {
+            kernel.run()
+        }
+        if level() == Level::Avx512 {
+            // SAFETY: `level` returned Avx512 only after these AVX-512 subsets, AVX2, FMA, BMI2 and F16C were detected
+            // on this CPU; every CPU with these also has BMI1, LZCNT and POPCNT.
+            return unsafe { avx512(kernel) };
+        }
+    }
+    run_kernel(kernel)
+}
+
+/// [`run`] with AVX-512 where this process has it, as [`run_widest_kernel`].
+#[inline]
+pub fn run_widest<R>(body: impl FnOnce() -> R) -> R {
+    run_widest_kernel(Closure(body))
 }
 
 /// Runs `kernel` compiled for this process's level.

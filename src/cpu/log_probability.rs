@@ -265,7 +265,7 @@ fn absorb_panel<T: Float, W: Weight<T>>(
     let inverse_temperature = operands.inverse_temperature;
     parallel::rows2((panel, ids), (states, STATE), 16 * ids, |row, panel, states| {
         let targets = &operands.targets[row..];
-        isa::run_kernel(AbsorbPanel { first, panel, ids, states, targets, inverse_temperature });
+        isa::run_widest_kernel(AbsorbPanel { first, panel, ids, states, targets, inverse_temperature });
     });
 }
 
@@ -354,7 +354,7 @@ fn differentiate_panel<T: Float, W: Weight<T>>(
     parallel::rows(panel, ids, 16 * ids, |row, panel| {
         for (local, logits) in (row..).zip(panel.chunks_exact_mut(ids)) {
             let row = first_row + local;
-            isa::run_kernel(DifferentiateRow {
+            isa::run_widest_kernel(DifferentiateRow {
                 logits,
                 target: (operands.targets[local] as usize).checked_sub(first),
                 inverse_temperature: operands.inverse_temperature,

@@ -152,7 +152,7 @@ fn split<T: Float>(rows: &Rows<T>, first: usize, draws: Draws<T>, grain: usize) 
         let middle = draws.tokens.len() / 2;
         let (upper, lower) = draws.split_at(middle);
         let (upper, lower) =
-            rayon::join(|| split(rows, first, upper, grain), || split(rows, first + middle, lower, grain));
+            parallel::join(|| split(rows, first, upper, grain), || split(rows, first + middle, lower, grain));
         return upper.and(lower);
     }
     let Draws { tokens, log_probability, ids, counts, capacity } = draws;

@@ -4,8 +4,8 @@ use super::plan::{Entry, Plan, Span};
 use super::product::{Matrix, MatrixMut, add, add_transposed};
 use super::{BLOCK, QUERIES, Sizes, scratch};
 use crate::cpu::float::{Float, LANES, sum_over};
+use crate::cpu::parallel::Rows;
 use crate::cpu::{isa, parallel};
-use rayon::prelude::*;
 
 /// What backward reads: packed order, and the cache as forward left it.
 #[derive(Clone, Copy)]
@@ -52,31 +52,40 @@ pub fn backward<T: Float>(
     let rows = count * group;
     scratch::with([sizes.kv_heads * rows * padded], |[dq]| {
         // A slot has one writer, its head's task, which goes through rows and positions in the plan's order.
-        let heads = grad_keys
-            .par_chunks_mut(sizes.blocks * sizes.key_block())
-            .zip(grad_values.par_chunks_mut(sizes.blocks * sizes.value_block()))
-            .zip(dq.par_chunks_mut(rows * padded))
-            .enumerate();
-        heads.for_each(|(head, ((grad_keys, grad_values), dq))| {
-            let (keys, values) = (sizes.key_block(), sizes.value_block());
-            let lengths = [
-                rows * padded,
-                rows * padded,
-                2 * rows,
-                QUERIES * BLOCK,
-                QUERIES * BLOCK,
-                keys,
-                keys,
-                values,
-                keys,
-                values,
-            ];
-            scratch::with(lengths, |[q, dout, statistics, weights, ds, merged, vt, k, dk, dv]| {
-                let (lse, delta) = statistics.split_at_mut(rows);
-                let memory = Memory { q, dout, lse, delta, weights, ds, merged, vt, k, dk, dv };
-                let task = Task { sizes, plan, inputs, head, grad_keys, grad_values, dq, memory };
-                isa::run_kernel(task);
-            });
+        let heads = (
+            Rows { data: &mut *grad_keys, cols: sizes.blocks * sizes.key_block() },
+            (
+                Rows { data: &mut *grad_values, cols: sizes.blocks * sizes.value_block() },
+                Rows { data: &mut *dq, cols: rows * padded },
+            ),
+        );
+        let keys_seen: usize = plan.entries.iter().map(|entry| entry.position as usize + 1).sum();
+        let cost = (keys_seen + count * BLOCK / 2) * group * padded * 5;
+        parallel::elements(heads, cost, |first, (grad_keys, (grad_values, dq))| {
+            let grad_keys = grad_keys.data.chunks_exact_mut(sizes.blocks * sizes.key_block());
+            let grad_values = grad_values.data.chunks_exact_mut(sizes.blocks * sizes.value_block());
+            let dq = dq.data.chunks_exact_mut(rows * padded);
+            for (head, ((grad_keys, grad_values), dq)) in (first..).zip(grad_keys.zip(grad_values).zip(dq)) {
+                let (keys, values) = (sizes.key_block(), sizes.value_block());
+                let lengths = [
+                    rows * padded,
+                    rows * padded,
+                    2 * rows,
+                    QUERIES * BLOCK,
+                    QUERIES * BLOCK,
+                    keys,
+                    keys,
+                    values,
+                    keys,
+                    values,
+                ];
+                scratch::with(lengths, |[q, dout, statistics, weights, ds, merged, vt, k, dk, dv]| {
+                    let (lse, delta) = statistics.split_at_mut(rows);
+                    let memory = Memory { q, dout, lse, delta, weights, ds, merged, vt, k, dk, dv };
+                    let task = Task { sizes, plan, inputs, head, grad_keys, grad_values, dq, memory };
+                    isa::run_widest_kernel(task);
+                });
+            }
         });
         collect(sizes, plan, dq, (grad_keys, grad_values), gradients);
     });

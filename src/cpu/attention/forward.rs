@@ -42,7 +42,7 @@ pub fn forward<T: Float>(
             let task = Task { sizes, plan, q: inputs.q, keys, values };
             let sizes = [QUERIES * sizes.head_dim, TILE * BLOCK, TILE * BLOCK, TILE * padded];
             scratch::with(sizes, |memory| {
-                isa::run_kernel(Rows { task, first: first * group, results, sums, memory });
+                isa::run_widest_kernel(Rows { task, first: first * group, results, sums, memory });
             });
         });
         let (width, head_dim) = (sizes.heads * sizes.head_dim, sizes.head_dim);

@@ -17,8 +17,9 @@
 //! or, in a process whose CPU has AMX, with the chain of blocks that `units` states. Which of the two is a fact of the
 //! process, never of the sizes.
 //!
-//! Files: `matrix` (operands), `packed` (many rows), `skinny`, `stream` and `spread` (few rows), `tile` (the kernel), `pack`, `simd` and
-//! `x86` (vectors), `units`, `units_rows` and `amx` (matrix units), `workspace` (scratch and tasks), `column_sums` (gradients of biases).
+//! Files: `matrix` (operands), `packed` (many rows), `skinny`, `stream` and `spread` (few rows), `tile` (the kernel),
+//! `pack`, `simd` and `x86` (vectors), `units`, `units_pack`, `units_rows` and
+//! `amx` (matrix units), `workspace` (scratch), `column_sums` (gradients of biases).
 #![allow(unsafe_code)]
 
 #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
@@ -33,6 +34,7 @@ mod spread;
 mod stream;
 mod tile;
 mod units;
+mod units_pack;
 mod units_rows;
 mod workspace;
 #[cfg(target_arch = "x86_64")]

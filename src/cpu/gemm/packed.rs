@@ -14,7 +14,7 @@
 use super::pack::{SLACK, Strip, pack};
 use super::simd::{Body, Storage, Vector};
 use super::tile::{Ends, Problem, tile_clipped};
-use super::workspace::{for_each_task, share, with_scratch};
+use super::workspace::{share, with_scratch};
 use crate::cpu::parallel;
 use std::ops::Range;
 
@@ -110,7 +110,7 @@ unsafe fn run_block<V, A, B, const M: usize, const N: usize>(
         let block = Block { a, slot, rows, depth, chunks, ends };
         let operations = block.rows.len() * block.depth.len();
         let packers = parallel::task_count(row_panels, PACKING * operations / row_panels);
-        for_each_task(packers, |task| {
+        parallel::for_each_task(packers, |task| {
             // SAFETY: tasks pack disjoint runs of panels.
             unsafe {
                 let panels = share(row_panels, packers, task);
@@ -120,7 +120,7 @@ unsafe fn run_block<V, A, B, const M: usize, const N: usize>(
 
         let col_panels = problem.cols.div_ceil(N * V::LANES);
         let (across, down) = grid(row_panels, col_panels, operations * problem.cols);
-        for_each_task(across * down, |task| {
+        parallel::for_each_task(across * down, |task| {
             let cols = share(col_panels, across, task / down);
             let rows = share(row_panels, down, task % down);
             let slot = longest * N * V::LANES + SLACK;

@@ -19,8 +19,9 @@
 use super::pack::Strip;
 use super::simd::{Body, Rounded, Vector, round_bf16};
 use super::tile::Problem;
+use super::units_pack::{PackRows, pack_strips};
 use super::units_rows;
-use super::workspace::{for_each_task, share, with_scratch};
+use super::workspace::{share, with_scratch};
 use crate::cpu::parallel;
 use half::bf16;
 use std::marker::PhantomData;
@@ -153,7 +154,7 @@ where
     with_scratch(row_tiles * depth_tiles * TILE, |a: &mut [u16]| {
         let packed = Shared(a.as_mut_ptr());
         let packers = parallel::task_count(row_tiles, SIDE * problem.depth);
-        for_each_task(packers, |task| {
+        parallel::for_each_task(packers, |task| {
             let tiles = share(row_tiles, packers, task);
             // SAFETY: tasks pack disjoint rows of tiles.
             unsafe {
@@ -178,7 +179,7 @@ where
         // Strips of B are packed once for every run of rows, so columns are cut first.
         let across = wanted.min(col_pairs);
         let down = wanted.div_ceil(across).min(row_pairs.div_ceil(4));
-        for_each_task(across * down, |task| {
+        parallel::for_each_task(across * down, |task| {
             let cols = share(col_pairs, across, task / down);
             let rows = share(row_pairs, down, task % down);
             // Strips of B and the sums of four tiles.
@@ -200,49 +201,6 @@ where
             });
         });
     });
-}
-
-/// Packs rows of A into tiles `[row tile][k tile][16][32]`; what is missing becomes zero.
-struct PackRows<A, V> {
-    operand: Strip<A>,
-    tiles: Range<usize>,
-    depth: usize,
-    to: *mut u16,
-    vector: PhantomData<V>,
-}
-
-impl<A: Bf16Bits, V> Body for PackRows<A, V> {
-    #[inline(always)]
-    unsafe fn run(self) {
-        let PackRows { operand, tiles, depth, mut to, .. } = self;
-        for tile in tiles {
-            for first in (0..depth).step_by(DEPTH) {
-                let count = DEPTH.min(depth - first);
-                for row in 0..SIDE {
-                    let lane = tile * SIDE + row;
-                    // SAFETY: the row and its `count` terms exist; the tile has 32 numbers a row.
-                    unsafe {
-                        let present = if lane < operand.lanes { count } else { 0 };
-                        let from =
-                            operand.start.wrapping_add(lane * operand.lane_stride + first * operand.k_stride);
-                        if operand.k_stride == 1 {
-                            for k in 0..present {
-                                to.add(k).write(from.add(k).read().bits());
-                            }
-                        } else {
-                            for k in 0..present {
-                                to.add(k).write(from.add(k * operand.k_stride).read().bits());
-                            }
-                        }
-                        for k in present..DEPTH {
-                            to.add(k).write(0);
-                        }
-                        to = to.add(DEPTH);
-                    }
-                }
-            }
-        }
-    }
 }
 
 /// Computes some pairs of tile rows by some pairs of tile columns.
@@ -334,109 +292,6 @@ impl<V, U, B> Tiles<'_, V, U, B> {
                     add_bias(problem.bias.add(col), c, (height, width));
                 }
             }
-        }
-    }
-}
-
-/// Packs columns of B, `terms` deep, into strips of 32 columns, `slot` numbers apart. Where columns are neighbours, all
-/// strips are packed side by side, so that memory is read in runs.
-#[inline(always)]
-unsafe fn pack_strips<V: Vector<Element = f32>, U: Unit, B: Bf16Bits>(
-    strip: Strip<B>,
-    terms: usize,
-    to: *mut u16,
-    slot: usize,
-) {
-    let strips = strip.lanes.div_ceil(2 * SIDE);
-    let whole = if B::STORED && strip.lane_stride == 1 && terms.is_multiple_of(DEPTH) {
-        strip.lanes / (2 * SIDE)
-    } else {
-        0
-    };
-    // SAFETY: reads stay inside the strip, writes in the strips' places.
-    unsafe {
-        for pair in 0..if whole > 0 { terms / 2 } else { 0 } {
-            let low = strip.start.add(2 * pair * strip.k_stride).cast::<u16>();
-            let high = low.add(strip.k_stride);
-            let to = to.add(pair / SIDE * 2 * TILE + pair % SIDE * 2 * SIDE);
-            for i in 0..whole {
-                U::interleave(low.add(i * 2 * SIDE), high.add(i * 2 * SIDE), to.add(i * slot));
-            }
-        }
-        for i in whole..strips {
-            let lanes = (2 * SIDE).min(strip.lanes - i * 2 * SIDE);
-            let strip = Strip { lanes, ..strip.at(i * 2 * SIDE, 0) };
-            pack_strip::<V, B>(strip, terms, to.add(i * slot));
-        }
-    }
-}
-
-/// Packs up to 32 columns of B, `terms` deep, into tiles `[k tile][2][16 pairs][16 columns][2]`; what is missing
-/// becomes zero.
-#[inline(always)]
-unsafe fn pack_strip<V: Vector<Element = f32>, B: Bf16Bits>(strip: Strip<B>, terms: usize, to: *mut u16) {
-    let words = B::STORED && strip.k_stride == 1 && strip.lane_stride.is_multiple_of(2);
-    // SAFETY: reads stay inside the strip; tiles are written once each, up to `terms` rounded up.
-    unsafe {
-        for tile in 0..terms.div_ceil(DEPTH) {
-            for half in 0..2 {
-                let to = to.add((2 * tile + half) * TILE);
-                let count = DEPTH.min(terms - tile * DEPTH);
-                let lanes = strip.lanes.saturating_sub(half * SIDE).min(SIDE);
-                if count < DEPTH || lanes < SIDE {
-                    to.write_bytes(0, TILE);
-                    if lanes == 0 {
-                        continue;
-                    }
-                }
-                let strip = Strip { lanes, ..strip.at(half * SIDE, tile * DEPTH) };
-                if words && count == DEPTH && lanes == SIDE {
-                    transpose_words::<V::Block>(strip.start.cast(), strip.lane_stride / 2, to.cast());
-                } else if strip.lane_stride == 1 && count == DEPTH && lanes == SIDE {
-                    for pair in 0..SIDE {
-                        let low = strip.start.add(2 * pair * strip.k_stride);
-                        let high = low.add(strip.k_stride);
-                        let to = to.add(2 * pair * SIDE).cast::<u32>();
-                        for lane in 0..SIDE {
-                            let word = u32::from(low.add(lane).read().bits())
-                                | u32::from(high.add(lane).read().bits()) << 16;
-                            to.add(lane).write(word);
-                        }
-                    }
-                } else {
-                    for k in 0..count {
-                        for lane in 0..lanes {
-                            let value = strip.start.add(lane * strip.lane_stride + k * strip.k_stride).read();
-                            to.add((k / 2 * SIDE + lane) * 2 + k % 2).write(value.bits());
-                        }
-                    }
-                }
-            }
-        }
-    }
-}
-
-/// The transpose of 16 x 16 words; vectors of f32 only carry the bits.
-#[inline(always)]
-unsafe fn transpose_words<V: Vector<Element = f32>>(from: *const f32, stride: usize, to: *mut f32) {
-    let step = V::LANES;
-    // SAFETY: the caller's strip has 16 lanes of 16 words; the tile has 16 x 16.
-    unsafe {
-        let mut lane = 0;
-        while lane < SIDE {
-            let mut word = 0;
-            while word < SIDE {
-                let mut block = [V::splat(0.0); 8];
-                for i in 0..step {
-                    block[i] = V::load(from.wrapping_add((lane + i) * stride + word));
-                }
-                V::transpose(&mut block);
-                for i in 0..step {
-                    block[i].store(to.add((word + i) * SIDE + lane));
-                }
-                word += step;
-            }
-            lane += step;
         }
     }
 }

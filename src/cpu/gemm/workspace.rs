@@ -1,10 +1,7 @@
-//! Scratch memory that is kept between calls (fresh pages are slow), and the hand-out of tasks.
+//! Scratch memory that is kept between calls (fresh pages are slow), and how work is shared out.
 #![allow(unsafe_code)]
 
-use crate::cpu::parallel;
-use rayon::prelude::*;
 use std::cell::RefCell;
-use std::sync::atomic::{AtomicUsize, Ordering};
 
 /// One cache line.
 #[derive(Clone, Copy)]
@@ -30,24 +27,6 @@ pub(super) fn with_scratch<T: bytemuck::Pod, R>(elements: usize, body: impl FnOn
     let result = body(slice);
     IDLE.with_borrow_mut(|idle| idle.push(lines));
     result
-}
-
-/// Calls `work(task)` once for every task below `count`, on all workers; each takes the next task when it is free.
-pub(super) fn for_each_task(count: usize, work: impl Fn(usize) + Sync) {
-    let workers = parallel::threads().min(count);
-    if workers <= 1 {
-        return (0..count).for_each(work);
-    }
-    let next = AtomicUsize::new(0);
-    (0..workers).into_par_iter().with_max_len(1).for_each(|_| {
-        loop {
-            let task = next.fetch_add(1, Ordering::Relaxed);
-            if task >= count {
-                break;
-            }
-            work(task);
-        }
-    });
 }
 
 /// Run `index` of `parts` nearly equal runs of `total`.

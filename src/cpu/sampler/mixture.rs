@@ -49,7 +49,7 @@ fn split<T: Float>(
         let weights = out.weights.split_at_mut(middle * capacity);
         let upper = Mixtures { ids: ids.0, counts: counts.0, weights: weights.0 };
         let lower = Mixtures { ids: ids.1, counts: counts.1, weights: weights.1 };
-        let (upper, lower) = rayon::join(
+        let (upper, lower) = parallel::join(
             || split(rows, inverse_tau, first, upper, grain),
             || split(rows, inverse_tau, first + middle, lower, grain),
         );
