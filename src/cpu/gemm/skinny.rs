@@ -196,34 +196,6 @@ where
     }
 }
 
-/// Places of the columns to come, one after another as they lie in memory. The columns of a block are worked on side by
-/// side; asking for their lines in that order would open as many pages of memory as there are columns.
-pub(super) struct Ahead<B> {
-    column: *const B,
-    stride: usize,
-    at: usize,
-    places: usize,
-    step: usize,
-}
-
-impl<B> Ahead<B> {
-    /// `places` of each column, `step` numbers apart; columns are `stride` numbers apart. Nothing is read there.
-    #[inline(always)]
-    pub(super) fn new(column: *const B, stride: usize, places: usize, step: usize) -> Ahead<B> {
-        Ahead { column, stride, at: 0, places, step }
-    }
-
-    #[inline(always)]
-    pub(super) fn next(&mut self) -> *const B {
-        if self.at == self.places {
-            (self.at, self.column) = (0, self.column.wrapping_add(self.stride));
-        }
-        let place = self.column.wrapping_add(self.at * self.step);
-        self.at += 1;
-        place
-    }
-}
-
 /// Two blocks of columns by all `M` rows (one or two): squares of B are transposed in registers and used there.
 #[inline(always)]
 unsafe fn columns<V: Vector, B: Storage<V>, const M: usize>(
@@ -248,16 +220,17 @@ unsafe fn columns<V: Vector, B: Storage<V>, const M: usize>(
         }
         let b = problem.b.at(col, 0).start;
         let whole = problem.depth - problem.depth % run;
-        let mut ahead = Ahead::new(b.wrapping_add(run * stride), stride, whole / run, run);
         let mut k = 0;
         while k < whole {
-            for _ in 0..run {
-                V::prefetch_far(ahead.next());
-            }
             for j in 0..2 {
                 for half in 0..2 {
                     let k = k + half * step;
                     let from = b.add(j * step * stride + k);
+                    if half == 0 {
+                        for i in 0..step {
+                            V::prefetch_far(from.wrapping_add((2 * step + i) * stride));
+                        }
+                    }
                     let block = B::load_columns(from, stride);
                     for i in 0..step {
                         for row in 0..M {

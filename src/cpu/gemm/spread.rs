@@ -13,7 +13,7 @@
 
 use super::pack::{SLACK, Strip};
 use super::simd::{Body, Storage, Vector};
-use super::skinny::{Ahead, for_each_run, pack_rows};
+use super::skinny::{for_each_run, pack_rows};
 use super::tile::Problem;
 use super::workspace::with_scratch;
 use std::marker::PhantomData;
@@ -23,7 +23,7 @@ use std::ops::Range;
 const COLUMNS: usize = 192;
 /// Longest run of k between two visits of a sum: packed A then stays in L2.
 const CHUNK: usize = 2048;
-/// Terms between two rounds of requests for lines of the next strip: a line of f32.
+/// Terms between two requests for lines of the next strip.
 const STEP: usize = 16;
 
 /// Computes the whole problem.
@@ -147,10 +147,9 @@ where
             let (mut a, mut b) = (a, problem.b.at(col, k).start);
             let stride = problem.b.lane_stride;
             let mut left = count;
-            let mut ahead = Ahead::new(b.wrapping_add(C * stride), stride, count / STEP, STEP);
             while left >= STEP {
-                for _ in 0..C {
-                    V::prefetch_far(ahead.next());
+                for c in 0..C {
+                    V::prefetch(b.wrapping_add((C + c) * stride));
                 }
                 for _ in 0..STEP {
                     (a, b) = term::<V, B, G, C>(a, b, stride, &mut chains);
