@@ -11,6 +11,7 @@ use super::{Arena, Argument, Grid, Kernel, Launcher, LibraryProduct, Properties,
 use crate::base::{Error, Result};
 use state::{Landing, State};
 use std::collections::VecDeque;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 pub(super) use words::bytes_in_words;
 use words::foreign;
@@ -25,6 +26,7 @@ pub(super) struct Runtime {
     events: Arc<Returned>,
     downloads: Arc<Returned>,
     graphs: Arc<Returned>,
+    uses_graphs: AtomicBool,
 }
 
 impl Runtime {
@@ -38,6 +40,7 @@ impl Runtime {
             events: Arc::default(),
             downloads: Arc::default(),
             graphs: Arc::default(),
+            uses_graphs: AtomicBool::new(true),
         })
     }
 
@@ -334,6 +337,14 @@ impl Launcher for Runtime {
     fn multiply(&self, product: &LibraryProduct) -> Result<()> {
         product.check()?;
         self.run_outside("a product of the library", |state| state.driver.multiply(product))
+    }
+
+    fn uses_graphs(&self) -> bool {
+        self.uses_graphs.load(Relaxed)
+    }
+
+    fn use_graphs(&self, on: bool) {
+        self.uses_graphs.store(on, Relaxed);
     }
 
     fn capture(&self, body: &mut dyn FnMut() -> Result<()>) -> Result<Graph> {

@@ -47,6 +47,7 @@ mod sequences;
 pub mod soft;
 mod soft_scores;
 mod soft_tape;
+pub mod steps;
 pub mod stored;
 mod tape;
 mod taps;
@@ -64,12 +65,13 @@ pub use segment::{Input, LatentNoise, Segment};
 pub use sequences::{Room, Sequences, SequencesPlan};
 pub use soft::{Action, Draw, SoftGradient, SoftLaw, SoftRoom};
 pub use soft_scores::SoftScores;
+pub use steps::Sampling;
 pub use tape::Record;
 pub use taps::Taps;
 
 use crate::base::rng::{Purpose, StreamKey};
 use crate::base::{Dtype, Result};
-use crate::device::{Arena, Device};
+use crate::device::{Arena, Device, Identity};
 use crate::ops::attention::Geometry;
 use crate::ops::rope::{self, RopeTable};
 use crate::ops::{Tensor, View, ViewMut, linear, random};
@@ -90,6 +92,8 @@ pub struct Model {
     dtype: Dtype,
     gates: Option<gates::Plan>,
     projector: Option<projector::Plan>,
+    /// Another one whenever what runs may be another, the values of the parameters aside.
+    identity: Identity,
 }
 
 /// What the latent steps of a saved model are: beside the weights.
@@ -178,6 +182,7 @@ impl Model {
             dtype: precision.compute,
             gates: None,
             projector: None,
+            identity: Identity::fresh(),
         })
     }
 
