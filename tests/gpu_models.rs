@@ -23,7 +23,7 @@ pub fn on(device: &Device, model: &Model) -> Model {
     Model::build(model.config().clone(), device, precision, |i, _, tensor| tensor.upload(&values[i])).unwrap()
 }
 
-fn example(seed: u32, prompt: usize, latents: usize, answer: usize) -> Example {
+pub fn example(seed: u32, prompt: usize, latents: usize, answer: usize) -> Example {
     let tokens = |first: usize, count: usize| -> Vec<u32> {
         (first..first + count).map(|i| (seed * 13 + i as u32 * 7) % 50).collect()
     };

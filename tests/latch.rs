@@ -8,6 +8,7 @@ mod files;
 mod generate;
 mod golden;
 mod gpu_models;
+mod graphs;
 mod hrpo;
 mod kernel_report;
 mod layering;

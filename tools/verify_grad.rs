@@ -9,6 +9,7 @@ use latch::cpu::parallel;
 use latch::device::Device;
 use latch::model::Truncation;
 use latch::ops::mask::SiteKind;
+use latch::run::devices;
 use latch::verify::gradient::RANDOM_PROBES;
 use latch::verify::suite::{self, Options};
 use std::path::PathBuf;
@@ -93,7 +94,12 @@ fn main() -> ExitCode {
 
 /// Whether every gradient agrees.
 fn run(arguments: &Arguments) -> Result<bool> {
-    let options = options(arguments)?;
+    let mut say = |line: &str| eprintln!("{line}");
+    devices::on(&arguments.device, true, &mut say, |device, _| check(arguments, device))
+}
+
+fn check(arguments: &Arguments, device: &Device) -> Result<bool> {
+    let options = options(arguments, device)?;
     if arguments.list {
         print!("{}", table::list(&suite::names(&options), &suite::gradient_outputs()));
         return Ok(true);
@@ -105,10 +111,10 @@ fn run(arguments: &Arguments) -> Result<bool> {
     Ok(table.passed())
 }
 
-fn options(arguments: &Arguments) -> Result<Options> {
+fn options(arguments: &Arguments, device: &Device) -> Result<Options> {
     let mut options = Options {
         model: arguments.model.clone(),
-        device: Device::open(&arguments.device)?,
+        device: device.clone(),
         steps: arguments.steps,
         sites: sites(&arguments.sites)?,
         prompt: arguments.prompt,

@@ -14,6 +14,7 @@ use latch::ops::mask::SiteKind;
 use latch::ops::policy_loss::{Hyper, Ratio, Surrogate};
 use latch::rollout::group::Thoughts;
 use latch::rollout::masks::{Masking, Mode, Scope};
+use latch::run::devices;
 use latch::run::evaluation::{Ask, Examiner, Scores};
 use latch::run::problems::{self, Item};
 use latch::run::reinforcement::SoftPlan;
@@ -113,6 +114,9 @@ struct Arguments {
     /// Storage of matrices: f32 or bf16
     #[arg(long, default_value = "f32")]
     dtype: Dtype,
+    /// On a GPU: launches kernels one by one, not as captured graphs of steps that repeat (the same results, slower)
+    #[arg(long)]
+    no_graphs: bool,
     /// Worker threads (0 = one per core)
     #[arg(long, default_value_t = 0)]
     threads: usize,
@@ -134,9 +138,13 @@ fn main() -> ExitCode {
 }
 
 fn run(arguments: &Arguments) -> Result<()> {
-    let device = Device::open(&arguments.device)?;
+    let mut say = |line: &str| eprintln!("{line}");
+    devices::on(&arguments.device, !arguments.no_graphs, &mut say, |device, _| work(arguments, device))
+}
+
+fn work(arguments: &Arguments, device: &Device) -> Result<()> {
     device.choose_matmul(arguments.matmul)?;
-    let mut student = Student::load(&arguments.model, &device, Precision::of(arguments.dtype))?;
+    let mut student = Student::load(&arguments.model, device, Precision::of(arguments.dtype))?;
     if let Some(adapter) = &arguments.adapter {
         student.model.load_adapter(adapter)?;
     }

@@ -4,6 +4,7 @@ use clap::Parser;
 use latch::base::{Error, Result};
 use latch::cpu::parallel;
 use latch::device::Device;
+use latch::run::devices;
 use latch::run::experiments::{Experiment, Laboratory, Notice, compare, text};
 use latch::run::recipe::Recipe;
 use serde_json::json;
@@ -43,6 +44,9 @@ struct Arguments {
     /// auto, cpu, cuda or cuda:N
     #[arg(long, default_value = "auto")]
     device: String,
+    /// On a GPU: launches kernels one by one, not as captured graphs of steps that repeat (the same results, slower)
+    #[arg(long)]
+    no_graphs: bool,
     /// Worker threads (0 = one per core)
     #[arg(long, default_value_t = 0)]
     threads: usize,
@@ -82,7 +86,19 @@ fn run(arguments: &Arguments) -> Result<ExitCode> {
         })
         .collect::<Result<_>>()?;
     let recipe = Recipe::resolve(arguments.recipe.as_deref(), &arguments.set)?;
-    let mut laboratory = Laboratory::open(&arguments.out, &recipe, Device::open(&arguments.device)?)?;
+    let mut say = |line: &str| eprintln!("{line}");
+    devices::on(&arguments.device, !arguments.no_graphs, &mut say, |device, _| {
+        work(arguments, &recipe, &experiments, device)
+    })
+}
+
+fn work(
+    arguments: &Arguments,
+    recipe: &Recipe,
+    experiments: &[Experiment],
+    device: &Device,
+) -> Result<ExitCode> {
+    let mut laboratory = Laboratory::open(&arguments.out, recipe, device.clone())?;
     let stop = on_interrupt();
     let show = !arguments.quiet && !arguments.json;
     let bars = show && std::io::stderr().is_terminal();
@@ -101,11 +117,11 @@ fn run(arguments: &Arguments) -> Result<ExitCode> {
         }
     };
     let mut tables = serde_json::Map::new();
-    for experiment in experiments {
-        let variations = experiment.variations(&recipe);
+    for &experiment in experiments {
+        let variations = experiment.variations(recipe);
         let mut findings = Vec::new();
         for seed in (arguments.first_seed..).take(arguments.seeds.max(1) as usize) {
-            let found = laboratory.run(&recipe, seed, &variations, &mut watch)?;
+            let found = laboratory.run(recipe, seed, &variations, &mut watch)?;
             if found.is_empty() {
                 eprintln!("stopped; the same command goes on from here");
                 return Ok(ExitCode::from(130));

@@ -14,7 +14,7 @@ use latch::model::{Model, Precision};
 use latch::ops::sampler::Law;
 use latch::rollout::generate::{Generated, Options, Timing, generate_gated};
 use latch::run::student::gating_of;
-use latch::run::{replay, settings};
+use latch::run::{devices, replay, settings};
 use latch::text::{Message, Tokenizer};
 use std::io::{BufRead, Write};
 use std::ops::ControlFlow;
@@ -101,6 +101,9 @@ struct Arguments {
     /// f32, f64, or bf16 (matrices stored in bf16 under f32)
     #[arg(long, default_value = "f32")]
     dtype: Dtype,
+    /// On a GPU: launches kernels one by one, not as captured graphs of steps that repeat (the same results, slower)
+    #[arg(long)]
+    no_graphs: bool,
     /// Worker threads (0 = one per core)
     #[arg(long, default_value_t = 0)]
     threads: usize,
@@ -127,10 +130,14 @@ fn main() -> ExitCode {
 fn run(arguments: &Arguments) -> Result<ExitCode> {
     let law = law(arguments);
     law.validate()?;
-    let device = Device::open(&arguments.device)?;
+    let mut say = |line: &str| eprintln!("{line}");
+    devices::on(&arguments.device, !arguments.no_graphs, &mut say, |device, _| work(arguments, law, device))
+}
+
+fn work(arguments: &Arguments, law: Law, device: &Device) -> Result<ExitCode> {
     device.choose_matmul(arguments.matmul)?;
     if let Some(replay) = &arguments.replay {
-        return replay_logged(arguments, replay, &device);
+        return replay_logged(arguments, replay, device);
     }
     let Some(model) = &arguments.model else {
         return Err(Error::input("--model", "is missing", "name a Hugging Face folder or a .gguf file"));
@@ -153,7 +160,7 @@ fn run(arguments: &Arguments) -> Result<ExitCode> {
             ));
         }
     }
-    let mut model = Model::from_source(&source, &device, Precision::of(arguments.dtype))?;
+    let mut model = Model::from_source(&source, device, Precision::of(arguments.dtype))?;
     if let Some(adapter) = &arguments.adapter {
         model.load_adapter(adapter)?;
     }

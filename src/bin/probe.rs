@@ -5,6 +5,7 @@ use latch::base::{Dtype, Error, Result};
 use latch::cpu::parallel;
 use latch::device::Device;
 use latch::model::{Model, Precision};
+use latch::run::devices;
 use latch::run::probe;
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -54,9 +55,12 @@ fn main() -> ExitCode {
 }
 
 fn run(arguments: &Arguments) -> Result<()> {
-    let device = Device::open(&arguments.device)?;
+    devices::on(&arguments.device, true, &mut |line| eprintln!("{line}"), |device, _| work(arguments, device))
+}
+
+fn work(arguments: &Arguments, device: &Device) -> Result<()> {
     let request = probe::read(&arguments.input)?;
-    let mut model = Model::load(&arguments.model, &device, Precision::of(arguments.dtype))?;
+    let mut model = Model::load(&arguments.model, device, Precision::of(arguments.dtype))?;
     if let Some(adapter) = &arguments.adapter {
         model.load_adapter(adapter)?;
     }

@@ -3,7 +3,7 @@
 use clap::Parser;
 use latch::base::{Error, Result};
 use latch::cpu::parallel;
-use latch::device::Device;
+use latch::device::{Choice, Device};
 use latch::run::folder::{Existing, RunFolder};
 use latch::run::recipe::{self, Recipe};
 use latch::run::story::{self, Ending, Event, Story};
@@ -11,7 +11,8 @@ use latch::run::student::Student;
 use latch::run::terminal::{
     GRPO_COLUMNS, GrpoStep, SUPERVISED_COLUMNS, Screen, StepTable, Style, SupervisedStep,
 };
-use latch::run::{dry_run, environment, problems, settings};
+use latch::run::{devices, dry_run, environment, problems, settings};
+use serde_json::Value;
 use std::io::{IsTerminal, Stderr};
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
@@ -53,6 +54,9 @@ struct Arguments {
     /// auto, cpu, cuda or cuda:N
     #[arg(long, default_value = "auto")]
     device: String,
+    /// On a GPU: launches kernels one by one, not as captured graphs of steps that repeat (the same results, slower)
+    #[arg(long)]
+    no_graphs: bool,
     /// Worker threads (0 = one per core)
     #[arg(long, default_value_t = 0)]
     threads: usize,
@@ -90,26 +94,37 @@ fn run(arguments: &Arguments) -> Result<ExitCode> {
         print!("{}", recipe.describe());
         return Ok(ExitCode::SUCCESS);
     }
-    let device = Device::open(&arguments.device)?;
-    if arguments.dry_run {
-        return forecast(&recipe, &device);
-    }
+    let mut say = |line: &str| eprintln!("{line}");
+    devices::on(&arguments.device, !arguments.no_graphs, &mut say, |device, choice| match arguments.dry_run {
+        true => forecast(&recipe, device),
+        false => train(arguments, &recipe, device, choice),
+    })
+}
+
+fn train(
+    arguments: &Arguments,
+    recipe: &Recipe,
+    device: &Device,
+    choice: Option<&Choice>,
+) -> Result<ExitCode> {
     let began = Instant::now();
     let name = recipe::name(arguments.recipe.as_deref());
     let folder = open_folder(arguments, &name)?;
     if folder.resumed() {
-        refuse_other_recipe(&folder, &recipe)?;
+        refuse_other_recipe(&folder, recipe)?;
     }
-    folder.write_recipe(&recipe)?;
-    folder.write_environment(&environment::capture(&device))?;
+    folder.write_recipe(recipe)?;
+    let mut environment = environment::capture(device);
+    environment["device_choice"] = choice.map_or(Value::Null, |choice| choice.sentence.as_str().into());
+    folder.write_environment(&environment)?;
     let path = folder.path().to_path_buf();
     let stop = on_interrupt();
-    let mut view = View::new(&recipe, arguments, stop);
+    let mut view = View::new(recipe, arguments, stop);
     let mut watch = |event: &Event| {
         note(&folder, event);
         view.show(event)
     };
-    let mut story = Story::open(&recipe, &folder, &device, &mut watch)?;
+    let mut story = Story::open(recipe, &folder, device, &mut watch)?;
     let ending = story.run(&mut watch)?;
     let progress = story.progress().clone();
     drop(story);
@@ -123,11 +138,11 @@ fn run(arguments: &Arguments) -> Result<ExitCode> {
         return Ok(ExitCode::from(130));
     }
     if arguments.json {
-        println!("{}", story::summary(&recipe, &progress));
+        println!("{}", story::summary(recipe, &progress));
         return Ok(ExitCode::SUCCESS);
     }
     println!("{}", story::stage_table(&progress));
-    println!("{}", story::closing_table(&recipe, &progress));
+    println!("{}", story::closing_table(recipe, &progress));
     println!("{}", story::time_table(&progress));
     println!("{:.0} s in all; the run is in {}", began.elapsed().as_secs_f64(), path.display());
     Ok(ExitCode::SUCCESS)

@@ -154,6 +154,11 @@ pub trait Launcher: Debug + Send + Sync {
     /// No such library; a product that it does not know; one asked for while a graph is captured.
     fn multiply(&self, product: &LibraryProduct) -> Result<()>;
 
+    /// Whether steps that repeat are to be captured ([`super::Steps`]); true until somebody says otherwise.
+    fn uses_graphs(&self) -> bool;
+    /// Says so.
+    fn use_graphs(&self, on: bool);
+
     /// Calls `body` and records its launches, clears and copies on the compute stream instead of running them.
     ///
     /// `body` must neither allocate nor upload, download or wait. Memory that it gives back stays until the graph is

@@ -10,12 +10,14 @@ mod driver;
 mod graph;
 mod launcher;
 mod library;
+mod opening;
 mod pool;
 mod properties;
 mod runtime;
 mod signature;
 mod simulated;
 mod staging;
+mod steps;
 mod stream;
 mod texts;
 mod traffic;
@@ -25,9 +27,11 @@ pub use buffer::{Buffer, Element};
 pub use graph::{Graph, GraphOperation};
 pub use launcher::{Argument, DeviceMemory, Grid, Kernel, Launcher};
 pub use library::{LibraryMatrix, LibraryProduct, Matmul};
+pub use opening::{Choice, leak_in_words};
 pub use properties::{KernelCount, Properties, Statistics};
 pub use signature::{Parameter, ParameterType, Signature, Signatures};
 pub use simulated::SimulatorOptions;
+pub use steps::{Identity, StepRun, Steps};
 pub use stream::{Download, Event, Stream};
 pub use traffic::{Traffic, TrafficCount};
 
@@ -57,41 +61,6 @@ impl Device {
     /// A simulated GPU, made as asked.
     pub fn simulated_with(options: SimulatorOptions) -> Device {
         Device::Gpu(simulated::open(options))
-    }
-
-    /// The device a command line names: `auto`, `cpu`, `cuda`, `cuda:N` or `sim`.
-    ///
-    /// `auto` is the first CUDA device where a driver and a device answer that latch's kernels run on, else the CPU.
-    ///
-    /// # Errors
-    /// A name that is none of these. For `cuda`, what is missing: the driver, a newer one, a device, or a newer one.
-    pub fn open(name: &str) -> Result<Device> {
-        match name {
-            "cpu" => Ok(Device::cpu()),
-            "sim" => Ok(Device::simulated()),
-            "auto" => match cuda::probe(0) {
-                Ok(found) => Ok(Device::Gpu(cuda::open(found)?)),
-                Err(_) => Ok(Device::cpu()),
-            },
-            _ if name == "cuda" || name.starts_with("cuda:") => {
-                let ordinal = match name.strip_prefix("cuda:") {
-                    None => 0,
-                    Some(digits) => digits.parse().map_err(|_| {
-                        Error::input(
-                            "--device",
-                            format!("`{digits}` is not a device number"),
-                            "write cuda:0, cuda:1, ...",
-                        )
-                    })?,
-                };
-                Ok(Device::Gpu(cuda::open(cuda::probe(ordinal)?)?))
-            }
-            other => Err(Error::input(
-                "--device",
-                format!("unknown device `{other}`"),
-                "known devices: auto, cpu, cuda, cuda:N, sim",
-            )),
-        }
     }
 
     /// Short name for messages and records.
@@ -125,23 +94,17 @@ impl Device {
         }
     }
 
+    /// Whether steps that repeat become graphs, which they do unless this says otherwise. The results have the same bits;
+    /// the CPU knows no graphs.
+    pub fn use_graphs(&self, on: bool) {
+        if let Device::Gpu(launcher) = self {
+            launcher.use_graphs(on);
+        }
+    }
+
     /// Zeroed memory for `elements` numbers of `dtype`.
     pub fn allocate(&self, dtype: Dtype, elements: usize) -> Result<Buffer> {
         Buffer::zeros(self, dtype, elements)
-    }
-
-    /// Waits for the device and reports the memory that is still held: whoever has dropped all tensors has leaked it.
-    ///
-    /// # Errors
-    /// What went wrong on the device since somebody last waited for it.
-    pub fn close(self) -> Result<Vec<Held>> {
-        match self {
-            Device::Cpu(_) => Ok(Vec::new()),
-            Device::Gpu(launcher) => {
-                launcher.synchronise()?;
-                Ok(launcher.statistics().held)
-            }
-        }
     }
 
     /// The error of an operation that this device has no kernel for.
@@ -162,14 +125,6 @@ mod tests {
             let message = device.choose_matmul(Matmul::Library).unwrap_err().to_string();
             assert!(message.contains("matmul = \"cublaslt\"") && message.contains("run.matmul"), "{message}");
         }
-    }
-
-    #[test]
-    fn unknown_devices_are_named() {
-        let message = Device::open("tpu").unwrap_err().to_string();
-        assert!(message.contains("unknown device `tpu`") && message.contains("auto, cpu, cuda"), "{message}");
-        let message = Device::open("cuda:x").unwrap_err().to_string();
-        assert!(message.contains("`x` is not a device number"), "{message}");
     }
 
     #[test]

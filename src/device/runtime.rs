@@ -13,6 +13,7 @@ use super::{
 use crate::base::{Error, Result};
 use state::{Landing, State};
 use std::collections::VecDeque;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 pub(super) use words::bytes_in_words;
 use words::foreign;
@@ -28,6 +29,7 @@ pub(super) struct Runtime {
     events: Arc<Returned>,
     downloads: Arc<Returned>,
     graphs: Arc<Returned>,
+    uses_graphs: AtomicBool,
 }
 
 /// Who multiplies matrices, and whether there is a library; `None` until that was asked.
@@ -49,6 +51,7 @@ impl Runtime {
             events: Arc::default(),
             downloads: Arc::default(),
             graphs: Arc::default(),
+            uses_graphs: AtomicBool::new(true),
         })
     }
 
@@ -369,6 +372,14 @@ impl Launcher for Runtime {
     fn multiply(&self, product: &LibraryProduct) -> Result<()> {
         product.check()?;
         self.run_outside("a product of the library", |state| state.driver.multiply(product))
+    }
+
+    fn uses_graphs(&self) -> bool {
+        self.uses_graphs.load(Relaxed)
+    }
+
+    fn use_graphs(&self, on: bool) {
+        self.uses_graphs.store(on, Relaxed);
     }
 
     fn capture(&self, body: &mut dyn FnMut() -> Result<()>) -> Result<Graph> {

@@ -1,5 +1,6 @@
-//! Counters of what crosses between host and device, of device memory, and of matrix products.
+//! Counters of what crosses between host and device, of device memory, of matrix products, and of how steps ran.
 
+use super::StepRun;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 
 /// Counts since the device was opened. Each device has its own, so tests in one process do not mix.
@@ -13,6 +14,7 @@ pub struct Traffic {
     bytes_held: AtomicUsize,
     bytes_high_water: AtomicUsize,
     products: AtomicUsize,
+    steps: [AtomicUsize; 3],
 }
 
 /// A reading of [`Traffic`].
@@ -34,6 +36,12 @@ pub struct TrafficCount {
     pub bytes_high_water: usize,
     /// Matrix products of linear maps: one forward, one for each gradient of input or weight.
     pub products: usize,
+    /// Steps of models on a GPU (a position for each of some rows) that ran launch by launch.
+    pub steps_eager: usize,
+    /// Steps that were captured, and launched as a graph for the first time.
+    pub steps_captured: usize,
+    /// Steps that were one launch of a graph captured before.
+    pub steps_replayed: usize,
 }
 
 impl Traffic {
@@ -66,6 +74,11 @@ impl Traffic {
         self.products.fetch_add(count, Relaxed);
     }
 
+    /// Records a step.
+    pub fn step(&self, run: StepRun) {
+        self.steps[run as usize].fetch_add(1, Relaxed);
+    }
+
     /// The counts now.
     pub fn count(&self) -> TrafficCount {
         TrafficCount {
@@ -77,6 +90,9 @@ impl Traffic {
             bytes_held: self.bytes_held.load(Relaxed),
             bytes_high_water: self.bytes_high_water.load(Relaxed),
             products: self.products.load(Relaxed),
+            steps_eager: self.steps[StepRun::Eager as usize].load(Relaxed),
+            steps_captured: self.steps[StepRun::Captured as usize].load(Relaxed),
+            steps_replayed: self.steps[StepRun::Replayed as usize].load(Relaxed),
         }
     }
 }

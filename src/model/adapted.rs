@@ -7,7 +7,7 @@ use super::families::Layout;
 use super::parameters::Gradients;
 use crate::base::rng::{Purpose, StreamKey};
 use crate::base::{Dtype, Error, Result};
-use crate::device::Arena;
+use crate::device::{Arena, Identity};
 use crate::ops::linear::{self, Projection};
 use crate::ops::{Tensor, elementwise};
 use std::sync::Arc;
@@ -66,6 +66,7 @@ impl Model {
         let at = |plan: &LinearPlan| list.iter().position(|p| p.of == plan.weight && p.part == Part::A);
         self.architecture.adapt(config.rank, at);
         self.adapters = Some(Adapters::new(config, list, tensors));
+        self.identity = Identity::fresh();
         Ok(())
     }
 
@@ -121,6 +122,7 @@ impl Model {
             device: self.device.clone(),
             dtype: self.dtype,
             projector: self.projector.clone(),
+            identity: Identity::fresh(),
         }
     }
 

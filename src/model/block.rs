@@ -15,6 +15,7 @@ use super::norm;
 use super::parameters::Gradients;
 use crate::base::{Dtype, Result};
 use crate::device::{Arena, Device};
+use crate::ops::append::Pair;
 use crate::ops::attention::{self, Geometry};
 use crate::ops::kv_cache::{CacheLayout, KvCache};
 use crate::ops::linear::{self, Accumulate};
@@ -87,6 +88,39 @@ impl Activations {
             up: zeros(hidden)?,
             hidden: zeros(hidden)?,
         })
+    }
+}
+
+impl Activations {
+    /// What is kept of a step, and where it goes in `to`, the activations of a tape of the same layer.
+    pub fn append<'a>(&'a self, to: &'a mut Activations, geometry: &Geometry) -> Vec<Pair<'a>> {
+        let mut pairs = Vec::with_capacity(16);
+        let heads = [geometry.heads, geometry.kv_heads];
+        if let (Some(from), Some(to)) = (&self.raw, &mut to.raw) {
+            for ((from, to), heads) in from.iter().zip(to).zip(heads) {
+                pairs.push(Pair::new(&from.projected, &mut to.projected, 1));
+                pairs.extend(from.norm.append(&mut to.norm, heads));
+            }
+        }
+        if let (Some(from), Some(to)) = (&self.gate, &mut to.gate) {
+            pairs.push(Pair::new(from, to, 1));
+        }
+        pairs.extend(self.norm1.append(&mut to.norm1, 1));
+        pairs.extend(self.norm2.append(&mut to.norm2, 1));
+        pairs.push(self.attention.append(&mut to.attention));
+        let whole = [
+            (&self.normed1, &mut to.normed1),
+            (&self.query, &mut to.query),
+            (&self.key, &mut to.key),
+            (&self.value, &mut to.value),
+            (&self.attended, &mut to.attended),
+            (&self.middle, &mut to.middle),
+            (&self.normed2, &mut to.normed2),
+            (&self.up, &mut to.up),
+            (&self.hidden, &mut to.hidden),
+        ];
+        pairs.extend(whole.into_iter().map(|(from, to)| Pair::new(from, to, 1)));
+        pairs
     }
 }
 

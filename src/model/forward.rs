@@ -9,13 +9,15 @@ use super::segment::{Input, LatentNoise, Segment};
 use super::sequences::Sequences;
 use super::soft_inputs::not_kept;
 use super::soft_tape::SoftAt;
+use super::steps::{Decode, Sampling, Under};
 use super::tape::{Entry, Feed, Record};
 use crate::base::{Error, Result};
+use crate::device::{Device, StepRun};
 use crate::ops::embedding;
 use crate::ops::kv_cache::CacheLayout;
 use crate::ops::mask::{self, MaskSet, SiteKind};
 use crate::ops::rope::RopeTable;
-use crate::ops::{View, index, latent, random};
+use crate::ops::{latent, random};
 use std::collections::HashMap;
 use std::ops::Range;
 
@@ -61,16 +63,25 @@ impl Model {
             (Some(gated), false) => gated.place(at.start, &placed.gated, &segment.mixtures)?,
             (None, false) => return Err(no_gates()),
         };
-        let index = &mut sequences.tape.index;
-        index.rows.upload_at(at.start, &placed.rows)?;
-        index.positions.upload_at(at.start, &placed.positions)?;
-        index.ids.upload_at(at.start, &placed.ids)?;
-        index.feedback_rows.upload_at(at.start, &placed.feedback_rows)?;
-        index.last.upload_at(at.start, &placed.last)?;
+        let step = self.is_step(sequences, segment, &placed.last);
+        let (index, first) = match &mut sequences.window {
+            Some(window) if step => (window.index(), 0),
+            other => {
+                if let Some(window) = other {
+                    window.at = None;
+                }
+                (&mut sequences.tape.index, at.start)
+            }
+        };
+        index.rows.upload_at(first, &placed.rows)?;
+        index.positions.upload_at(first, &placed.positions)?;
+        index.ids.upload_at(first, &placed.ids)?;
+        index.feedback_rows.upload_at(first, &placed.feedback_rows)?;
+        index.last.upload_at(first, &placed.last)?;
         let masked = masks.is_some() && segment.instances.iter().any(|&instance| instance >= 0);
         match masked {
-            true => index.instances.upload_at(at.start, &segment.instances)?,
-            false if masks.is_some() => index.instances.upload_at(at.start, &vec![-1_i32; segment.len()])?,
+            true => index.instances.upload_at(first, &segment.instances)?,
+            false if masks.is_some() => index.instances.upload_at(first, &vec![-1_i32; segment.len()])?,
             false => {}
         }
         let soft: Option<SoftAt> = match (placed.soft, &segment.draw) {
@@ -81,13 +92,13 @@ impl Model {
             (None, Some(draw)) => Some(self.draw(sequences, &placed.feedback_rows, draw, at.start)?),
             _ => None,
         };
-        let mut deviation = match &segment.noise {
+        let mut noise = match &segment.noise {
             None => None,
             Some(noise) => Some(place_noise(sequences, segment, noise)?),
         };
         let soft = match soft {
             Some(drawn) if embedded => {
-                self.keep_inputs(sequences, &drawn, at.start, deviation.take())?;
+                self.keep_inputs(sequences, &drawn, at.start, noise.take())?;
                 let places: Vec<u32> = drawn.rows().map(|place| place as u32).collect();
                 sequences.tape.index.feedback_rows.upload_at(at.start, &places)?;
                 None
@@ -97,19 +108,25 @@ impl Model {
         sequences.advance(&placed.rows, &placed.feeds, at.start);
         let latent = !placed.feeds.is_empty() && segment.draw.is_none();
         let entry = Entry { at: at.clone(), latent, masked, soft, embedded, feeds: placed.feeds, gated };
-        self.run(sequences, entry, masks, deviation)?;
+        match step {
+            true => self.run_step(sequences, entry, Under { masks, noise }, None)?,
+            false => self.run(sequences, entry, Under { masks, noise })?,
+        }
         Ok(at)
     }
 
-    /// Appends one sampled token to each row of the segment at `previous` (one position a row), on the device:
-    /// `tokens[n, 1]` are the sampler's output, and nothing is uploaded. `masks` brings the number that mask
-    /// instances grow by from the previous position (0: the same mask).
+    /// Appends to each row of the segment at `previous` (one position a row) the token that `sampling` sampled last, and
+    /// samples the next: all on the device, and nothing is uploaded. `masks` brings the number that mask instances grow
+    /// by from the previous position (0: the same mask).
+    ///
+    /// # Errors
+    /// A row that is full, or another number of rows than positions at `previous`.
     pub fn forward_sampled(
         &self,
         sequences: &mut Sequences,
         previous: Range<usize>,
         rows: &[u32],
-        tokens: View,
+        sampling: &mut dyn Sampling,
         masks: Option<(&MaskSet, i32)>,
     ) -> Result<Range<usize>> {
         let at = sequences.tape.next(rows.len())?;
@@ -123,23 +140,29 @@ impl Model {
         for &row in rows {
             check_room(&sequences.rows, row, 1)?;
         }
-        let tape_index = &mut sequences.tape.index;
-        for tensor in [&mut tape_index.rows, &mut tape_index.feedback_rows, &mut tape_index.last] {
-            index::repeat(tensor, previous.clone(), at.start, 0)?;
-        }
-        index::repeat(&mut tape_index.positions, previous.clone(), at.start, 1)?;
-        let masked = match masks {
-            None => false,
-            Some((_, stride)) => {
-                index::repeat(&mut tape_index.instances, previous, at.start, stride)?;
-                true
-            }
+        let mut decode = Decode { sampling, stride: masks.map(|(_, stride)| stride) };
+        let in_place = match &sequences.window {
+            Some(window) => window.at.as_ref() == Some(&previous),
+            None => previous == at,
         };
-        index::set_ids(tokens, tape_index.ids.rows_mut(at.clone())?)?;
         sequences.advance(rows, &[], at.start);
         let (soft, feeds, gated) = (None, Vec::new(), 0..0);
+        let masked = masks.is_some();
         let entry = Entry { at: at.clone(), latent: false, masked, soft, embedded: false, feeds, gated };
-        self.run(sequences, entry, masks.map(|(set, _)| set), None)?;
+        let under = Under { masks: masks.map(|(set, _)| set), noise: None };
+        if in_place {
+            self.run_step(sequences, entry, under, Some(decode))?;
+        } else {
+            if let Device::Gpu(gpu) = self.device() {
+                gpu.traffic().step(StepRun::Eager);
+            }
+            if let Some(window) = &mut sequences.window {
+                window.at = None;
+            }
+            decode.advance(&mut sequences.tape.index, previous, at.clone())?;
+            self.run(sequences, entry, under)?;
+            decode.sampling.sample(self, sequences.tape.hidden.rows(at.clone())?)?;
+        }
         Ok(at)
     }
 
@@ -303,18 +326,19 @@ impl Model {
     }
 
     /// Runs the layers over the positions of `entry`, whose index is on the device, and appends it to the tape.
-    fn run(
-        &self,
-        sequences: &mut Sequences,
-        entry: Entry,
-        masks: Option<&MaskSet>,
-        noise: Option<f64>,
-    ) -> Result<()> {
+    fn run(&self, sequences: &mut Sequences, entry: Entry, under: Under) -> Result<()> {
         let at = entry.at.clone();
-        self.embed(sequences, &entry, masks, noise)?;
+        self.embed(sequences, &entry, at.clone(), under)?;
         for layer in 0..self.architecture.layers.len() {
-            self.run_layer(sequences, layer, at.clone(), masks.filter(|_| entry.masked), false)?;
+            self.run_layer(sequences, layer, at.clone(), under.masks.filter(|_| entry.masked), false)?;
         }
+        self.finish(sequences, at)?;
+        self.note(sequences, entry);
+        Ok(())
+    }
+
+    /// The final norm over positions `at`, and each row's last hidden state.
+    pub(super) fn finish(&self, sequences: &mut Sequences, at: Range<usize>) -> Result<()> {
         let tape = &mut sequences.tape;
         let (stream, hidden, saved) = tape.finish();
         norm::forward(
@@ -328,27 +352,30 @@ impl Model {
         latent::store(
             tape.hidden.rows(at.clone())?,
             tape.index.rows.rows(at.clone())?,
-            tape.index.last.rows(at.clone())?,
+            tape.index.last.rows(at)?,
             sequences.feedback.view_mut(),
-        )?;
+        )
+    }
+
+    /// Appends an entry that has run to the tape.
+    pub(super) fn note(&self, sequences: &mut Sequences, entry: Entry) {
+        let tape = &mut sequences.tape;
         if tape.record != Record::Nothing {
-            tape.filled = at.end;
+            tape.filled = entry.at.end;
             tape.entries.push(entry);
         } else {
             sequences.soft.drop_guests();
         }
-        Ok(())
     }
 
-    /// Writes the inputs of the first layer.
-    fn embed(
+    /// Writes the inputs of the first layer for `entry`, which stands at `at` of the tape at hand.
+    pub(super) fn embed(
         &self,
         sequences: &mut Sequences,
         entry: &Entry,
-        masks: Option<&MaskSet>,
-        noise: Option<f64>,
+        at: Range<usize>,
+        Under { masks, noise }: Under,
     ) -> Result<()> {
-        let at = entry.at.clone();
         let masks = masks.filter(|_| entry.masked);
         let (tape, soft) = (&mut sequences.tape, &sequences.soft);
         let index = &tape.index;

@@ -16,7 +16,7 @@ use super::families::{Layout, Parameter, Role};
 use super::{Model, Precision};
 use crate::base::rng::{Purpose, StreamKey};
 use crate::base::{Dtype, Error, Result, Shape};
-use crate::device::Arena;
+use crate::device::{Arena, Identity};
 use crate::ops::linear::{self, Projection};
 use crate::ops::{Tensor, elementwise, random};
 use std::ops::Range;
@@ -142,6 +142,7 @@ impl Model {
         self.architecture.list.extend(list);
         parameters.extend(tensors);
         self.gates = Some(Plan::new(width, first));
+        self.identity = Identity::fresh();
         Ok(())
     }
 

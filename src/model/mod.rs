@@ -50,6 +50,7 @@ mod soft_inputs;
 mod soft_scores;
 mod soft_support;
 mod soft_tape;
+pub mod steps;
 pub mod stored;
 mod tape;
 mod taps;
@@ -70,12 +71,13 @@ pub use soft::{Action, Draw, SoftGradient, SoftLaw, SoftRoom};
 pub use soft_density::NoisyInput;
 pub use soft_scores::{SoftScore, SoftScores};
 pub use soft_support::Churn;
+pub use steps::Sampling;
 pub use tape::Record;
 pub use taps::Taps;
 
 use crate::base::rng::{Purpose, StreamKey};
 use crate::base::{Dtype, Result};
-use crate::device::{Arena, Device};
+use crate::device::{Arena, Device, Identity};
 use crate::ops::attention::Geometry;
 use crate::ops::rope::{self, RopeTable};
 use crate::ops::{Tensor, View, ViewMut, linear, random};
@@ -96,6 +98,8 @@ pub struct Model {
     dtype: Dtype,
     gates: Option<gates::Plan>,
     projector: Option<projector::Plan>,
+    /// Another one whenever what runs may be another, the values of the parameters aside.
+    identity: Identity,
 }
 
 /// What the latent steps of a saved model are: beside the weights.
@@ -184,6 +188,7 @@ impl Model {
             dtype: precision.compute,
             gates: None,
             projector: None,
+            identity: Identity::fresh(),
         })
     }
 

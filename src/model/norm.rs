@@ -4,6 +4,7 @@ use super::architecture::NormPlan;
 use super::parameters::Gradients;
 use crate::base::{Dtype, Result};
 use crate::device::Device;
+use crate::ops::append::Pair;
 use crate::ops::mask::MaskAt;
 use crate::ops::{Tensor, View, ViewMut, layernorm, residual_norm, rmsnorm};
 use std::ops::Range;
@@ -27,6 +28,17 @@ impl Saved {
             None => Saved::Rms(rmsnorm::Saved::reserve(device, rows, cols, dtype)?),
             Some(_) => Saved::Layer(layernorm::Saved::reserve(device, rows, cols, dtype)?),
         })
+    }
+}
+
+impl Saved {
+    /// What is kept of a step of rows, and where it goes in that of a tape; a position has `each` rows.
+    pub fn append<'a>(&'a self, to: &'a mut Saved, each: usize) -> Option<Pair<'a>> {
+        match (self, to) {
+            (Saved::Rms(from), Saved::Rms(to)) => Some(from.append(to, each)),
+            (Saved::Layer(from), Saved::Layer(to)) => Some(from.append(to, each)),
+            _ => None,
+        }
     }
 }
 

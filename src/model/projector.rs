@@ -17,7 +17,7 @@ use super::parameters::Gradients;
 use super::{Model, Precision};
 use crate::base::rng::{Purpose, StreamKey};
 use crate::base::{Dtype, Error, Result, Shape};
-use crate::device::{Arena, Device};
+use crate::device::{Arena, Device, Identity};
 use crate::ops::linear::{self, Accumulate, Projection};
 use crate::ops::mask::MaskAt;
 use crate::ops::scatter::Order;
@@ -146,6 +146,7 @@ impl Model {
             own.push(tensor);
         }
         self.projector = Some(Plan::new(projector, width, first));
+        self.identity = Identity::fresh();
         Ok(self)
     }
 

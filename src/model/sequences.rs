@@ -7,9 +7,10 @@ use super::rows::{self, Row, RowPlan};
 use super::soft::{Action, SoftRoom};
 use super::soft_inputs::SoftInputs;
 use super::soft_tape::{Draws, SoftTape};
+use super::steps::Window;
 use super::tape::{Feed, Record, Tape};
 use crate::base::{Dtype, Error, Result};
-use crate::device::{Arena, Device};
+use crate::device::{Arena, Device, Steps};
 use crate::ops::kv_cache::{CacheLayout, CacheSpan, KvCache, SLOT_BLOCK};
 use crate::ops::rope::RopeTable;
 use crate::ops::{Tensor, View, ViewMut};
@@ -64,6 +65,9 @@ pub struct Sequences {
     /// Keys of a latent segment's noise `[rows, 3]`.
     pub(super) noise_keys: Tensor,
     pub(super) tape: Tape,
+    /// Steps that were captured; they use the memory of this struct.
+    pub(super) steps: Steps,
+    pub(super) window: Option<Box<Window>>,
     pub(super) soft: SoftTape,
     pub(super) draws: Draws,
     /// Embeddings that are actions, where they are kept.
@@ -139,6 +143,15 @@ impl Sequences {
                 &model.geometry,
                 width,
                 room.tape_positions,
+                dtype,
+                record,
+            )?,
+            steps: Steps::default(),
+            window: Window::reserve(
+                device,
+                (&model.architecture, &model.geometry),
+                width,
+                room.rows,
                 dtype,
                 record,
             )?,

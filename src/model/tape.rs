@@ -13,6 +13,7 @@ use super::soft_tape::SoftAt;
 use crate::base::{Dtype, Error, Result};
 use crate::device::{Arena, Device};
 use crate::ops::Tensor;
+use crate::ops::append::Pair;
 use crate::ops::attention::Geometry;
 use std::ops::Range;
 
@@ -171,6 +172,35 @@ impl Tape {
     pub fn finish(&mut self) -> (&Tensor, &mut Tensor, &mut norm::Saved) {
         let last = (self.layers) % self.inputs.len();
         (&self.inputs[last], &mut self.hidden, &mut self.final_norm)
+    }
+
+    /// What running layer `layer` kept of a step, and where it goes on `to`, which records.
+    pub fn append_layer<'a>(&'a self, layer: usize, to: &'a mut Tape, geometry: &Geometry) -> Vec<Pair<'a>> {
+        let from = &self.inputs[layer % self.inputs.len()];
+        let mut pairs = vec![Pair::new(from, &mut to.inputs[layer], 1)];
+        if to.record == Record::Everything {
+            pairs.extend(self.kept[layer % self.kept.len()].append(&mut to.kept[layer], geometry));
+        }
+        pairs
+    }
+
+    /// The same of what stands behind the last layer, and of the index.
+    pub fn append_end<'a>(&'a self, to: &'a mut Tape) -> Vec<Pair<'a>> {
+        let last = &self.inputs[self.layers % self.inputs.len()];
+        let mut pairs: Vec<Pair> = self.final_norm.append(&mut to.final_norm, 1).into_iter().collect();
+        pairs.push(Pair::new(last, &mut to.inputs[self.layers], 1));
+        pairs.push(Pair::new(&self.hidden, &mut to.hidden, 1));
+        let (from, to) = (&self.index, &mut to.index);
+        let index = [
+            (&from.rows, &mut to.rows),
+            (&from.positions, &mut to.positions),
+            (&from.ids, &mut to.ids),
+            (&from.feedback_rows, &mut to.feedback_rows),
+            (&from.last, &mut to.last),
+            (&from.instances, &mut to.instances),
+        ];
+        pairs.extend(index.into_iter().map(|(from, to)| Pair::new(from, to, 1)));
+        pairs
     }
 
     /// Runs of entries that backward walks as one: a new run begins where an input was fed back, or is a soft mixture,

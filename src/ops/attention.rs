@@ -7,6 +7,7 @@
 
 mod gpu;
 
+use super::append::Pair;
 use super::kv_cache::{CacheLayout, KvCache};
 use super::{Tensor, View, ViewMut, float_dispatch};
 use crate::base::{Dtype, Error, Result};
@@ -112,6 +113,11 @@ impl Saved {
             statistics: Tensor::zeros(device, [rows, columns], dtype.accumulation())?,
             scratch: gpu::Scratch::reserve(device, rows, heads)?,
         })
+    }
+
+    /// What is kept of a step of rows, and where it goes in that of a tape.
+    pub fn append<'a>(&'a self, to: &'a mut Saved) -> Pair<'a> {
+        Pair::new(&self.statistics, &mut to.statistics, 1)
     }
 
     /// Columns of the statistics of so many heads.

@@ -1,5 +1,6 @@
 //! Layer norm. Kernels: cuda/layernorm.cu. CPU: cpu/layernorm.rs. Parity: tests/parity/layernorm.rs.
 
+use super::append::Pair;
 use super::launch::{arguments, by_dtype, kernels, size};
 use super::row_blocks::{RowBlocks, address_of, fold, reserve_partial};
 use super::{Tensor, View, ViewMut, float_dispatch};
@@ -30,6 +31,11 @@ impl Saved {
     pub fn reserve(device: &Device, rows: usize, cols: usize, dtype: Dtype) -> Result<Saved> {
         let statistics = Tensor::zeros(device, [rows, 2], dtype.accumulation())?;
         Ok(Saved { statistics, partial: reserve_partial(device, rows, cols, 2)? })
+    }
+
+    /// What is kept of a step of rows, and where it goes in that of a tape; a position has `each` rows.
+    pub fn append<'a>(&'a self, to: &'a mut Saved, each: usize) -> Pair<'a> {
+        Pair::new(&self.statistics, &mut to.statistics, each)
     }
 
     /// Room for a GPU's partial sums, for a kernel of `parts` blocks over rows of `cols` elements.

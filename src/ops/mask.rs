@@ -11,7 +11,7 @@ use super::{Tensor, View, ViewMut, float_dispatch};
 use crate::base::rng::StreamKey;
 use crate::base::{Dtype, Error, Result};
 use crate::cpu;
-use crate::device::{Arena, Argument, Device, Grid};
+use crate::device::{Arena, Argument, Device, Grid, Identity};
 
 kernels!("mask":
     FILL = "mask_fill",
@@ -145,6 +145,7 @@ pub struct MaskSet {
     p: f64,
     /// Whether there is anything to apply.
     active: bool,
+    identity: Identity,
     /// Present in sets that are drawn, absent where the bits were given.
     drawing: Option<Drawing>,
 }
@@ -261,7 +262,7 @@ impl MaskSet {
         check_p(p)?;
         let _arena = Arena::Masks.enter();
         let bits = Tensor::zeros(device, [instances, sites.words], Dtype::U32)?;
-        Ok(MaskSet { bits, sites, p, active, drawing: None })
+        Ok(MaskSet { bits, sites, p, active, identity: Identity::fresh(), drawing: None })
     }
 
     /// One site's bits for rows whose instances are `instance` (I32 `[N, 1]`, -1 = not masked); `None` where
@@ -299,6 +300,11 @@ impl MaskSet {
     /// The bitmaps, U32 `[instances, words]`; a set bit means kept.
     pub fn bits(&self) -> &Tensor {
         &self.bits
+    }
+
+    /// Tells this set from all others, whatever its bits are at the time.
+    pub fn identity(&self) -> Identity {
+        self.identity
     }
 
     /// Which sites the set has.

@@ -4,6 +4,7 @@
 //! Above this floor tensor data is opaque.
 
 pub mod adamw;
+pub mod append;
 pub mod attention;
 pub mod cast;
 pub mod elementwise;

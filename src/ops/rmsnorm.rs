@@ -1,6 +1,7 @@
 //! RMS norm. Kernels: cuda/rmsnorm.cu. CPU: cpu/rmsnorm.rs. Parity: tests/parity/rmsnorm.rs. Bench:
 //! benches/ops/rmsnorm.rs.
 
+use super::append::Pair;
 use super::launch::{arguments, by_dtype, kernels, size};
 use super::row_blocks::{RowBlocks, address_of, fold, reserve_partial};
 use super::{Tensor, View, ViewMut, float_dispatch};
@@ -31,6 +32,11 @@ impl Saved {
     pub fn reserve(device: &Device, rows: usize, cols: usize, dtype: Dtype) -> Result<Saved> {
         let rstd = Tensor::zeros(device, [rows, 1], dtype.accumulation())?;
         Ok(Saved { rstd, partial: reserve_partial(device, rows, cols, 1)? })
+    }
+
+    /// What is kept of a step of rows, and where it goes in that of a tape; a position has `each` rows.
+    pub fn append<'a>(&'a self, to: &'a mut Saved, each: usize) -> Pair<'a> {
+        Pair::new(&self.rstd, &mut to.rstd, each)
     }
 
     /// Room for a GPU's partial sums, for a kernel of `parts` blocks over rows of `cols` elements.

@@ -169,7 +169,7 @@ impl Rollouts {
         }
 
         let decoding = Instant::now();
-        self.decoder.restart();
+        self.decoder.restart()?;
         self.decoder.pack(active.iter().map(|&index| members[index].coordinates), 0)?;
         let sources: Vec<u32> = active.iter().map(|&index| rows.source(index, members)).collect();
         let mut tokens = self.decoder.first(model, &self.sequences, &active, &sources)?;
@@ -195,8 +195,10 @@ impl Rollouts {
             let masks = self.masks.as_ref().zip(plan.answer_stride());
             let next = match at.take() {
                 Some(previous) if survivors.len() == active.len() && gated.is_empty() => {
-                    let tokens = self.decoder.tokens(of.len())?;
-                    model.forward_sampled(&mut self.sequences, previous, &of, tokens, masks)?
+                    let sampling = &mut self.decoder;
+                    let next = model.forward_sampled(&mut self.sequences, previous, &of, sampling, masks)?;
+                    tokens = self.decoder.fetch(survivors.iter().copied())?;
+                    next
                 }
                 _ => {
                     let mut segment = Segment::new();
@@ -211,13 +213,14 @@ impl Rollouts {
                         segment.push_under(row, input, instance);
                     }
                     self.decoder.pack(survivors.iter().map(|&index| members[index].coordinates), step)?;
-                    model.forward(&mut self.sequences, &segment, self.masks.as_ref())?
+                    let next = model.forward(&mut self.sequences, &segment, self.masks.as_ref())?;
+                    tokens = self.decoder.next(model, &self.sequences, &survivors, next.clone())?;
+                    next
                 }
             };
             for (&index, position) in survivors.iter().zip(next.clone()) {
                 self.predictors[index].push(position as u32);
             }
-            tokens = self.decoder.next(model, &self.sequences, &survivors, next.clone())?;
             (active, at) = (survivors, Some(next));
         }
         for (index, value) in self.decoder.log_probabilities()? {

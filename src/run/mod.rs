@@ -16,6 +16,7 @@
 
 pub mod adapters;
 pub mod checkpoints;
+pub mod devices;
 pub mod dry_run;
 pub mod environment;
 pub mod evaluation;

@@ -35,11 +35,13 @@ fn names_of_devices() {
 
 #[test]
 fn auto_takes_a_gpu_where_there_is_one() {
-    let auto = Device::open("auto").unwrap().name();
+    let (auto, choice) = Device::choose("auto").unwrap();
+    let choice = choice.unwrap();
     match real_gpu() {
-        Some(gpu) => assert_eq!(auto, gpu.name()),
-        None => assert_eq!(auto, "cpu"),
+        Some(gpu) => assert_eq!((auto.name(), choice.aloud), (gpu.name(), true)),
+        None => assert_eq!(auto.name(), "cpu"),
     }
+    assert!(choice.sentence.contains(&auto.name()), "{}", choice.sentence);
 }
 
 #[test]

@@ -2,6 +2,7 @@
 //! are not a multiple of a vector, rows that are not a multiple of anything, and a real model's width.
 
 pub mod adamw;
+mod append;
 pub mod attention;
 mod cast;
 pub mod elementwise;

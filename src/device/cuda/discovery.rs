@@ -7,13 +7,18 @@ use crate::base::Result;
 use cudarc::driver::result;
 use cudarc::driver::sys::{self, CUdevice_attribute as Attribute};
 
+/// Whether this machine has a CUDA driver, of whatever version.
+pub(in super::super) fn is_present() -> bool {
+    // SAFETY: the call only tries to open libcuda; cudarc asks its callers for nothing else.
+    unsafe { sys::is_culib_present() }
+}
+
 /// Asks the driver for device `ordinal`.
 ///
 /// # Errors
 /// No driver library, one that is too old for the shipped PTX, no such device, or one that is too old.
 pub(in super::super) fn probe(ordinal: usize) -> Result<Found> {
-    // SAFETY: the call only tries to open libcuda; cudarc asks its callers for nothing else.
-    if !unsafe { sys::is_culib_present() } {
+    if !is_present() {
         return Err(errors::no_driver());
     }
     let asking = |code| refusal(call("asking the CUDA driver", code));
