@@ -1,6 +1,6 @@
 //! Recipes: TOML files that say what a run does.
 //!
-//! schema.rs lists every key once; recipes/default.toml holds the values of keys that a recipe leaves out. Unknown keys,
+//! schema lists every key once; recipes/default.toml holds the values of keys that a recipe leaves out. Unknown keys,
 //! wrong values and settings that contradict each other are errors with a line number and what was expected.
 
 mod keys;
