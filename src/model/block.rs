@@ -8,6 +8,7 @@
 //!
 //! Backward reads what forward kept in [`Activations`]; with recompute it is kept for one layer at a time and
 //! forward runs again just before backward (the same bits: the cache is rewritten with what it holds).
+//! One file, though long: each forward line stands beside the backward that undoes it.
 
 use super::adapter::{Adapters, LowRank};
 use super::architecture::{LayerPlan, LinearPlan, NormPlan};

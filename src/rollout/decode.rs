@@ -1,8 +1,8 @@
 //! The decode loop's device buffers: logits, sampled tokens and their log-probabilities.
 //!
 //! A step stays on the device: logits, sampling, the next segment's index; what moves on from step to step (counters of
-//! noise, the place of the next log-probabilities) lies there too, so that a step can be captured. Only the sampled tokens cross to the
-//! host, once a step; log-probabilities cross once at the end.
+//! noise, the place of the next log-probabilities) lies there too, so that a step can be captured. Only the sampled
+//! tokens cross to the host, once a step; log-probabilities cross once at the end.
 
 use super::masks::Rollout;
 use crate::base::rng::{Purpose, StreamKey};

@@ -1,5 +1,6 @@
 //! The text a person sees: step lines, a progress bar, tables. Nothing here looks at the environment or opens a terminal:
 //! the binaries hand over a writer and a [`Style`].
+//! The file is long because its own tests, which compare whole lines, stand at its end.
 
 use std::collections::VecDeque;
 use std::io::{Result, Write};

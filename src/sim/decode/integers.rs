@@ -1,4 +1,5 @@
 //! Integer and bit instructions, comparisons, selections.
+//! One file, though long: a case for each instruction form, none of which knows another.
 
 use super::Decoder;
 use super::operands::bank;

@@ -1,4 +1,5 @@
 //! f32 and f64 arithmetic and the special functions. Directed roundings are checked against exact sums of integers.
+//! One file, though long: each instruction has its table of known answers, and nothing else is here.
 
 use super::{Words, check, compare, evaluate};
 

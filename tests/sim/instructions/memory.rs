@@ -1,4 +1,5 @@
 //! Loads, stores, atomics, asynchronous copies; every space, every width.
+//! One file, though long: each instruction has its known answers in every space, and nothing else is here.
 
 use super::{as_words, entry, file, launch, run, words};
 use latch::sim::{Kind, Launch, Machine, Options, Program};
