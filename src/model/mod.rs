@@ -36,6 +36,7 @@ mod module_file;
 mod norm;
 mod parameters;
 pub mod peft;
+mod placing;
 pub mod projector;
 mod projector_file;
 mod rows;
