@@ -9,6 +9,7 @@
 //!   is 1 without conflicts.
 //! * **Bytes touched.** Each byte counts once however often the launch reads it, and once if it writes it: what an
 //!   ideal kernel would move.
+//!
 //! The file is long because its own tests, with a known answer for each rule, stand at its end.
 
 use super::access::{Action, LANES, Range, Space, WarpAccess};
