@@ -15,7 +15,7 @@
 //! that opens the answer is read, not trained (the release reads it too); no LoRA.
 
 use super::supervised::{self, Example, Limits};
-use crate::base::{Dtype, Error, Result};
+use crate::base::{Error, Result};
 use crate::model::{Gradients, Model, Record, RowPlan, Scores, Sequences, Taps, Truncation};
 use crate::ops::{Tensor, smooth_l1};
 
@@ -329,11 +329,7 @@ impl Distiller {
 
     /// What [`Distiller::forward`] left of every state of every row (one download).
     fn statistics(&self) -> Result<Vec<f64>> {
-        let rows = self.statistics.rows(0..self.student.depth() * self.student.count())?;
-        match rows.dtype() {
-            Dtype::F64 => rows.download::<f64>(),
-            _ => Ok(rows.download::<f32>()?.into_iter().map(f64::from).collect()),
-        }
+        self.statistics.rows(0..self.student.depth() * self.student.count())?.numbers()
     }
 
     /// Adds the teacher's states to `moments`, by state; returns their deviations so far.

@@ -139,11 +139,11 @@ impl Batch {
         self.weights = per_token(|row| row.weight);
         let advantages = per_token(|row| row.advantage);
         self.starts.upload_at(0, &starts)?;
-        upload(&mut self.old, &self.sampled)?;
-        upload(&mut self.weight, &self.weights)?;
-        upload(&mut self.advantage, &advantages)?;
+        self.old.upload_numbers(0, &self.sampled)?;
+        self.weight.upload_numbers(0, &self.weights)?;
+        self.advantage.upload_numbers(0, &advantages)?;
         self.has_reference = reference.is_some();
-        reference.map_or(Ok(()), |reference| upload(&mut self.reference, reference))
+        reference.map_or(Ok(()), |reference| self.reference.upload_numbers(0, reference))
     }
 
     /// Computes the loss of the `log_probability` of now, and its gradient by them, the `coefficient`s; adds to what was
@@ -172,7 +172,7 @@ impl Batch {
         };
         policy_loss::forward(&inputs, hyper, out)?;
         policy_loss::backward(self.weight.rows(tokens.clone())?, &inputs, hyper, coefficient)?;
-        let terms = values(self.term.rows(tokens.clone())?)?;
+        let terms = self.term.rows(tokens.clone())?.numbers()?;
         let loss: f64 = terms.iter().zip(&self.weights).map(|(term, weight)| term * weight).sum();
         if !loss.is_finite() {
             return Err(Error::NotFinite {
@@ -184,30 +184,16 @@ impl Batch {
         passed.loss += loss;
         passed.has_reference = self.has_reference;
         passed.tokens += self.tokens;
-        for token in values(self.statistics.rows(tokens)?)?.chunks_exact(Statistic::COUNT) {
+        for token in self.statistics.rows(tokens)?.numbers()?.chunks_exact(Statistic::COUNT) {
             for (sum, value) in passed.statistics.iter_mut().zip(token) {
                 *sum += value;
             }
             let spread = (token[Statistic::Ratio as usize] - 1.0).abs();
             passed.ratio_spread = passed.ratio_spread.max(spread);
         }
-        for (now, sampled) in values(log_probability)?.iter().zip(&self.sampled) {
+        for (now, sampled) in log_probability.numbers()?.iter().zip(&self.sampled) {
             passed.log_ratio = passed.log_ratio.max((now - sampled).abs());
         }
         Ok(())
-    }
-}
-
-fn upload(tensor: &mut Tensor, values: &[f64]) -> Result<()> {
-    match tensor.dtype() {
-        Dtype::F64 => tensor.upload_at(0, values),
-        _ => tensor.upload_at(0, &values.iter().map(|&value| value as f32).collect::<Vec<_>>()),
-    }
-}
-
-fn values(view: View) -> Result<Vec<f64>> {
-    match view.dtype() {
-        Dtype::F64 => view.download::<f64>(),
-        _ => Ok(view.download::<f32>()?.into_iter().map(f64::from).collect()),
     }
 }

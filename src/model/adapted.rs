@@ -6,7 +6,7 @@ use super::architecture::{Architecture, LinearPlan};
 use super::families::Layout;
 use super::parameters::Gradients;
 use crate::base::rng::{Purpose, StreamKey};
-use crate::base::{Dtype, Error, Result};
+use crate::base::{Error, Result};
 use crate::device::{Arena, Identity};
 use crate::ops::linear::{self, Projection};
 use crate::ops::{Tensor, elementwise};
@@ -26,7 +26,7 @@ impl Model {
                 // The same numbers in f32 and f64.
                 let mut draw = || f64::from(((2.0 * draws.uniform() - 1.0) * bound) as f32);
                 let values: Vec<f64> = (0..parameter.shape.elements()).map(|_| draw()).collect();
-                upload(tensor, &values)?;
+                tensor.upload_numbers(0, &values)?;
             }
             Ok(())
         })
@@ -203,34 +203,14 @@ impl Model {
         let mut product = Tensor::zeros(&self.device, [outputs, inputs], self.dtype)?;
         let rows_of_b = Projection::whole(linear::Layout::InOut, rank, inputs);
         linear::forward(b.view(), &rows_of_b, a, None, product.view_mut())?;
-        let (product, mut values) = (numbers(&product)?, numbers(base)?);
+        let (product, mut values) = (product.view().numbers()?, base.view().numbers()?);
         let across = self.architecture.list[index].layout == Layout::InOut;
         let scale = adapters.config().scale();
         for (at, value) in values.iter_mut().enumerate() {
             let place = if across { at % outputs * inputs + at / outputs } else { at };
             *value += scale * product[place];
         }
-        upload(&mut merged, &values)?;
+        merged.upload_numbers(0, &values)?;
         Ok(Some(merged))
-    }
-}
-
-/// The elements of a float tensor.
-fn numbers(tensor: &Tensor) -> Result<Vec<f64>> {
-    Ok(match tensor.dtype() {
-        Dtype::F64 => tensor.download()?,
-        Dtype::Bf16 => tensor.download::<half::bf16>()?.into_iter().map(f64::from).collect(),
-        _ => tensor.download::<f32>()?.into_iter().map(f64::from).collect(),
-    })
-}
-
-/// Replaces the elements of a float tensor.
-fn upload(tensor: &mut Tensor, values: &[f64]) -> Result<()> {
-    match tensor.dtype() {
-        Dtype::F64 => tensor.upload(values),
-        Dtype::Bf16 => {
-            tensor.upload(&values.iter().map(|&v| crate::base::dtype::bf16_of_f64(v)).collect::<Vec<_>>())
-        }
-        _ => tensor.upload(&values.iter().map(|&v| v as f32).collect::<Vec<_>>()),
     }
 }

@@ -14,7 +14,7 @@ use super::architecture::LinearPlan;
 use super::gates;
 use super::parameters::Gradients;
 use super::sequences::not_recording;
-use super::soft_tape::{packed, upload, values};
+use super::soft_tape::packed;
 use crate::base::{Dtype, Error, Result};
 use crate::device::{Arena, Device};
 use crate::ops::linear::{self, Accumulate};
@@ -262,7 +262,7 @@ impl Gated {
                 }
             }
             self.support.upload(at.clone(), &ids, &counts)?;
-            upload(&mut self.weights, at.start * terms, &weights)?;
+            self.weights.upload_numbers(at.start * terms, &weights)?;
             self.noted = at.end;
         }
         let at = self.filled..self.filled + tokens.len();
@@ -283,7 +283,7 @@ impl Gated {
     pub fn mixtures(&self) -> Result<Vec<Mixture>> {
         let (rows, terms) = (0..self.noted, self.room.terms);
         let (ids, counts) = self.support.download(rows.clone())?;
-        let weights = values(self.weights.rows(rows.clone())?)?;
+        let weights = self.weights.rows(rows.clone())?.numbers()?;
         let mixture = |n: usize| {
             let kept = n * terms..n * terms + (counts[n] as usize).min(terms);
             ids[kept.clone()].iter().copied().zip(weights[kept].iter().copied()).collect()

@@ -109,12 +109,12 @@ impl Scores {
 
     /// The log-probabilities (one download).
     pub fn log_probabilities(&self) -> Result<Vec<f64>> {
-        values(&self.log_probability, self.count)
+        self.log_probability.rows(0..self.count)?.numbers()
     }
 
     /// The entropies in nats (one download).
     pub fn entropies(&self) -> Result<Vec<f64>> {
-        values(&self.entropy, self.count)
+        self.entropy.rows(0..self.count)?.numbers()
     }
 
     /// Adds the gradient of `sum_i coefficients[i] * log_probability[i]` to the head (if it is trained) and to the sequences'
@@ -169,13 +169,5 @@ impl Scores {
         let Some(into) = &mut sequences.hidden_gradient else { return Err(not_recording()) };
         let (from, index) = (self.hidden_gradient.rows(0..count)?, self.index.rows(0..count)?);
         gather::backward(from, index, into.view_mut(), &mut self.order)
-    }
-}
-
-fn values(tensor: &Tensor, count: usize) -> Result<Vec<f64>> {
-    let view = tensor.rows(0..count)?;
-    match view.dtype() {
-        Dtype::F64 => view.download::<f64>(),
-        _ => Ok(view.download::<f32>()?.into_iter().map(f64::from).collect()),
     }
 }

@@ -16,7 +16,7 @@ use crate::base::{Dtype, Error, Result};
 use crate::ops::gaussian_density::{self, Normal};
 use crate::ops::sampler::{Noise, Support};
 use crate::ops::scatter::Order;
-use crate::ops::soft_action::{self, Perturbation, Proxy, Settings};
+use crate::ops::soft_action::{self, Perturbation, Proxy, Scored, Settings};
 use crate::ops::{Tensor, View, ViewMut, embedding};
 use std::ops::Range;
 
@@ -59,6 +59,20 @@ pub(super) struct Chunk<'a> {
     pub weights: &'a mut Tensor,
     /// ln p / tau before it is normalised; nothing reads it.
     pub perturbed: &'a mut Tensor,
+}
+
+impl Chunk<'_> {
+    /// As the scores of actions take it.
+    pub fn scored(&self, inverse_temperature: f64) -> Result<Scored<'_>> {
+        Ok(Scored {
+            logits: self.logits,
+            inverse_temperature,
+            support: self.support,
+            at: self.at.clone(),
+            perturbed: self.perturbed.rows(self.at.clone())?,
+            weights: self.weights.rows(self.at.clone())?,
+        })
+    }
 }
 
 impl Density {
@@ -104,7 +118,7 @@ impl Density {
                 format!("{width}: what the step read, kept when it was drawn (SoftReplay::Inputs)"),
             ));
         }
-        super::soft_tape::upload(&mut self.inputs, 0, &inputs.concat())
+        self.inputs.upload_numbers(0, &inputs.concat())
     }
 
     /// The scores of a chunk.

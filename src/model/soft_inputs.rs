@@ -10,7 +10,7 @@
 use super::Model;
 use super::sequences::Sequences;
 use super::soft::{SoftLaw, SoftRoom};
-use super::soft_tape::{SoftAt, upload, values};
+use super::soft_tape::SoftAt;
 use crate::base::{Error, Result};
 use crate::device::{Arena, Device};
 use crate::ops::{Tensor, View, elementwise, embedding, random};
@@ -57,13 +57,13 @@ impl SoftInputs {
     pub fn values(&self, rows: Range<usize>) -> Result<Vec<Vec<f64>>> {
         let vectors = self.vectors.rows(rows)?;
         let width = vectors.cols().max(1);
-        Ok(values(vectors)?.chunks_exact(width).map(<[f64]>::to_vec).collect())
+        Ok(vectors.numbers()?.chunks_exact(width).map(<[f64]>::to_vec).collect())
     }
 
     /// Brings up embeddings, one after the other, from place `first` on.
     pub fn upload(&mut self, first: usize, all: &[f64]) -> Result<()> {
         let at = first * self.vectors.view().cols();
-        upload(&mut self.vectors, at, all)
+        self.vectors.upload_numbers(at, all)
     }
 }
 

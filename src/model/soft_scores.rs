@@ -7,12 +7,12 @@ use super::sequences::{Sequences, not_recording};
 use super::soft::{Action, SoftLaw};
 use super::soft_density::{Chunk, Density, NoisyInput};
 use super::soft_support::{Churn, Selection};
-use super::soft_tape::{packed, upload, values};
+use super::soft_tape::packed;
 use crate::base::{Dtype, Error, Result};
 use crate::device::Arena;
 use crate::ops::sampler::Support;
 use crate::ops::scatter::Order;
-use crate::ops::soft_action::{self, Score, Scored};
+use crate::ops::soft_action::{self, Score};
 use crate::ops::{Tensor, View, ViewMut, gather};
 use std::ops::Range;
 
@@ -179,8 +179,8 @@ impl SoftScores {
         self.count = count;
         self.index.upload_at(0, positions)?;
         self.support.upload(0..count, &ids, &counts)?;
-        upload(&mut self.perturbed, 0, &padded(|action| &action.perturbed))?;
-        upload(&mut self.weights, 0, &padded(|action| &action.weights))?;
+        self.perturbed.upload_numbers(0, &padded(|action| &action.perturbed))?;
+        self.weights.upload_numbers(0, &padded(|action| &action.weights))?;
         let index = self.index.rows(0..count)?;
         gather::forward(sequences.tape.hidden.view(), index, self.hidden.rows_mut(0..count)?)?;
         if let Kind::Input(density) = &mut self.kind {
@@ -196,20 +196,14 @@ impl SoftScores {
                 self.churn.add(selection.churn(logits, &actions[at.clone()])?);
             }
             let score = value.rows_mut(at.clone())?;
+            let chunk = Chunk { logits, support, at, weights, perturbed };
             match kind {
                 Kind::Action(kind) => {
-                    let scored = Scored {
-                        logits,
-                        inverse_temperature: self.inverse_temperature,
-                        support,
-                        at: at.clone(),
-                        perturbed: perturbed.rows(at.clone())?,
-                        weights: weights.rows(at)?,
-                    };
+                    let scored = chunk.scored(self.inverse_temperature)?;
                     soft_action::score(&scored, kind, score)?;
                 }
                 Kind::Input(density) => {
-                    density.score(model, Chunk { logits, support, at, weights, perturbed }, score)?;
+                    density.score(model, chunk, score)?;
                 }
             }
         }
@@ -231,7 +225,7 @@ impl SoftScores {
     /// # Errors
     /// A device that failed.
     pub fn values(&self) -> Result<Vec<f64>> {
-        values(self.value.rows(0..self.count)?)
+        self.value.rows(0..self.count)?.numbers()
     }
 
     /// Adds the gradient of `sum_i coefficients[i] * score[i]` to the head and to the sequences' hidden states (one
@@ -249,7 +243,7 @@ impl SoftScores {
         if coefficients.len() != self.count {
             return Err(Error::shape("coefficients", coefficients.len(), self.count));
         }
-        upload(&mut self.coefficient, 0, coefficients)?;
+        self.coefficient.upload_numbers(0, coefficients)?;
         self.backward_written(model, sequences, gradients)
     }
 
@@ -272,20 +266,13 @@ impl SoftScores {
             let coefficient = self.coefficient.rows(at.clone())?;
             let d_logits = logits_gradient.rows_mut(rows.clone())?;
             let logits = logits.rows(rows.clone())?;
+            let chunk = Chunk { logits, support, at: at.clone(), weights, perturbed };
             match kind {
                 Kind::Action(kind) => {
-                    let scored = Scored {
-                        logits,
-                        inverse_temperature: self.inverse_temperature,
-                        support,
-                        at: at.clone(),
-                        perturbed: perturbed.rows(at.clone())?,
-                        weights: weights.rows(at.clone())?,
-                    };
+                    let scored = chunk.scored(self.inverse_temperature)?;
                     soft_action::score_backward(coefficient, &scored, kind, d_logits)?;
                 }
                 Kind::Input(density) => {
-                    let chunk = Chunk { logits, support, at: at.clone(), weights, perturbed };
                     density.backward(model, chunk, coefficient, d_logits, gradients)?;
                 }
             }

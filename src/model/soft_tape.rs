@@ -186,7 +186,7 @@ impl SoftTape {
         let (chunk, rows) = self.place(device, count, terms)?;
         let into = &mut self.chunks[chunk];
         into.support.upload(rows.clone(), ids, &vec![terms as u32; count])?;
-        upload(&mut into.fed, rows.start * terms, weights)?;
+        into.fed.upload_numbers(rows.start * terms, weights)?;
         Ok(SoftAt { chunk, rows, positions, drawn: None })
     }
 
@@ -222,7 +222,7 @@ impl SoftTape {
         let noise = Noise { keys, steps, site: 0 };
         soft_action::forward(logits, &chunk.support, at.clone(), &law.settings(), noise, out)?;
         self.filled = count;
-        values(chunk.entropies.rows(at)?)
+        chunk.entropies.rows(at)?.numbers()
     }
 
     fn latest(&self, count: usize) -> Result<Range<usize>> {
@@ -239,7 +239,7 @@ impl SoftTape {
 
     /// Entropies of the latest `count` mixtures in nats (one download).
     pub fn entropies(&self, count: usize) -> Result<Vec<f64>> {
-        values(self.chunks[0].entropies.rows(self.latest(count)?)?)
+        self.chunks[0].entropies.rows(self.latest(count)?)?.numbers()
     }
 
     /// How many mixtures stand here.
@@ -252,8 +252,8 @@ impl SoftTape {
         let (chunk, terms) = (&self.chunks[0], self.room.terms);
         let rows = self.latest(count)?;
         let (ids, counts) = chunk.support.download(rows.clone())?;
-        let weights = values(chunk.soft.as_ref().unwrap_or(&chunk.fed).rows(rows.clone())?)?;
-        let perturbed = values(chunk.perturbed.rows(rows.clone())?)?;
+        let weights = chunk.soft.as_ref().unwrap_or(&chunk.fed).rows(rows.clone())?.numbers()?;
+        let perturbed = chunk.perturbed.rows(rows.clone())?.numbers()?;
         let proxies = chunk.proxies.rows(rows)?.download::<u32>()?;
         let action = |n: usize| {
             let of = n * terms..n * terms + counts[n] as usize;
@@ -399,21 +399,5 @@ fn zero(view: ViewMut) -> Result<()> {
     match view.dtype() {
         Dtype::F64 => index::fill(view, 0.0_f64),
         _ => index::fill(view, 0.0_f32),
-    }
-}
-
-/// Brings values up in the tensor's dtype.
-pub(super) fn upload(tensor: &mut Tensor, at: usize, values: &[f64]) -> Result<()> {
-    match tensor.dtype() {
-        Dtype::F64 => tensor.upload_at(at, values),
-        _ => tensor.upload_at(at, &values.iter().map(|&value| value as f32).collect::<Vec<_>>()),
-    }
-}
-
-/// Brings values down.
-pub(super) fn values(view: View) -> Result<Vec<f64>> {
-    match view.dtype() {
-        Dtype::F64 => view.download::<f64>(),
-        _ => Ok(view.download::<f32>()?.into_iter().map(f64::from).collect()),
     }
 }

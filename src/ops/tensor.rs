@@ -1,5 +1,6 @@
 //! Tensors and windows of their rows. Data is reachable inside `ops` alone; everyone else uploads and downloads.
 
+use crate::base::dtype::bf16_of_f64;
 use crate::base::{Dtype, Error, Result, Shape};
 use crate::device::{Argument, Buffer, Device, Element};
 use std::ops::Range;
@@ -69,6 +70,18 @@ impl Tensor {
             ));
         }
         self.buffer.upload(at, data)
+    }
+
+    /// Replaces the elements of a float tensor from `at` on by numbers, rounded to its dtype (one upload).
+    ///
+    /// # Errors
+    /// As [`Tensor::upload_at`].
+    pub fn upload_numbers(&mut self, at: usize, numbers: &[f64]) -> Result<()> {
+        match self.dtype() {
+            Dtype::F64 => self.upload_at(at, numbers),
+            Dtype::Bf16 => self.upload_at(at, &numbers.iter().map(|&n| bf16_of_f64(n)).collect::<Vec<_>>()),
+            _ => self.upload_at(at, &numbers.iter().map(|&n| n as f32).collect::<Vec<_>>()),
+        }
     }
 
     /// All elements, row-major (one download).
@@ -222,6 +235,18 @@ impl<'a> View<'a> {
     pub fn split(&self, parts: usize) -> Result<View<'a>> {
         let cols = split_cols(self.cols, parts)?;
         Ok(View { rows: self.rows * parts, cols, ..*self })
+    }
+
+    /// The elements of a view of floats, row-major and exact (one download).
+    ///
+    /// # Errors
+    /// As [`View::download`].
+    pub fn numbers(&self) -> Result<Vec<f64>> {
+        match self.dtype() {
+            Dtype::F64 => self.download::<f64>(),
+            Dtype::Bf16 => Ok(self.download::<half::bf16>()?.into_iter().map(f64::from).collect()),
+            _ => Ok(self.download::<f32>()?.into_iter().map(f64::from).collect()),
+        }
     }
 
     /// The elements, row-major (one download).

@@ -4,7 +4,7 @@
 use super::group::{Drawing, Form, Trajectory};
 use super::masks::{MaskPlan, Part, Rollout};
 use super::sharing::soft_room;
-use crate::base::{Dtype, Result};
+use crate::base::Result;
 use crate::model::{Draw, Input, LatentNoise, Model, Record, Room, RowPlan, Scores, Segment, Sequences};
 use crate::ops::Tensor;
 use crate::ops::mask::MaskSet;
@@ -139,10 +139,7 @@ impl Audit {
         if count == 0 {
             return Ok(None);
         }
-        let values: Vec<f64> = match states.dtype() {
-            Dtype::F64 => states.download::<f64>()?,
-            _ => states.download::<f32>()?.into_iter().map(f64::from).collect(),
-        };
+        let values = states.numbers()?;
         let states: Vec<&[f64]> = values.chunks_exact(width).collect();
         let dot = |a: &[f64], b: &[f64]| a.iter().zip(b).map(|(x, y)| x * y).sum::<f64>();
         let norms: Vec<f64> = states.iter().map(|state| dot(state, state).sqrt()).collect();

@@ -148,11 +148,7 @@ impl Decoder {
 
     /// Each sampled token's member and log-probability, in the order of sampling (one download).
     pub fn log_probabilities(&self) -> Result<Vec<(usize, f64)>> {
-        let view = self.log_probabilities.rows(0..self.sampled.len())?;
-        let values: Vec<f64> = match view.dtype() {
-            Dtype::F64 => view.download::<f64>()?,
-            _ => view.download::<f32>()?.into_iter().map(f64::from).collect(),
-        };
+        let values = self.log_probabilities.rows(0..self.sampled.len())?.numbers()?;
         Ok(self.sampled.iter().copied().zip(values).collect())
     }
 }

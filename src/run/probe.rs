@@ -217,20 +217,13 @@ fn logits(model: &Model, sequences: &Sequences, place: &[usize]) -> Result<Vec<f
     for start in (0..count).step_by(AT_ONCE) {
         let end = (start + AT_ONCE).min(count);
         model.logits(sequences.hidden(start..end)?, chunk.rows_mut(0..end - start)?)?;
-        by_tape.extend(numbers_of(chunk.rows(0..end - start)?)?);
+        by_tape.extend(chunk.rows(0..end - start)?.numbers()?);
     }
     Ok(place.iter().flat_map(|&n| by_tape[n * vocab..(n + 1) * vocab].iter().copied()).collect())
 }
 
 fn numbers(tensor: &Tensor) -> Result<Vec<f64>> {
-    numbers_of(tensor.view())
-}
-
-fn numbers_of(view: crate::ops::View) -> Result<Vec<f64>> {
-    match view.dtype() {
-        Dtype::F64 => view.download::<f64>(),
-        _ => Ok(view.download::<f32>()?.into_iter().map(f64::from).collect()),
-    }
+    tensor.view().numbers()
 }
 
 /// Reads a request from a safetensors file (names and shapes: the fields of [`Request`], README).

@@ -1,6 +1,6 @@
 //! Noise of the same spread: how far apart the rollouts of a prompt are when they have finished thinking.
 
-use crate::base::{Dtype, Result};
+use crate::base::Result;
 use crate::model::{Model, Record};
 use crate::ops::sampler::Law;
 use crate::rollout::group::{Drawing, Form, Limits, Member, Rollouts, Thoughts};
@@ -55,10 +55,7 @@ pub(super) fn spread(
     rollouts.sample(model, &prompts, &members, |_, _| ControlFlow::Continue(()))?;
     let states = rollouts.sequences().latest_hidden();
     let width = states.cols();
-    let values: Vec<f64> = match states.dtype() {
-        Dtype::F64 => states.download::<f64>()?,
-        _ => states.download::<f32>()?.into_iter().map(f64::from).collect(),
-    };
+    let values = states.numbers()?;
     let group = GROUP as usize * width;
     let (mut squares, mut count) = (0.0, 0);
     for of_prompt in values[..members.len() * width].chunks_exact(group) {

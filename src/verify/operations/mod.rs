@@ -36,10 +36,7 @@ pub fn tensor(device: &Device, shape: impl Into<Shape>, values: &[f64], dtype: D
 
 /// Downloads a float tensor as f64 values.
 pub fn values(view: View) -> Result<Vec<f64>> {
-    match view.dtype() {
-        Dtype::F64 => view.download::<f64>(),
-        _ => Ok(view.download::<f32>()?.into_iter().map(f64::from).collect()),
-    }
+    view.numbers()
 }
 
 /// Sum of products.
