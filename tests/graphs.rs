@@ -216,3 +216,25 @@ fn steps_that_are_not_captured_are_counted() {
     let after = steps(device.traffic().count());
     assert_eq!(after[0] - before[0], 3 * 3 + 1, "three latents a batch, and the start marker's first step");
 }
+
+#[test]
+fn threads_share_a_device_and_each_captures_its_own_steps() {
+    let device = Device::simulated();
+    let drawing = rollouts::drawing(Scope::Latent, Mode::Shared, true);
+    let run = |device: &Device| {
+        let model = qwen(device);
+        let mut rollouts = reserve(&model, rollouts::form(), drawing.clone(), Record::Nothing);
+        let before = latch::device::Traffic::products_here();
+        let found: Vec<_> = (0..3).map(|group| sample(&mut rollouts, &model, group)).collect();
+        (found, latch::device::Traffic::products_here() - before)
+    };
+    let alone = run(&Device::simulated());
+    let together: Vec<_> = std::thread::scope(|scope| {
+        let threads: Vec<_> = (0..3).map(|_| scope.spawn(|| run(&device))).collect();
+        threads.into_iter().map(|thread| thread.join().unwrap()).collect()
+    });
+    for one in together {
+        assert_eq!(one, alone, "trajectories, and the products that were counted");
+    }
+    assert!(steps(device.traffic().count())[2] > 0, "steps were launched as graphs");
+}

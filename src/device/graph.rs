@@ -36,7 +36,7 @@ impl Graph {
 /// A capture under way: what the capturing thread asked for since it began.
 #[derive(Debug)]
 pub(super) struct Capture {
-    pub(super) thread: ThreadId,
+    thread: ThreadId,
     pub(super) nodes: Vec<Node>,
     pub(super) operations: Vec<GraphOperation>,
     /// Memory that was given back meanwhile; it lives as long as the graph that uses it.
@@ -52,5 +52,10 @@ impl Capture {
             operations: Vec::new(),
             freed: Vec::new(),
         }
+    }
+
+    /// Whether it is the calling thread that captures.
+    pub(super) fn is_mine(&self) -> bool {
+        self.thread == std::thread::current().id()
     }
 }

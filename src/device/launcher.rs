@@ -162,7 +162,8 @@ pub trait Launcher: Debug + Send + Sync {
     /// Calls `body` and records its launches, clears and copies on the compute stream instead of running them.
     ///
     /// `body` must neither allocate nor upload, download or wait. Memory that it gives back stays until the graph is
-    /// dropped; all other memory that the graph uses is kept alive by whoever launches it.
+    /// dropped; all other memory that the graph uses is kept alive by whoever launches it. Only the calling thread
+    /// captures: what others ask of the device meanwhile runs as ever.
     ///
     /// # Errors
     /// What `body` returns; a call that cannot be part of a graph; a capture inside a capture.

@@ -84,7 +84,7 @@ impl Runtime {
 
     /// The same for what cannot be part of a graph.
     fn run_outside<T>(&self, what: &str, work: impl FnOnce(&mut State) -> Outcome<T>) -> Result<T> {
-        self.run(|state| match state.capture {
+        self.run(|state| match state.capture() {
             Some(_) => Err(Failure::Refused(Error::device(
                 format!("{what} while a graph is captured on {}", self.name),
                 "reserve memory, and copy from and to the host, before or after the captured step",
@@ -98,7 +98,7 @@ impl Runtime {
             Failure::Refused(error) => error,
             Failure::Lost { problem, advice } => {
                 state.lost = Some((problem.clone(), advice.clone()));
-                state.capture = None;
+                state.captures.clear();
                 Error::device(problem, advice)
             }
             Failure::OutOfMemory => {
@@ -107,20 +107,14 @@ impl Runtime {
         }
     }
 
-    /// Gives the driver an operation on the compute stream, or notes it when a graph is captured.
+    /// Gives the driver an operation on the compute stream, or notes it when the calling thread captures a graph.
     fn compute(
         &self,
         state: &mut State,
         node: Node,
         operation: impl FnOnce() -> GraphOperation,
     ) -> Outcome<()> {
-        if let Some(capture) = &mut state.capture {
-            if capture.thread != std::thread::current().id() {
-                return Err(Failure::Refused(Error::device(
-                    format!("another thread captures a graph on {}", self.name),
-                    "use one thread for a device while it captures",
-                )));
-            }
+        if let Some(capture) = state.capture() {
             capture.operations.push(operation());
             capture.nodes.push(node);
             return Ok(());
@@ -185,7 +179,7 @@ impl Launcher for Runtime {
         if state.lost.is_some() {
             return;
         }
-        if let Some(capture) = &mut state.capture {
+        if let Some(capture) = state.capture() {
             capture.freed.push(address);
             return;
         }
@@ -247,7 +241,7 @@ impl Launcher for Runtime {
                 let operation = || GraphOperation::Launch(kernel, grid, arguments.to_vec());
                 return self.compute(state, Node::Launch(launch), operation);
             }
-            if state.capture.is_some() {
+            if state.capture().is_some() {
                 return Err(Failure::Refused(Error::device(
                     "a launch on the copy stream while a graph is captured",
                     "graphs are captured from the compute stream",
@@ -384,12 +378,12 @@ impl Launcher for Runtime {
 
     fn capture(&self, body: &mut dyn FnMut() -> Result<()>) -> Result<Graph> {
         self.run_outside("a second capture begins", |state| {
-            state.capture = Some(Capture::new());
+            state.captures.push(Capture::new());
             Ok(())
         })?;
         let outcome = body();
         self.run(|state| {
-            let Some(capture) = state.capture.take() else {
+            let Some(capture) = state.end_capture() else {
                 return Err(Failure::Refused(Error::device(
                     "the capture ended before its step",
                     "capture again",

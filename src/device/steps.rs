@@ -5,7 +5,7 @@
 //! the contents of device memory (which model, which masks, how many rows, which branches), and gives every object that
 //! may be another one next time an [`Identity`]. Numbers that change from step to step lie in device memory.
 
-use super::{Device, Graph};
+use super::{Device, Graph, Traffic};
 use crate::base::Result;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
@@ -84,9 +84,9 @@ impl Steps {
             gpu.traffic().multiply(known.products);
             return gpu.launch_graph(graph);
         }
-        let before = gpu.traffic().count().products;
+        let before = Traffic::products_here();
         let graph = gpu.capture(body)?;
-        known.products = gpu.traffic().count().products - before;
+        known.products = Traffic::products_here() - before;
         gpu.traffic().step(StepRun::Captured);
         gpu.launch_graph(known.graph.insert(graph))
     }

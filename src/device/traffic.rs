@@ -1,7 +1,12 @@
 //! Counters of what crosses between host and device, of device memory, of matrix products, and of how steps ran.
 
 use super::StepRun;
+use std::cell::Cell;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+
+thread_local! {
+    static PRODUCTS_HERE: Cell<usize> = const { Cell::new(0) };
+}
 
 /// Counts since the device was opened. Each device has its own, so tests in one process do not mix.
 #[derive(Debug, Default)]
@@ -72,6 +77,13 @@ impl Traffic {
     /// Records `count` matrix products.
     pub fn multiply(&self, count: usize) {
         self.products.fetch_add(count, Relaxed);
+        PRODUCTS_HERE.set(PRODUCTS_HERE.get() + count);
+    }
+
+    /// Matrix products that the calling thread recorded, on all devices: the difference of two readings is that of the
+    /// work between them, whatever other threads do.
+    pub fn products_here() -> usize {
+        PRODUCTS_HERE.get()
     }
 
     /// Records a step.

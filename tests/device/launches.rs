@@ -301,6 +301,40 @@ fn what_cannot_be_captured_is_refused() {
 }
 
 #[test]
+fn what_other_threads_ask_for_runs_while_one_captures() {
+    let mine = vectors(10);
+    let gpu = &mine.gpu;
+    let mut graphs = Vec::new();
+    let graph = gpu
+        .capture(&mut || {
+            gpu.launch(&AXPY, mine.grid(), &mine.arguments(2.0))?;
+            std::thread::scope(|scope| {
+                scope.spawn(|| {
+                    let theirs = Vectors::new(gpu.clone(), 20);
+                    theirs.axpy(3.0);
+                    theirs.expect(3.0);
+                    let graph = gpu
+                        .capture(&mut || gpu.launch(&AXPY, theirs.grid(), &theirs.arguments(4.0)))
+                        .unwrap();
+                    gpu.free(gpu.allocate(40).unwrap(), 40);
+                    graphs.push((graph, theirs));
+                });
+            });
+            gpu.launch(&AXPY, mine.grid(), &mine.arguments(5.0))
+        })
+        .unwrap();
+    let (other, theirs) = graphs.pop().unwrap();
+    assert_eq!((graph.operations().len(), other.operations().len()), (2, 1));
+    mine.expect(0.0);
+    gpu.launch_graph(&graph).unwrap();
+    mine.expect(7.0);
+    theirs.expect(3.0);
+    gpu.launch_graph(&other).unwrap();
+    theirs.expect(7.0);
+    mine.expect(7.0);
+}
+
+#[test]
 fn memory_given_back_inside_a_capture_lives_as_long_as_the_graph() {
     let vectors = vectors(10);
     let gpu = &vectors.gpu;

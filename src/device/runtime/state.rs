@@ -34,7 +34,8 @@ pub(super) struct State {
     pub(super) staging: Staging,
     /// Entries by where their static lies.
     entries: HashMap<usize, Entry>,
-    pub(super) capture: Option<Capture>,
+    /// Graphs that are being captured, at most one by each thread: what other threads ask for meanwhile runs.
+    pub(super) captures: Vec<Capture>,
     /// What happened when the device was lost, and what to do.
     pub(super) lost: Option<(String, String)>,
     /// Events by mark: the stream, and how many allocations the pool had made.
@@ -57,7 +58,7 @@ impl State {
             pool: Pool::new(sizes),
             staging: Staging::new(sizes.chunk),
             entries: HashMap::new(),
-            capture: None,
+            captures: Vec::new(),
             lost: None,
             events: HashMap::new(),
             landings: HashMap::new(),
@@ -67,6 +68,17 @@ impl State {
             launches: 0,
             graph_launches: 0,
         }
+    }
+
+    /// The capture that the calling thread is in.
+    pub(super) fn capture(&mut self) -> Option<&mut Capture> {
+        self.captures.iter_mut().find(|capture| capture.is_mine())
+    }
+
+    /// The same, which ends here.
+    pub(super) fn end_capture(&mut self) -> Option<Capture> {
+        let at = self.captures.iter().position(Capture::is_mine)?;
+        Some(self.captures.swap_remove(at))
     }
 
     /// Clears up after tickets that were dropped.
