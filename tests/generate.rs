@@ -1,22 +1,21 @@
 //! Generation: batches, stopping, crossings, replay of sampled tokens, and what bad requests are told.
 
+use crate::models;
 use latch::base::Dtype;
 use latch::device::Device;
-use latch::model::config::Config;
-use latch::model::{Model, Precision, Record, RowPlan, Scores, Segment, Sequences, SequencesPlan};
+use latch::model::{Model, Record, RowPlan, Scores, Segment, Sequences, SequencesPlan};
 use latch::ops::sampler::Law;
 use latch::rollout::generate::{Generated, Options, generate};
 use serde_json::json;
 use std::ops::ControlFlow;
-use std::path::Path;
 
 fn model() -> Model {
-    let config = json!({
+    // A width that fills no vector.
+    let config = models::config(json!({
         "model_type": "gpt2", "architectures": ["GPT2LMHeadModel"], "vocab_size": 61, "n_embd": 21, "n_head": 3,
         "n_layer": 2, "n_positions": 96, "activation_function": "gelu_new",
-    });
-    let config = Config::from_json(config, Path::new("config.json")).unwrap();
-    Model::random(config, 5, &Device::cpu(), Precision::of(Dtype::F32)).unwrap()
+    }));
+    models::random(config, 5, Dtype::F32, &Device::cpu())
 }
 
 fn options() -> Options {

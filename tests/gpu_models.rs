@@ -1,13 +1,14 @@
 //! Whole models on devices that run the shipped PTX (the simulator, and a GPU where there is one) beside the CPU:
 //! training steps, latent rollouts under masks, Dropout-GRPO updates; and the bits that must not depend on a batch.
 
+use crate::models::hidden_bits;
 use crate::parity::gpu::devices;
 use crate::{policy, rollouts};
 use latch::base::Dtype;
 use latch::device::Device;
 use latch::learn::optimizer::{self, Optimizer};
 use latch::learn::supervised::{Example, Limits as Batches, Trainer};
-use latch::model::{Model, Precision, Record, RowPlan, Segment, Sequences, SequencesPlan};
+use latch::model::{Model, Precision, Record};
 use latch::rollout::audit::Audit;
 use latch::rollout::group::{Rollouts, Trajectory};
 use latch::rollout::masks::{Mode, Scope};
@@ -117,37 +118,16 @@ fn updates_are_the_cpus() {
     policy::updates_on(&devices(), CLOSE, &|model| model);
 }
 
-/// The bits of the final hidden states of row 1, cut at `cuts`, with other rows beside it.
-fn bits(model: &Model, count: usize, cuts: &[usize], others: usize) -> Vec<u32> {
-    let rows = vec![RowPlan::own(count); others + 1];
-    let plan = SequencesPlan { rows, record: Record::Nothing, tape_positions: count * (others + 1) };
-    let mut sequences = Sequences::new(model, &plan).unwrap();
-    let tokens: Vec<u32> = (0..count as u32).map(|i| (i * 7 + i * i) % 50).collect();
-    let (mut bits, mut start) = (Vec::new(), 0);
-    for &end in cuts.iter().chain([&count]) {
-        let mut segment = Segment::new();
-        for other in 0..others {
-            segment.extend_tokens(other as u32, &tokens[..end - start]);
-        }
-        segment.extend_tokens(others as u32, &tokens[start..end]);
-        let at = model.forward(&mut sequences, &segment, None).unwrap();
-        let at = at.end - (end - start)..at.end;
-        bits.extend(sequences.hidden(at).unwrap().download::<f32>().unwrap().iter().map(|v| v.to_bits()));
-        start = end;
-    }
-    bits
-}
-
 #[test]
 fn a_row_has_the_same_bits_in_any_batch_and_any_cut() {
     let cpu = rollouts::model(Dtype::F32);
     for device in devices() {
         let model = on(&device, &cpu);
         let count = 70;
-        let whole = bits(&model, count, &[], 0);
-        assert_eq!(whole, bits(&model, count, &[1, 2, 30, 63, 64, 65], 0), "{}: cuts", device.name());
-        assert_eq!(whole, bits(&model, count, &[], 2), "{}: a batch", device.name());
+        let whole = hidden_bits(&model, count, &[], 0);
+        assert_eq!(whole, hidden_bits(&model, count, &[1, 2, 30, 63, 64, 65], 0), "{}: cuts", device.name());
+        assert_eq!(whole, hidden_bits(&model, count, &[], 2), "{}: a batch", device.name());
         let one_by_one: Vec<usize> = (60..count).collect();
-        assert_eq!(whole, bits(&model, count, &one_by_one, 1), "{}: token by token", device.name());
+        assert_eq!(whole, hidden_bits(&model, count, &one_by_one, 1), "{}: token by token", device.name());
     }
 }

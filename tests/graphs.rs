@@ -2,18 +2,16 @@
 //! step when anything else than the contents of memory changes.
 
 use crate::gpu_models::{example, on};
+use crate::models;
 use crate::rollouts::{self, members, prompts};
 use latch::base::Dtype;
 use latch::device::{Device, Statistics, TrafficCount};
 use latch::learn::optimizer::{self, Optimizer};
 use latch::learn::supervised::{Limits as Batches, Trainer};
-use latch::model::config::Config;
-use latch::model::{Model, Precision, Record};
+use latch::model::{Model, Record};
 use latch::rollout::group::{Drawing, Form, Limits, Rollouts, Trajectory};
 use latch::rollout::masks::{Mode, Scope};
-use serde_json::json;
 use std::ops::ControlFlow;
-use std::path::Path;
 
 /// A simulated GPU that captures, and one that does not.
 fn both() -> [Device; 2] {
@@ -41,16 +39,8 @@ fn sample(rollouts: &mut Rollouts, model: &Model, group: u32) -> Vec<Trajectory>
     rollouts.sample(model, &prompts(), &members(3, group), |_, _| ControlFlow::Continue(())).unwrap()
 }
 
-/// A llama with per-head norms, grouped heads and rotary positions.
 fn qwen(device: &Device) -> Model {
-    let config = json!({
-        "model_type": "qwen3", "architectures": ["Qwen3ForCausalLM"], "vocab_size": 61, "hidden_size": 24,
-        "intermediate_size": 40, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8,
-        "num_hidden_layers": 3, "max_position_embeddings": 128, "rms_norm_eps": 1e-5, "rope_theta": 10000.0,
-        "hidden_act": "silu", "tie_word_embeddings": true, "attention_bias": false,
-    });
-    let config = Config::from_json(config, Path::new("config.json")).unwrap();
-    Model::random(config, 7, device, Precision::of(Dtype::F32)).unwrap()
+    models::random(models::qwen3(), 7, Dtype::F32, device)
 }
 
 /// Everything that may vary: masks by step and position, shared prefixes or not, noise on latents, ragged ends.

@@ -13,6 +13,7 @@ mod hrpo;
 mod kernel_report;
 mod layering;
 mod learn;
+mod models;
 mod parity;
 mod philox;
 mod policy;

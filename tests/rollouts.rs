@@ -1,26 +1,19 @@
 //! Groups of rollouts: the same bits alone and together, sampled and replayed, shared and not; and an audit that
 //! sees every difference.
 
+use crate::models;
 use latch::base::Dtype;
 use latch::device::Device;
-use latch::model::config::Config;
-use latch::model::{Model, Precision, Record, Scores};
+use latch::model::{Model, Record, Scores};
 use latch::ops::mask::SiteKind;
 use latch::ops::sampler::Law;
 use latch::rollout::audit::Audit;
 use latch::rollout::group::{Drawing, Form, Limits, Member, Rollouts, Thoughts, Trajectory};
 use latch::rollout::masks::{Masking, Mode, Rollout, Scope};
-use serde_json::json;
 use std::ops::ControlFlow;
-use std::path::Path;
 
 pub fn model(dtype: Dtype) -> Model {
-    let config = json!({
-        "model_type": "gpt2", "architectures": ["GPT2LMHeadModel"], "vocab_size": 61, "n_embd": 24, "n_head": 3,
-        "n_layer": 2, "n_positions": 128, "activation_function": "gelu_new",
-    });
-    let config = Config::from_json(config, Path::new("config.json")).unwrap();
-    Model::random(config, 5, &Device::cpu(), Precision::of(dtype)).unwrap()
+    models::random(models::gpt2(), 5, dtype, &Device::cpu())
 }
 
 pub fn form() -> Form {

@@ -1,5 +1,6 @@
 //! Whole models: bits that must not depend on batch, cuts, sharing or threads; crossings; truncation; recompute.
 
+use crate::models;
 use latch::base::Dtype;
 use latch::cpu::parallel;
 use latch::device::Device;
@@ -256,9 +257,7 @@ fn difference(a: &Gradients, b: &Gradients) -> f64 {
     let flat = |g: &Gradients| -> Vec<f64> {
         g.tensors().iter().flat_map(|t| t.download::<f32>().unwrap()).map(f64::from).collect()
     };
-    let (a, b) = (flat(a), flat(b));
-    let norm = |v: &mut dyn Iterator<Item = f64>| v.map(|x| x * x).sum::<f64>().sqrt();
-    norm(&mut a.iter().zip(&b).map(|(a, b)| a - b)) / norm(&mut b.iter().copied())
+    models::apart(&flat(a), &flat(b))
 }
 
 fn masking(scope: Scope, mode: Mode, p: f64) -> Option<Masking> {

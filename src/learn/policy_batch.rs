@@ -146,14 +146,14 @@ impl Batch {
         reference.map_or(Ok(()), |reference| self.reference.upload_numbers(0, reference))
     }
 
-    /// Computes the loss of the `log_probability` of now, and its gradient by them, the `coefficient`s; adds to what was
-    /// `passed`.
+    /// Computes the loss of the log-probabilities of `now`, on the device and downloaded, and its gradient by them, the
+    /// `coefficient`s; adds to what was `passed`.
     ///
     /// # Errors
     /// A loss that is not finite.
     pub fn run(
         &mut self,
-        log_probability: View,
+        (log_probability, now): (View, &[f64]),
         coefficient: ViewMut,
         hyper: &Hyper,
         passed: &mut Passed,
@@ -191,7 +191,7 @@ impl Batch {
             let spread = (token[Statistic::Ratio as usize] - 1.0).abs();
             passed.ratio_spread = passed.ratio_spread.max(spread);
         }
-        for (now, sampled) in log_probability.numbers()?.iter().zip(&self.sampled) {
+        for (now, sampled) in now.iter().zip(&self.sampled) {
             passed.log_ratio = passed.log_ratio.max((now - sampled).abs());
         }
         Ok(())

@@ -14,7 +14,9 @@
 use super::policy_batch::{Batch, Passed, Row};
 use super::policy_report::Report;
 use crate::base::{Error, Result};
-use crate::model::{Action, Gradients, Model, NoisyInput, Sequences, SoftGradient, SoftScore, SoftScores};
+use crate::model::{
+    Action, Churn, Gradients, Model, NoisyInput, Sequences, SoftGradient, SoftScore, SoftScores,
+};
 use crate::ops::gaussian_density::Normal;
 use crate::ops::policy_loss::Hyper;
 use crate::ops::soft_action::{Perturbation, Score};
@@ -229,6 +231,18 @@ impl SoftStatistics {
     }
 }
 
+/// The soft steps of some rollouts in a pass, one rollout after the other.
+pub(super) struct Steps<'a> {
+    /// Tape positions that predict them.
+    pub at: &'a [u32],
+    /// What was drawn.
+    pub actions: &'a [&'a Action],
+    /// Their scores in the first pass; none in that pass, where they are the scores of now.
+    pub old: Option<&'a [f64]>,
+    /// Whether their logits may be others than those that they were drawn from: not in a first pass under the same mask.
+    pub moved: bool,
+}
+
 /// Scores and losses of soft steps.
 #[derive(Debug)]
 pub(super) struct SoftLearner {
@@ -262,29 +276,29 @@ impl SoftLearner {
         }))
     }
 
-    /// Adds the gradient of the soft steps of some rollouts: `rows` with their `actions`, one after the other, which the
-    /// tape positions `at` predict. `old` are their scores in the first pass; none in that pass, where they are the scores
-    /// of now. Returns the scores.
-    #[allow(clippy::too_many_arguments, reason = "what a pass knows of a batch")]
+    /// Adds the gradient of the soft steps of some rollouts, `rows`. Returns their scores.
     pub fn learn(
         &mut self,
         model: &Model,
         sequences: &mut Sequences,
         rows: &[Row],
-        (at, actions): (&[u32], &[&Action]),
-        old: Option<&[f64]>,
+        steps: &Steps,
         gradients: &mut Gradients,
         passed: &mut Passed,
     ) -> Result<Vec<f64>> {
+        let &Steps { at, actions, old, moved } = steps;
         if actions.is_empty() {
             return Ok(Vec::new());
         }
-        self.scores.forward(model, sequences, at, actions)?;
+        let churn = match moved {
+            true => self.scores.forward_watching(model, sequences, at, actions)?,
+            false => self.scores.forward(model, sequences, at, actions).map(|()| Churn::default())?,
+        };
         let now = self.scores.values()?;
-        passed.count_steps(&now, self.scores.churn());
+        passed.count_steps(&now, churn);
         self.batch.load(rows, old.unwrap_or(&now), None)?;
         let (score, coefficient) = self.scores.coefficients_mut()?;
-        self.batch.run(score, coefficient, &self.loss, passed)?;
+        self.batch.run((score, &now), coefficient, &self.loss, passed)?;
         self.scores.backward_written(model, sequences, gradients)?;
         Ok(now)
     }

@@ -57,7 +57,6 @@ pub struct SoftScores {
     chunk: usize,
     kind: Kind,
     selection: Option<Selection>,
-    churn: Churn,
     inverse_temperature: f64,
     index: Tensor,
     hidden: Tensor,
@@ -107,7 +106,6 @@ impl SoftScores {
                 )?)),
             },
             selection: None,
-            churn: Churn::default(),
             inverse_temperature,
             index: column(Dtype::U32)?,
             hidden: Tensor::zeros(device, [capacity, width], dtype)?,
@@ -123,19 +121,13 @@ impl SoftScores {
         })
     }
 
-    /// From now on also counts how the ids that actions keep under `law` have changed.
+    /// Room for [`SoftScores::forward_watching`] to select the ids that actions keep under `law`.
     ///
     /// # Errors
     /// A device without the memory.
     pub fn watch_support(&mut self, model: &Model, law: &SoftLaw) -> Result<()> {
         self.selection = Some(Selection::reserve(model, law, self.chunk)?);
         Ok(())
-    }
-
-    /// How the ids that the actions of the last [`SoftScores::forward`] keep have changed since they were drawn; nothing
-    /// unless [`SoftScores::watch_support`] was called.
-    pub fn churn(&self) -> Churn {
-        self.churn
     }
 
     /// Scores `actions[i]` by the logits that position `positions[i]` of the tape predicts.
@@ -149,6 +141,31 @@ impl SoftScores {
         positions: &[u32],
         actions: &[&Action],
     ) -> Result<()> {
+        self.score(model, sequences, (positions, actions), false).map(drop)
+    }
+
+    /// The same, and how the ids that the actions keep have changed since they were drawn (two downloads a chunk); nothing
+    /// unless [`SoftScores::watch_support`] was called.
+    ///
+    /// # Errors
+    /// As [`SoftScores::forward`].
+    pub fn forward_watching(
+        &mut self,
+        model: &Model,
+        sequences: &Sequences,
+        positions: &[u32],
+        actions: &[&Action],
+    ) -> Result<Churn> {
+        self.score(model, sequences, (positions, actions), true)
+    }
+
+    fn score(
+        &mut self,
+        model: &Model,
+        sequences: &Sequences,
+        (positions, actions): (&[u32], &[&Action]),
+        watch: bool,
+    ) -> Result<Churn> {
         let (count, terms) = (positions.len(), self.terms);
         if count > self.capacity || actions.len() != count {
             return Err(Error::shape(
@@ -186,14 +203,14 @@ impl SoftScores {
         if let Kind::Input(density) = &mut self.kind {
             density.load(&actions.iter().map(|action| &action.input[..]).collect::<Vec<_>>())?;
         }
-        self.churn = Churn::default();
+        let mut churn = Churn::default();
         let SoftScores { hidden, logits, support, perturbed, weights, value, kind, .. } = self;
         for at in chunks(count, self.chunk) {
             let rows = 0..at.len();
             model.logits(hidden.rows(at.clone())?, logits.rows_mut(rows.clone())?)?;
             let logits = logits.rows(rows)?;
-            if let Some(selection) = &mut self.selection {
-                self.churn.add(selection.churn(logits, &actions[at.clone()])?);
+            if let Some(selection) = self.selection.as_mut().filter(|_| watch) {
+                churn.add(selection.churn(logits, &actions[at.clone()])?);
             }
             let score = value.rows_mut(at.clone())?;
             let chunk = Chunk { logits, support, at, weights, perturbed };
@@ -207,7 +224,7 @@ impl SoftScores {
                 }
             }
         }
-        Ok(())
+        Ok(churn)
     }
 
     /// Where an operation writes the coefficients for [`SoftScores::backward_written`], `[count, 1]`, and the scores it

@@ -1,44 +1,25 @@
 //! What must not change a bit: the batch, the cut, the base's being shared, and what is frozen.
 
 use super::{base, bits, config, lively};
+use crate::models::hidden_bits;
 use latch::base::Dtype;
 use latch::learn::optimizer::{self, Optimizer};
 use latch::learn::supervised::{Example, Limits, Trainer};
 use latch::model::{AdapterConfig, Embeddings, Model, Record, RowPlan, Segment, Sequences, SequencesPlan};
-
-/// The bits of the final hidden states of the last row, cut at `cuts`, with other rows beside it.
-fn hidden(model: &Model, count: usize, cuts: &[usize], others: usize) -> Vec<u32> {
-    let rows = vec![RowPlan::own(count); others + 1];
-    let plan = SequencesPlan { rows, record: Record::Nothing, tape_positions: count * (others + 1) };
-    let mut sequences = Sequences::new(model, &plan).unwrap();
-    let tokens: Vec<u32> = (0..count as u32).map(|i| (i * 7 + i * i) % 50).collect();
-    let (mut bits, mut start) = (Vec::new(), 0);
-    for &end in cuts.iter().chain([&count]) {
-        let mut segment = Segment::new();
-        for row in 0..=others {
-            segment.extend_tokens(row as u32, &tokens[start..end]);
-        }
-        let at = model.forward(&mut sequences, &segment, None).unwrap();
-        let at = at.end - (end - start)..at.end;
-        bits.extend(sequences.hidden(at).unwrap().download::<f32>().unwrap().iter().map(|v| v.to_bits()));
-        start = end;
-    }
-    bits
-}
 
 #[test]
 fn a_row_has_the_same_bits_in_any_batch_and_any_cut() {
     for family in ["gpt2", "llama", "qwen3"] {
         for dtype in [Dtype::F32, Dtype::Bf16] {
             let model = lively(base(family, dtype), config(3));
-            let whole = hidden(&model, 70, &[], 0);
-            assert_eq!(whole, hidden(&model, 70, &[1, 2, 30, 63, 64, 65], 0), "{family} {dtype}: cuts");
-            assert_eq!(whole, hidden(&model, 70, &[], 5), "{family} {dtype}: a batch");
+            let whole = hidden_bits(&model, 70, &[], 0);
+            assert_eq!(whole, hidden_bits(&model, 70, &[1, 2, 30, 63, 64, 65], 0), "{family} {dtype}: cuts");
+            assert_eq!(whole, hidden_bits(&model, 70, &[], 5), "{family} {dtype}: a batch");
             let one_by_one: Vec<usize> = (50..70).collect();
-            assert_eq!(whole, hidden(&model, 70, &one_by_one, 1), "{family} {dtype}: token by token");
+            assert_eq!(whole, hidden_bits(&model, 70, &one_by_one, 1), "{family} {dtype}: token by token");
             assert_ne!(
                 whole,
-                hidden(&model.base(), 70, &[], 0),
+                hidden_bits(&model.base(), 70, &[], 0),
                 "{family} {dtype}: the adapter does something"
             );
         }
@@ -49,10 +30,10 @@ fn a_row_has_the_same_bits_in_any_batch_and_any_cut() {
 fn a_fresh_adapter_changes_nothing() {
     for family in ["gpt2", "qwen2"] {
         let mut model = base(family, Dtype::F32);
-        let before = hidden(&model, 40, &[], 0);
+        let before = hidden_bits(&model, 40, &[], 0);
         let whole = if family == "gpt2" { Embeddings::Tied } else { Embeddings::Frozen };
         model.adapt(AdapterConfig { embeddings: whole, ..config(4) }, 3).unwrap();
-        assert_eq!(before, hidden(&model, 40, &[], 0), "{family}");
+        assert_eq!(before, hidden_bits(&model, 40, &[], 0), "{family}");
     }
 }
 

@@ -2,15 +2,14 @@
 
 use super::{base, bits, config, lively};
 use crate::gpu_models::CLOSE;
+use crate::models::hidden_bits;
 use crate::parity::gpu::devices;
 use crate::policy;
 use latch::base::Dtype;
 use latch::device::Device;
 use latch::learn::optimizer::{self, Optimizer};
 use latch::learn::supervised::{Example, Limits, Trainer};
-use latch::model::{
-    AdapterConfig, Embeddings, Model, Precision, Record, RowPlan, Segment, Sequences, SequencesPlan,
-};
+use latch::model::{AdapterConfig, Embeddings, Model, Precision, Record};
 use latch::ops::Tensor;
 
 /// The same weights and adapter on another device, in f32 or with matrices of bf16.
@@ -83,36 +82,20 @@ fn training_steps_are_the_cpus() {
     }
 }
 
-/// The bits of the final hidden states of the last row.
-fn hidden(model: &Model, cuts: &[usize], others: usize) -> Vec<u32> {
-    let count = 30;
-    let rows = vec![RowPlan::own(count); others + 1];
-    let plan = SequencesPlan { rows, record: Record::Nothing, tape_positions: count * (others + 1) };
-    let mut sequences = Sequences::new(model, &plan).unwrap();
-    let tokens: Vec<u32> = (0..count as u32).map(|i| (i * 7 + i * i) % 50).collect();
-    let (mut bits, mut start) = (Vec::new(), 0);
-    for &end in cuts.iter().chain([&count]) {
-        let mut segment = Segment::new();
-        for row in 0..=others {
-            segment.extend_tokens(row as u32, &tokens[start..end]);
-        }
-        let at = model.forward(&mut sequences, &segment, None).unwrap();
-        let at = at.end - (end - start)..at.end;
-        bits.extend(sequences.hidden(at).unwrap().download::<f32>().unwrap().iter().map(|v| v.to_bits()));
-        start = end;
-    }
-    bits
-}
-
 #[test]
 fn a_row_has_the_same_bits_in_any_batch_and_any_cut_on_a_gpu() {
     for device in devices() {
         for dtype in [Dtype::F32, Dtype::Bf16] {
             let model = on(&device, &lively(base("llama", Dtype::F32), config(3)), dtype);
-            let whole = hidden(&model, &[], 0);
-            assert_eq!(whole, hidden(&model, &[1, 2, 17, 29], 0), "{} {dtype}: cuts", device.name());
-            assert_eq!(whole, hidden(&model, &[], 2), "{} {dtype}: a batch", device.name());
-            assert_ne!(whole, hidden(&model.base(), &[], 0), "{} {dtype}: the adapter", device.name());
+            let whole = hidden_bits(&model, 30, &[], 0);
+            assert_eq!(whole, hidden_bits(&model, 30, &[1, 2, 17, 29], 0), "{} {dtype}: cuts", device.name());
+            assert_eq!(whole, hidden_bits(&model, 30, &[], 2), "{} {dtype}: a batch", device.name());
+            assert_ne!(
+                whole,
+                hidden_bits(&model.base(), 30, &[], 0),
+                "{} {dtype}: the adapter",
+                device.name()
+            );
         }
     }
 }

@@ -1,12 +1,11 @@
 //! A model's memory by arena, on a simulated GPU: every kind of tensor is booked where a plan of memory lists it.
 
+use crate::models;
 use latch::base::Dtype;
 use latch::device::{Arena, Device};
 use latch::learn::optimizer::{Optimizer, Settings};
-use latch::model::{Config, Gradients, Model, Precision, Record, Room, Sequences};
+use latch::model::{Gradients, Model, Precision, Record, Room, Sequences};
 use latch::ops::mask::{MaskSet, SiteKind, Sites};
-use serde_json::json;
-use std::path::Path;
 
 fn held(device: &Device, arena: Arena) -> usize {
     let Device::Gpu(gpu) = device else { panic!("a simulated device is a GPU") };
@@ -15,11 +14,7 @@ fn held(device: &Device, arena: Arena) -> usize {
 
 #[test]
 fn a_models_memory_is_booked_by_what_it_is_for() {
-    let config = json!({
-        "model_type": "gpt2", "architectures": ["GPT2LMHeadModel"], "vocab_size": 61, "n_embd": 24, "n_head": 3,
-        "n_layer": 2, "n_positions": 128, "activation_function": "gelu_new",
-    });
-    let config = Config::from_json(config, Path::new("config.json")).unwrap();
+    let config = models::gpt2();
     let device = Device::simulated();
     let model = Model::build(config, &device, Precision::of(Dtype::Bf16), |_, _, _| Ok(())).unwrap();
     let elements: usize = model.parameters().iter().map(|p| p.shape().elements()).sum();

@@ -7,6 +7,7 @@ mod oracle;
 mod refusals;
 mod ways;
 
+use crate::models;
 use crate::rollouts::{form, prompts};
 use latch::base::{Dtype, Result};
 use latch::device::Device;
@@ -16,18 +17,14 @@ use latch::learn::optimizer::{self, Optimizer};
 use latch::learn::policy::{Policy, Replay, Settings, Source};
 use latch::learn::policy_report::{Groups, Question, Report};
 use latch::learn::supervised::{Example, Limits as Batches, Trainer};
-use latch::model::config::Config;
 use latch::model::{
-    Gradients, Input, Model, Precision, Record, RowPlan, Scores, Segment, Sequences, SequencesPlan,
-    Truncation,
+    Gradients, Input, Model, Record, RowPlan, Scores, Segment, Sequences, SequencesPlan, Truncation,
 };
 use latch::ops::mask::SiteKind;
 use latch::ops::policy_loss::{Estimator, Kl, Statistic};
 use latch::ops::sampler::Law;
 use latch::rollout::group::{Drawing, Form, Limits, Rollouts, Thoughts, Trajectory, room};
 use latch::rollout::masks::{MaskPlan, Masking, Mode, Part, Scope};
-use serde_json::json;
-use std::path::Path;
 
 /// Two ways to add up one gradient in f64 differ by rounding: at most this much, relative to its norm.
 const CLOSE: f64 = 1e-12;
@@ -35,12 +32,7 @@ const TEMPERATURE: f64 = 0.8;
 const UPDATE: u32 = 3;
 
 fn model_of(seed: u64, dtype: Dtype) -> Model {
-    let config = json!({
-        "model_type": "gpt2", "architectures": ["GPT2LMHeadModel"], "vocab_size": 61, "n_embd": 24, "n_head": 3,
-        "n_layer": 2, "n_positions": 128, "activation_function": "gelu_new", "initializer_range": 0.2,
-    });
-    let config = Config::from_json(config, Path::new("config.json")).unwrap();
-    Model::random(config, seed, &Device::cpu(), Precision::of(dtype)).unwrap()
+    models::random(models::gpt2(), seed, dtype, &Device::cpu())
 }
 
 fn model() -> Model {

@@ -2,8 +2,10 @@
 
 mod bits;
 mod gradients;
+mod held;
 mod updates;
 
+use crate::models;
 use latch::base::Dtype;
 use latch::base::rng::{Purpose, StreamKey};
 use latch::device::Device;
@@ -12,10 +14,9 @@ use latch::learn::optimizer::{self, Optimizer};
 use latch::learn::policy::{Policy, Replay, Settings, Source};
 use latch::learn::policy_report::{Question, Report};
 use latch::learn::soft_policy::{SoftEstimator, SoftObjective, SoftStatistics};
-use latch::model::config::Config;
 use latch::model::{
-    Action, Gradients, Model, NoisyInput, Precision, Record, Scores, SoftGradient, SoftLaw, SoftScore,
-    SoftScores, Truncation,
+    Action, Gradients, Model, NoisyInput, Record, Scores, SoftGradient, SoftLaw, SoftScore, SoftScores,
+    Truncation,
 };
 use latch::ops::gaussian_density::Normal;
 use latch::ops::mask::SiteKind;
@@ -27,26 +28,13 @@ use latch::rollout::group::{
     ColdStop, Drawing, Form, Limits, Member, Rollouts, SoftReplay, SoftThoughts, Thoughts, Trajectory,
 };
 use latch::rollout::masks::{Masking, Mode, Rollout, Scope};
-use serde_json::json;
 use std::ops::ControlFlow;
-use std::path::Path;
 
 const TOP_K: usize = 9;
 
 pub fn model(family: &str, dtype: Dtype, device: &Device) -> Model {
-    let config = match family {
-        "gpt2" => json!({
-            "model_type": "gpt2", "architectures": ["GPT2LMHeadModel"], "vocab_size": 61, "n_embd": 24, "n_head": 3,
-            "n_layer": 2, "n_positions": 128, "activation_function": "gelu_new",
-        }),
-        _ => json!({
-            "model_type": "llama", "architectures": ["LlamaForCausalLM"], "vocab_size": 61, "hidden_size": 24,
-            "intermediate_size": 40, "num_hidden_layers": 2, "num_attention_heads": 6, "num_key_value_heads": 2,
-            "max_position_embeddings": 128, "rms_norm_eps": 1e-5, "tie_word_embeddings": false,
-        }),
-    };
-    let config = Config::from_json(config, Path::new("config.json")).unwrap();
-    let mut model = Model::random(config, 5, device, Precision::of(dtype)).unwrap();
+    let config = if family == "gpt2" { models::gpt2() } else { models::llama() };
+    let mut model = models::random(config, 5, dtype, device);
     // Sharper than at birth, so that mixtures are not all alike.
     if dtype != Dtype::Bf16 {
         for parameter in model.parameters_mut() {

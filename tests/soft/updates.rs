@@ -37,13 +37,8 @@ fn updates_from_the_tape_are_updates_from_a_replay() {
                     );
                 }
             }
-            let norm = |v: &[f64]| v.iter().map(|x| x * x).sum::<f64>().sqrt();
-            let apart: Vec<f64> = replayed.iter().zip(&from_tape).map(|(a, b)| a - b).collect();
-            assert!(
-                norm(&apart) <= 1e-12 * norm(&from_tape),
-                "{what}: {:e}",
-                norm(&apart) / norm(&from_tape)
-            );
+            let apart = models::apart(&replayed, &from_tape);
+            assert!(apart <= 1e-12, "{what}: {apart:e}");
             let scored = tape.passes[0].soft.is_some();
             let scores = matches!(
                 estimator,
@@ -57,6 +52,26 @@ fn updates_from_the_tape_are_updates_from_a_replay() {
             assert!(statistics.kept > 1.0 && statistics.entropy > 0.0, "{statistics:?}");
         }
     }
+}
+
+/// What a loss of soft steps brings to the host beside what an update without one does: in every pass its scores, the terms
+/// of its loss and their statistics, once each; in later ones also the ids that would be kept now, and their number.
+#[test]
+fn scores_of_soft_steps_come_down_once_a_pass() {
+    let thoughts = SoftThoughts { proxies_stop: false, ..thoughts(Perturbation::None, false) };
+    let downloads = |estimator, passes| {
+        let mut model = model("llama", Dtype::F64, &Device::cpu());
+        let count = |model: &Model| model.device().traffic().count().downloads;
+        let before = count(&model);
+        let settings = Settings { passes, audit_all: false, ..settings(estimator, true) };
+        let (report, _) = updated(&mut model, settings, thoughts, Preset::DropoutGrpo, 0.0);
+        assert_eq!((report.source, report.passes.len()), (Some(Source::Tape), passes));
+        count(&model) - before
+    };
+    let of_loss = |passes| {
+        downloads(SoftEstimator::SoftCe { full: true }, passes) - downloads(SoftEstimator::None, passes)
+    };
+    assert_eq!([1, 2, 3].map(of_loss), [3, 3 + 5, 3 + 2 * 5]);
 }
 
 #[test]

@@ -12,10 +12,13 @@
 mod estimators;
 mod toy;
 
+use crate::models::apart;
 use estimators::{
     AUXILIARY, DETACHED, EXACT, GAUSS, GAUSS_LOGITS, GUMBEL_G, KEPT, NONE, PATHWISE, RELEASED, Rows, STRAIGHT,
 };
-use toy::{Bonus, Kept, Node, ONE_STEP, PARAMETERS, TWO_STEPS, Toy, VOCABULARY, nodes, parameters};
+use toy::{
+    Bonus, Kept, Node, ONE_STEP, PARAMETERS, TWO_STEPS, Toy, VOCABULARY, differences, nodes, parameters,
+};
 
 #[test]
 fn the_grid_is_the_law_of_the_noise() {
@@ -123,12 +126,38 @@ fn drawn_proxies_in_the_reward_bias_pathwise() {
     assert!(found[0].0 > 1e-2, "{found:?}");
 }
 
+/// Toys whose second step keeps, or says, something else where two of its logits cross.
+fn jumping() -> [(&'static str, Toy); 3] {
+    let kept: &'static [Kept] = &[Kept::Fixed(&[1, 4]), Kept::Largest(2)];
+    let truncated = Toy { kept, ..TWO_STEPS };
+    let kept: &'static [Kept] = &[Kept::Fixed(&[1, 4]), Kept::Fixed(&[2, 4])];
+    [
+        ("two soft steps, the second keeps its two largest", truncated),
+        (
+            "two soft steps, the largest proxy in the reward",
+            Toy { kept, bonus: Bonus::Largest(4), ..TWO_STEPS },
+        ),
+        ("both", Toy { bonus: Bonus::Largest(4), ..truncated }),
+    ]
+}
+
+/// Twice the cells give the same gradient, up to a hundredth of the smallest bias that is claimed of these toys.
+#[test]
+fn the_cells_between_changes_are_narrow_enough() {
+    for (title, toy) in jumping() {
+        let gradient = |toy: Toy| differences(|theta| toy.expectation(theta));
+        let finer = gradient(Toy { cells: 2 * toy.cells, ..toy });
+        let error = apart(&gradient(toy), &finer);
+        println!("{title}: these cells leave an error of {error:.1e}");
+        assert!(error < 1e-5, "{title}: {error:e}");
+    }
+}
+
 /// Ids that the filter keeps, and the largest clean logit, change where logits cross. No estimator sees that.
 #[test]
 fn truncation_and_largest_proxies_bias_every_estimator() {
-    let kept: &'static [Kept] = &[Kept::Fixed(&[1, 4]), Kept::Largest(2)];
-    let truncated = Toy { kept, ..TWO_STEPS };
-    let theta = parameters();
+    let toys = jumping();
+    let (truncated, theta) = (toys[0].1, parameters());
     let first = &truncated.grid(&theta, false)[0];
     let middle = Node { noise: vec![0.3, -0.2], weight: 1.0 };
     let supports: std::collections::BTreeSet<Vec<u32>> =
@@ -136,13 +165,7 @@ fn truncation_and_largest_proxies_bias_every_estimator() {
     println!("kept by the second step: {supports:?}");
     assert!(supports.len() > 1, "the filter never changes its mind");
     let all = [PATHWISE, EXACT, RELEASED, KEPT, NONE];
-    let kept: &'static [Kept] = &[Kept::Fixed(&[1, 4]), Kept::Fixed(&[2, 4])];
-    let proxies = Toy { kept, bonus: Bonus::Largest(4), ..TWO_STEPS };
-    for (title, toy) in [
-        ("two soft steps, the second keeps its two largest", truncated),
-        ("two soft steps, the largest proxy in the reward", proxies),
-        ("both", Toy { bonus: Bonus::Largest(4), ..truncated }),
-    ] {
+    for (title, toy) in toys {
         let found = toy.table(title, &all);
         assert!(found.iter().all(|(bias, _)| *bias > 1e-3), "{title}: {found:?}");
     }

@@ -4,6 +4,7 @@ use super::super::objective::{Extent, weights};
 use super::super::policy_batch::{Passed, Row};
 use super::super::policy_plan::{parts, teacher, trains_dead_groups};
 use super::super::policy_report::{Judged, Report};
+use super::super::soft_policy::Steps;
 use super::{Policy, Reference, Replay};
 use crate::base::Result;
 use crate::model::{Action, Model};
@@ -157,8 +158,9 @@ impl Policy {
         let batch = self::rows(rows, report, |judged| judged.trajectory.tokens.len());
         self.batch.load(&batch, &old, reference.as_deref())?;
         passed.count_entropy(&self.scores.entropies()?);
+        let now = self.scores.log_probabilities()?;
         let (log_probability, coefficient) = self.scores.coefficients_mut()?;
-        self.batch.run(log_probability, coefficient, &self.objective.loss, passed)?;
+        self.batch.run((log_probability, &now), coefficient, &self.objective.loss, passed)?;
         self.scores.backward_written(model, sequences, &mut self.gradients)
     }
 
@@ -181,15 +183,14 @@ impl Policy {
         let (sequences, _) = rollouts.parts_mut();
         let of_soft = passed.soft.get_or_insert_default();
         let before = of_soft.loss;
-        let now = soft.learn(
-            model,
-            sequences,
-            &batch,
-            (at, &actions),
-            (!first).then_some(&old),
-            &mut self.gradients,
-            of_soft,
-        )?;
+        let steps = Steps {
+            at,
+            actions: &actions,
+            old: (!first).then_some(&old),
+            // A first pass gives the bits of sampling, from the tape or replayed, unless its masks are others.
+            moved: !first || self.settings.replay != Replay::Same,
+        };
+        let now = soft.learn(model, sequences, &batch, &steps, &mut self.gradients, of_soft)?;
         passed.loss += of_soft.loss - before;
         if first {
             let mut now = now.into_iter();

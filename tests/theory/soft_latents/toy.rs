@@ -10,6 +10,8 @@ pub const PARAMETERS: usize = VOCABULARY * WIDTH + WIDTH * WIDTH;
 /// Step and end of the grid of log-ratios.
 const STEP: f64 = 1.0;
 const END: f64 = 14.0;
+/// Cells of [`Toy::cells`]; `the_cells_between_changes_are_narrow_enough` measures what they leave.
+const CELLS: u32 = 24;
 
 /// Embeddings, then W, row-major.
 pub type Parameters = [f64; PARAMETERS];
@@ -134,6 +136,8 @@ pub struct Toy {
     pub bonus: Bonus,
     /// Where noise is on embeddings instead of logits: its deviation, and points of each entry's quadrature.
     pub embedded: Option<(f64, usize)>,
+    /// Cells between two changes of what the second step keeps or says.
+    pub cells: u32,
 }
 
 pub const ONE_STEP: Toy = Toy {
@@ -141,12 +145,14 @@ pub const ONE_STEP: Toy = Toy {
     reward: [0.0, 1.0, 0.0, 1.0, 0.0],
     bonus: Bonus::None,
     embedded: None,
+    cells: CELLS,
 };
 pub const TWO_STEPS: Toy = Toy {
     kept: &[Kept::Fixed(&[1, 4]), Kept::Fixed(&[0, 2, 3])],
     reward: [0.0, 0.0, 1.0, 0.3, 1.0],
     bonus: Bonus::None,
     embedded: None,
+    cells: CELLS,
 };
 
 impl Kept {
@@ -294,9 +300,8 @@ impl Toy {
         let mut all = Vec::new();
         for pair in ends.windows(2) {
             // A fixed number, so that the sum moves smoothly with the parameters.
-            let cells = 64;
-            let width = (pair[1] - pair[0]) / f64::from(cells);
-            for cell in 0..cells {
+            let width = (pair[1] - pair[0]) / f64::from(self.cells);
+            for cell in 0..self.cells {
                 for (at, share) in
                     [(-0.6_f64.sqrt(), 5.0 / 18.0), (0.0, 8.0 / 18.0), (0.6_f64.sqrt(), 5.0 / 18.0)]
                 {
