@@ -1,6 +1,6 @@
 //! Memory of one dtype on one device.
 
-use super::{Device, DeviceMemory, Traffic};
+use super::{Arena, Device, DeviceMemory, Traffic};
 use crate::base::{Dtype, Result};
 use half::bf16;
 use std::sync::Arc;
@@ -31,8 +31,8 @@ pub struct Buffer {
     storage: Storage,
     dtype: Dtype,
     elements: usize,
-    /// CPU buffers report to their device's counters; GPU memory does so through its launcher.
-    traffic: Option<Arc<Traffic>>,
+    /// CPU buffers report to their device's counters, under their arena; GPU memory does so through its launcher.
+    traffic: Option<(Arc<Traffic>, Arena)>,
 }
 
 impl Buffer {
@@ -47,8 +47,9 @@ impl Buffer {
                     Dtype::U32 => Storage::U32(vec![0; elements]),
                     Dtype::I32 => Storage::I32(vec![0; elements]),
                 };
-                traffic.allocate(bytes);
-                (storage, Some(traffic.clone()))
+                let arena = Arena::current();
+                traffic.allocate_host(arena, bytes);
+                (storage, Some((traffic.clone(), arena)))
             }
             Device::Gpu(launcher) => (Storage::Gpu(DeviceMemory::new(launcher, bytes)?), None),
         };
@@ -100,7 +101,7 @@ impl Buffer {
                 if let Some(host) = T::host_mut(self) {
                     host[at..at + data.len()].copy_from_slice(data);
                 }
-                if let Some(traffic) = &self.traffic {
+                if let Some((traffic, _)) = &self.traffic {
                     traffic.upload(bytes.len());
                 }
             }
@@ -120,7 +121,7 @@ impl Buffer {
                 if let Some(host) = T::host(self) {
                     out.copy_from_slice(&host[at..at + out.len()]);
                 }
-                if let Some(traffic) = &self.traffic {
+                if let Some((traffic, _)) = &self.traffic {
                     traffic.download(std::mem::size_of_val(out));
                 }
             }
@@ -131,8 +132,8 @@ impl Buffer {
 
 impl Drop for Buffer {
     fn drop(&mut self) {
-        if let Some(traffic) = &self.traffic {
-            traffic.free(self.elements * self.dtype.size());
+        if let Some((traffic, arena)) = &self.traffic {
+            traffic.free_host(*arena, self.elements * self.dtype.size());
         }
     }
 }

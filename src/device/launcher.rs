@@ -86,8 +86,11 @@ pub trait Launcher: Debug + Send + Sync {
     fn traffic(&self) -> &Traffic;
     /// What the device has done, and what its memory holds.
     fn statistics(&self) -> Statistics;
-    /// Bytes of device memory that nobody has taken, the pool's free blocks included.
+    /// Bytes of device memory that nobody has taken, the pool's free blocks included, less what the driver will take for
+    /// kernels and graphs.
     fn memory_free(&self) -> Result<usize>;
+    /// See [`super::Device::accountant`].
+    fn accountant(&self, memory: Option<usize>) -> Arc<dyn Launcher>;
 
     /// Reserves `bytes` zeroed bytes in the current [`super::Arena`] and returns their address, a multiple of 256.
     ///

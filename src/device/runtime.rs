@@ -4,6 +4,7 @@
 mod state;
 mod words;
 
+use super::accounts::Accounts;
 use super::driver::{Driver, Failure, Launch, Node, Outcome};
 use super::graph::{Capture, Graph, GraphOperation};
 use super::stream::{Download, Event, Returned, Stream, Ticket};
@@ -153,7 +154,18 @@ impl Launcher for Runtime {
     }
 
     fn memory_free(&self) -> Result<usize> {
-        self.run(|state| Ok(state.driver.memory_free()? + state.pool.idle_bytes()))
+        self.run(|state| {
+            let free = state.driver.memory_free()?.saturating_sub(state.driver.sizes().own);
+            Ok(free.saturating_add(state.pool.idle_bytes()))
+        })
+    }
+
+    fn accountant(&self, memory: Option<usize>) -> Arc<dyn Launcher> {
+        let sizes = self.lock().driver.sizes();
+        let accounts = Accounts::new(self.properties.clone(), sizes, memory);
+        let accountant = Runtime::new(self.name.clone(), Box::new(accounts));
+        accountant.use_graphs(self.uses_graphs());
+        accountant
     }
 
     fn allocate(&self, bytes: usize) -> Result<u64> {

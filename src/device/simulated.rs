@@ -203,7 +203,7 @@ impl Driver for Simulated {
 
     fn sizes(&self) -> Sizes {
         // The gap is longer than a row of the small real models, so that a step to the next row is noticed too.
-        Sizes { slab: 16 << 20, gap: 4096, chunk: 1 << 20 }
+        Sizes { slab: 16 << 20, gap: 4096, chunk: 1 << 20, grain: 1, own: 0 }
     }
 
     fn allocate(&mut self, bytes: usize) -> Outcome<u64> {

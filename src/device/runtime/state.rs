@@ -191,7 +191,8 @@ impl State {
             pinned_bytes,
             launches: self.launches,
             graph_launches: self.graph_launches,
-            arenas: self.pool.counts().to_vec(),
+            arenas: self.pool.books().counts().to_vec(),
+            peak: self.pool.books().peak(),
             held: self.pool.held(),
             kernels: self.driver.kernel_counts(),
         }
