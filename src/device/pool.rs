@@ -16,8 +16,8 @@
 //! block keeps a mark, and the compute stream waits for it before the next owner. The other way round, the copy stream
 //! waits for the compute stream before it first touches a block that was handed out after it last waited.
 
-use super::driver::{Driver, Failure, Mark, Outcome, Sizes};
 use super::arena::Books;
+use super::driver::{Driver, Failure, Mark, Outcome, Sizes};
 use super::{Arena, Held, Stream};
 use std::collections::BTreeMap;
 

@@ -125,7 +125,7 @@ fn read<T: Target + Element>(tensor: &mut Tensor, file: &SafetensorsFile, name: 
                 advice: "the file is damaged, or comes from a run that diverged".into(),
             });
         }
-        tensor.upload_at(first * cols, piece)?;
+        tensor.prefetch_at(first * cols, piece)?;
     }
     Ok(())
 }
@@ -143,7 +143,8 @@ fn load<T: Target + Element>(source: &Source, index: usize, tensor: &mut Tensor)
         let last = (first + step).min(rows);
         let piece = &mut piece[..(last - first) * cols];
         source.load_rows(index, first..last, piece)?;
-        tensor.upload_at(first * cols, piece)?;
+        // It crosses while the next piece is read, and the layer that needs it first waits for it.
+        tensor.prefetch_at(first * cols, piece)?;
     }
     Ok(())
 }

@@ -17,10 +17,7 @@ pub struct Remedy<'a, P> {
 
 impl<'a, P> Remedy<'a, P> {
     /// See the fields.
-    pub fn new(
-        weaken: impl Fn(&P) -> Option<P> + 'a,
-        say: impl Fn(&P) -> String + 'a,
-    ) -> Remedy<'a, P> {
+    pub fn new(weaken: impl Fn(&P) -> Option<P> + 'a, say: impl Fn(&P) -> String + 'a) -> Remedy<'a, P> {
         Remedy { weaken: Box::new(weaken), say: Box::new(say) }
     }
 }
@@ -39,16 +36,17 @@ const CLOSELY: usize = 256;
 
 type Rehearse<'a> = &'a dyn Fn(&Device) -> Result<()>;
 
-/// What `rehearse` takes of `device`, a GPU: the fewest free bytes under which it succeeds, up to a 256th.
+/// What `rehearse` takes of `device`, a GPU: the fewest free bytes under which it succeeds, up to a 256th. More than
+/// `too_few` are known to be needed.
 ///
 /// # Errors
 /// Those of `rehearse` on a device without end.
-pub fn need(device: &Device, rehearse: Rehearse) -> Result<Need> {
+pub fn need(device: &Device, rehearse: Rehearse, too_few: usize) -> Result<Need> {
     let accountant = device.accountant(None);
     rehearse(&accountant)?;
     let peak = accountant.memory_peak();
     let mut enough = taken(&accountant);
-    let mut too_few = peak.total().saturating_sub(1).min(enough);
+    let mut too_few = too_few.max(peak.total().saturating_sub(1)).min(enough);
     while enough - too_few > 1 + enough / CLOSELY {
         let middle = too_few.midpoint(enough);
         match rehearse(&device.accountant(Some(middle))) {
@@ -80,7 +78,7 @@ pub fn admit<P: Clone>(
         return Ok(());
     }
     let possible = |plan: &P| rehearse(plan, &device.accountant(None)).is_ok();
-    let need = need(device, &|device| rehearse(plan, device))?;
+    let need = need(device, &|device| rehearse(plan, device), free)?;
     // Each alone.
     let mut cures = Vec::new();
     let mut least = plan.clone();
@@ -107,7 +105,7 @@ pub fn admit<P: Clone>(
     let advice = match cures.is_empty() {
         false => format!("enough would be: {}", cures.join("; or ")),
         true => {
-            let need = self::need(device, &|device| rehearse(&least, device))?.free;
+            let need = self::need(device, &|device| rehearse(&least, device), free)?.free;
             format!(
                 "nothing that can be set is enough{}: that still needs {need} bytes free; take a smaller model, or a device with more memory",
                 match steps.is_empty() {

@@ -1,7 +1,7 @@
 //! What a run will do and take, before it does: counts, memory by kind, and how updates find their activations. On a GPU a
 //! run that would not fit is refused with the same numbers.
 
-use super::admission::{self, Need, Remedy};
+use super::admission::{self, Remedy};
 use super::problems::{self, Problems};
 use super::recipe::{Recipe, Variant};
 use super::rehearsal::{Rehearsed, rehearse};
@@ -77,7 +77,8 @@ pub fn forecast(recipe: &Recipe, problems: &Problems, device: &Device) -> Result
         bytes: bytes as u64,
         certainty: Certainty::Exact,
     };
-    let mut memory: Vec<MemoryRow> = rows(&rehearsed).iter().map(|(name, bytes)| exact(name, *bytes)).collect();
+    let mut memory: Vec<MemoryRow> =
+        rows(&rehearsed).iter().map(|(name, bytes)| exact(name, *bytes)).collect();
     let free = match device {
         Device::Cpu(_) => {
             let program = "program and problems".into();
@@ -85,10 +86,12 @@ pub fn forecast(recipe: &Recipe, problems: &Problems, device: &Device) -> Result
             free_memory()
         }
         Device::Gpu(gpu) => {
-            let Need { peak, free } =
-                admission::need(device, &|device| rehearse(recipe, problems, device).map(drop))?;
-            memory.push(exact("rounding to blocks", free.saturating_sub(peak.total())));
-            Some(gpu.memory_free()? as u64)
+            let free = gpu.memory_free()?;
+            let rehearse = |device: &Device| rehearse(recipe, problems, device).map(drop);
+            let fits = rehearse(&device.accountant(Some(free))).is_ok();
+            let need = admission::need(device, &rehearse, if fits { 0 } else { free })?;
+            memory.push(exact("rounding to blocks", need.free.saturating_sub(need.peak.total())));
+            Some(free as u64)
         }
     };
     Ok(Forecast { lines, memory, worst: rehearsed.worst, free })
@@ -174,7 +177,8 @@ fn remedies<'a>() -> Vec<Remedy<'a, Recipe>> {
         ),
         Remedy::new(
             move |r: &Recipe| {
-                half(r.run.positions_at_once, 16).and_then(|value| with(r, |r| r.run.positions_at_once = value))
+                half(r.run.positions_at_once, 16)
+                    .and_then(|value| with(r, |r| r.run.positions_at_once = value))
             },
             move |r| set("run.positions_at_once", r.run.positions_at_once.to_string()),
         ),
@@ -187,7 +191,9 @@ fn remedies<'a>() -> Vec<Remedy<'a, Recipe>> {
             move |r| set("grpo.tape_mib", r.grpo.tape_mib.to_string()),
         ),
         Remedy::new(
-            move |r: &Recipe| half(r.evaluation.batch, 1).and_then(|value| with(r, |r| r.evaluation.batch = value)),
+            move |r: &Recipe| {
+                half(r.evaluation.batch, 1).and_then(|value| with(r, |r| r.evaluation.batch = value))
+            },
             move |r| set("evaluation.batch", r.evaluation.batch.to_string()),
         ),
         Remedy::new(

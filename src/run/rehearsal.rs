@@ -103,8 +103,7 @@ impl Stage<'_> {
 
     /// Supervised updates, whose optimiser goes on to the next phase.
     fn school(&mut self, phase: &Phase) -> Result<String> {
-        let (model, items, markers) =
-            (&self.student.model, &self.problems.train.items, self.student.markers);
+        let (model, items, markers) = (&self.student.model, &self.problems.train.items, self.student.markers);
         let optimizer = match self.optimizer.take() {
             Some(optimizer) => optimizer,
             None => Optimizer::new(model, settings::optimizer(phase.weight_decay, phase.clip))?,
