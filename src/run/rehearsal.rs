@@ -70,7 +70,10 @@ pub fn rehearse(recipe: &Recipe, problems: &Problems, device: &Device) -> Result
             Part::Arm(plan) => stage.arm(plan)?,
         };
         if device.memory_peak().total() > before {
-            worst = line.split("  ").next().unwrap_or_default().to_string();
+            worst = match part {
+                Part::Phase(phase) | Part::Continued(phase) => phase.name.clone(),
+                Part::Arm(plan) => plan.name.clone(),
+            };
         }
         lines.push(line);
     }
@@ -151,7 +154,7 @@ impl Stage<'_> {
             Source::Replay => "gradients replay the rollouts",
         };
         let line = format!(
-            "{:<9}  {} updates of {} prompts x {} rollouts, {} prompts at once, {how}",
+            "{:<9} {} updates of {} prompts x {} rollouts, {} prompts at once, {how}",
             plan.name,
             self.recipe.grpo.updates,
             plan.prompts,
