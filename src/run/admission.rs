@@ -7,10 +7,13 @@
 use crate::base::{Error, Result};
 use crate::device::{Arena, Device, Launcher, MemoryPeak};
 
+/// From one plan to the next that takes less.
+pub type Weaken<'a, P> = dyn Fn(&P) -> Option<P> + 'a;
+
 /// Makes a plan `P` take less memory.
 pub struct Remedy<'a, P> {
     /// The next plan in this direction that takes less; none at the end.
-    pub weaken: Box<dyn Fn(&P) -> Option<P> + 'a>,
+    pub weaken: Box<Weaken<'a, P>>,
     /// What a person has to write for the plan to be so.
     pub say: Box<dyn Fn(&P) -> String + 'a>,
 }

@@ -18,7 +18,7 @@ pub struct Plan {
 pub fn remedies<'a>(rows: &'a dyn Fn(usize) -> String) -> Vec<Remedy<'a, Plan>> {
     vec![
         Remedy::new(
-            |plan: &Plan| (plan.rows > 1).then(|| Plan { rows: plan.rows / 2, ..*plan }),
+            |plan: &Plan| (plan.rows > 1).then_some(Plan { rows: plan.rows / 2, ..*plan }),
             |plan| rows(plan.rows),
         ),
         Remedy::new(
@@ -26,7 +26,7 @@ pub fn remedies<'a>(rows: &'a dyn Fn(usize) -> String) -> Vec<Remedy<'a, Plan>> 
             |_| "--dtype bf16".into(),
         ),
         Remedy::new(
-            |plan: &Plan| (plan.tokens > 1).then(|| Plan { tokens: plan.tokens / 2, ..*plan }),
+            |plan: &Plan| (plan.tokens > 1).then_some(Plan { tokens: plan.tokens / 2, ..*plan }),
             |plan| format!("--max-new-tokens {}", plan.tokens),
         ),
     ]
