@@ -34,6 +34,17 @@ fn the_forecast_of_memory_is_kept() {
 }
 
 #[test]
+fn what_is_computed_again_has_the_same_bits() {
+    let home = tempfile::tempdir().unwrap();
+    let run = |recompute: &str| {
+        let path = home.path().join(recompute);
+        straight(&recipe(&[&format!("run.recompute={recompute}")]), &path);
+        results(&path)
+    };
+    same(&run("true"), &run("false"), "run.recompute");
+}
+
+#[test]
 fn training_questions_that_are_asked_later_are_left_out_and_counted() {
     let home = tempfile::tempdir().unwrap();
     let line = |n: u32| {
