@@ -1,6 +1,7 @@
 //! The one integration test binary.
 
 mod adapters;
+mod admission;
 mod allocation;
 mod binaries;
 mod device;

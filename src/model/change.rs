@@ -3,7 +3,6 @@
 use super::families::Role;
 use super::{Model, Precision};
 use crate::base::{Dtype, Error, Result};
-use crate::device::Device;
 use crate::ops::elementwise;
 use std::sync::Arc;
 
@@ -33,6 +32,24 @@ impl Model {
         self.lend_gates(self.lend_projector(copy)?)
     }
 
+    /// A second model of the same sizes, without gates, whose own parameters are zeros: what reading this model from its
+    /// folder takes. Where an adapter is trained, the frozen weights are shared.
+    ///
+    /// # Errors
+    /// A device without the memory.
+    pub fn blank_twin(&self) -> Result<Model> {
+        if let Some(config) = self.adapter() {
+            let mut twin = self.base();
+            twin.adapt_with(config.clone(), |_, _, _| Ok(()))?;
+            return Ok(twin);
+        }
+        let twin = Model::build(self.config.clone(), &self.device, self.precision(), |_, _, _| Ok(()))?;
+        match self.projector() {
+            None => Ok(twin),
+            Some(projector) => twin.with_projector(projector, |_, _, _| Ok(())),
+        }
+    }
+
     /// `other` with a copy of this model's projector, where it has one.
     fn lend_projector(&self, other: Model) -> Result<Model> {
         let Some(plan) = &self.projector else { return Ok(other) };
@@ -41,22 +58,15 @@ impl Model {
         })
     }
 
-    /// A model of the same sizes and precision on `device`, its adapter included; all parameters are zero.
+    /// The same model with a vocabulary of `vocab` tokens and zeros in place of the family's weights.
     ///
     /// # Errors
-    /// A device without the memory.
-    pub fn blank(&self, device: &Device) -> Result<Model> {
-        let mut model = Model::build(self.config.clone(), device, self.precision(), |_, _, _| Ok(()))?;
-        if let Some(projector) = self.projector() {
-            model = model.with_projector(projector, |_, _, _| Ok(()))?;
-        }
-        if self.has_gates() {
-            model = model.with_gates(|_, _, _| Ok(()))?;
-        }
-        if let Some(config) = self.adapter() {
-            model.adapt_with(config.clone(), |_, _, _| Ok(()))?;
-        }
-        Ok(model)
+    /// As [`Model::with_vocabulary`], whose memory it takes: for a moment there are both models.
+    pub fn blank_with_vocabulary(&self, vocab: usize) -> Result<Model> {
+        let mut config = self.config.clone();
+        config.vocab = vocab;
+        let grown = Model::build(config, &self.device, self.precision(), |_, _, _| Ok(()))?;
+        self.lend_gates(self.lend_projector(grown)?)
     }
 
     /// Takes over the parameters of `other`, which has the same shapes: no memory is allocated. Of a model with an adapter,

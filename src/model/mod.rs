@@ -233,10 +233,10 @@ impl Model {
         linear::forward(hidden, &projection, self.head(), None, out)
     }
 
-    /// Rotary tables for positions `0..positions`; none where positions are learned.
-    fn rope_table(&self, positions: usize) -> Result<Option<RopeTable>> {
+    /// Rotary tables for positions `0..positions` on `device`; none where positions are learned.
+    fn rope_table(&self, device: &Device, positions: usize) -> Result<Option<RopeTable>> {
         let Some(rope) = &self.config.rope else { return Ok(None) };
         let frequencies = rope::inverse_frequencies(self.config.head_dim, rope.theta, rope.scaling)?;
-        RopeTable::new(&self.device, &frequencies, positions.max(1), self.dtype).map(Some)
+        RopeTable::new(device, &frequencies, positions.max(1), self.dtype).map(Some)
     }
 }

@@ -222,7 +222,8 @@ fn rollouts_through_a_projector_are_computed_again_to_the_bit() {
     let plain = rollouts::model(Dtype::F32);
     let model = plain.duplicate().unwrap().with_random_projector(Projector::of(17), 3).unwrap();
     for device in gpu::devices().into_iter().chain([Device::cpu()]) {
-        let mut here = model.blank(&device).unwrap();
+        let here = crate::gpu_models::on(&device, &plain);
+        let mut here = here.with_random_projector(Projector::of(17), 3).unwrap();
         for (to, from) in here.parameters_mut().iter_mut().zip(model.parameters()) {
             to.upload(&from.download::<f32>().unwrap()).unwrap();
         }

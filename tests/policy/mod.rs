@@ -84,6 +84,7 @@ impl Make {
                 audit_all: false,
                 reference_masked: true,
                 refills: 0,
+                record: Record::Everything,
                 replay: Replay::Same,
                 soft: None,
             },

@@ -322,6 +322,7 @@ pub fn settings(estimator: SoftEstimator, ratio: bool) -> Settings {
         audit_all: true,
         reference_masked: true,
         refills: 0,
+        record: Record::Everything,
         replay: Replay::Same,
         soft: Some(SoftObjective {
             estimator,

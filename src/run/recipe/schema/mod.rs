@@ -421,8 +421,14 @@ section! {
 }
 
 section! {
-    /// Checkpoints, and what the terminal shows.
+    /// Memory, checkpoints, and what the terminal shows.
     RunKeys {
+        /// Keep each layer's input alone for the backward pass and compute the rest again: the same bits, less memory, a
+        /// forward pass more.
+        recompute: bool, ANY;
+        /// Positions of a supervised batch that are on the tape at once; larger batches run in parts, whose gradients add
+        /// up to the same but for rounding.
+        positions_at_once: usize, between(1.0, MANY);
         /// Updates between checkpoints; 0 = only at the end of each stage.
         checkpoint_every: usize, between(0.0, MANY);
         /// Newest checkpoints that are kept.
