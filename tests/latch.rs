@@ -2,6 +2,7 @@
 
 mod adapters;
 mod allocation;
+mod bf16_models;
 mod binaries;
 mod device;
 mod files;

@@ -4,7 +4,7 @@
 mod soft;
 
 use clap::Parser;
-use latch::base::{Dtype, Error, Result};
+use latch::base::{Error, Result};
 use latch::cpu::parallel;
 use latch::device::{Device, Matmul};
 use latch::learn::coconut::{Curriculum, Variant};
@@ -111,9 +111,9 @@ struct Arguments {
     /// Who multiplies matrices on a GPU: latch's kernels (auto, latch), or cublaslt, whose bits depend on the batch
     #[arg(long, default_value = "auto")]
     matmul: Matmul,
-    /// Storage of matrices: f32 or bf16
+    /// f32, bf16 (matrices in bf16 under f32 activations), or on a GPU bf16-activations (both in bf16)
     #[arg(long, default_value = "f32")]
-    dtype: Dtype,
+    dtype: Precision,
     /// On a GPU: launches kernels one by one, not as captured graphs of steps that repeat (the same results, slower)
     #[arg(long)]
     no_graphs: bool,
@@ -144,7 +144,7 @@ fn run(arguments: &Arguments) -> Result<()> {
 
 fn work(arguments: &Arguments, device: &Device) -> Result<()> {
     device.choose_matmul(arguments.matmul)?;
-    let mut student = Student::load(&arguments.model, device, Precision::of(arguments.dtype))?;
+    let mut student = Student::load(&arguments.model, device, arguments.dtype)?;
     if let Some(adapter) = &arguments.adapter {
         student.model.load_adapter(adapter)?;
     }

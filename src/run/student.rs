@@ -62,7 +62,7 @@ impl Student {
     /// device has not.
     pub fn of(recipe: &Recipe, device: &Device) -> Result<Student> {
         device.choose_matmul(recipe.run.matmul)?;
-        let precision = Precision::of(recipe.model.dtype);
+        let precision = recipe.model.dtype;
         let mut student = match recipe.model.path.as_str() {
             "" => fresh(recipe, device, precision),
             path => Student::load(Path::new(path), device, precision),
