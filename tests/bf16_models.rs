@@ -11,7 +11,7 @@ use latch::model::{
     AdapterConfig, Embeddings, Model, Precision, Projector, Record, Room, RowPlan, Segment, Sequences,
     SequencesPlan, Truncation,
 };
-use latch::ops::mask::SiteKind;
+use latch::ops::mask::{MaskSet, SiteKind};
 use latch::rollout::audit::Audit;
 use latch::rollout::group::{Rollouts, Trajectory};
 use latch::rollout::masks::{Masking, Mode, Scope};
@@ -55,11 +55,10 @@ fn logits_and_gradients_are_those_of_f64() {
 #[test]
 fn a_wrong_bit_of_a_mask_and_a_forgotten_recurrence_are_outside() {
     let device = &devices()[0];
+    let mut missed = Vec::new();
     for family in ["gpt2", "qwen3"] {
-        let flip = |kind: SiteKind, layer: usize| {
-            move |masks: &mut latch::ops::mask::MaskSet| masks.flip(0, kind, layer, 3)
-        };
-        let bits = [flip(SiteKind::AttnOut, 0), flip(SiteKind::MlpHid, 1), flip(SiteKind::Latent, 0)];
+        let flip = |kind: SiteKind, layer: usize| move |masks: &mut MaskSet| masks.flip(0, kind, layer, 3);
+        let bits = [flip(SiteKind::AttnOut, 0), flip(SiteKind::MlpOut, 1), flip(SiteKind::Latent, 0)];
         let forget = [
             Truncation { detach_latent: true, ..Truncation::default() },
             Truncation { detach_kv: true, ..Truncation::default() },
@@ -69,9 +68,12 @@ fn a_wrong_bit_of_a_mask_and_a_forgotten_recurrence_are_outside() {
         for (n, planted) in of_bits.chain(of_walks).enumerate() {
             let found = distances(family, &group(true), device, HALF, planted).unwrap();
             println!("{family}, fault {n}: {:.1} of the bound", worst(&found));
-            assert!(worst(&found) > 1.5, "{family}, fault {n}: {found:?}");
+            if found.iter().all(Distance::passed) {
+                missed.push((family, n));
+            }
         }
     }
+    assert!(missed.is_empty(), "not seen: {missed:?}");
 }
 
 /// A model of a family at values where everything matters, on the device.
@@ -158,9 +160,12 @@ fn rollouts_are_computed_again_to_the_bit() {
                     "{family} {scope:?} {mode:?}"
                 );
             }
-            let other = |masks: &mut latch::ops::mask::MaskSet| masks.flip(0, SiteKind::AttnOut, 0, 5);
-            let seen = audit.gap_with(&model, &rollouts::prompts()[0], &first[0], other).unwrap();
-            assert!(seen > 0.0, "{family}: an audit sees another mask");
+            if mode == Mode::Shared {
+                // Instance 1 is that of the rollout under audit.
+                let other = |masks: &mut MaskSet| masks.flip(1, SiteKind::MlpOut, 0, 5);
+                let seen = audit.gap_with(&model, &rollouts::prompts()[0], &first[0], other).unwrap();
+                assert!(seen > 0.0, "{family}: an audit sees another mask");
+            }
             let count = device.traffic().count();
             (first, count.steps_replayed)
         });
