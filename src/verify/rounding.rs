@@ -58,13 +58,16 @@ impl Distance {
     }
 }
 
+/// A change of the masks.
+pub type Change<'f> = &'f dyn Fn(&mut MaskSet) -> Result<()>;
+
 /// What is wrong with the model under test: nothing, unless a test plants something.
 #[derive(Clone, Copy, Default)]
 pub struct Planted<'f> {
     /// Where its gradients stop.
     pub truncation: Truncation,
     /// What becomes of its masks.
-    pub masks: Option<&'f dyn Fn(&mut MaskSet) -> Result<()>>,
+    pub masks: Option<Change<'f>>,
 }
 
 /// Distances of a small model of a family that runs `group` on `device` in `precision`.
