@@ -361,6 +361,11 @@ fn train_runs_with_bf16_activations_on_the_simulated_gpu() {
     let again: serde_json::Value = serde_json::from_str(&again).unwrap();
     assert_eq!(again["same"], true, "{again}");
     let model = out.join("models").join("dropout_latent");
+    let of_words = ["--model", model.to_str().unwrap(), "--limit", "2", "--bound", "12", "--steps", "2"];
+    let precise = ["--max-new-tokens", "4", "--dtype", "bf16-activations", "--device", "sim", "--json"];
+    let scores = run(env!("CARGO_BIN_EXE_evaluate"), &[&of_words[..], &precise].concat());
+    let scores: serde_json::Value = serde_json::from_str(&stdout(&scores)).unwrap();
+    assert_eq!(scores["problems"], 2, "{scores}");
     let asked = ["--model", model.to_str().unwrap(), "--prompt", "2 + 3 =", "--latents", "2"];
     let precise = ["--max-new-tokens", "4", "--dtype", "bf16-activations"];
     stdout(&generate(&[&asked[..], &precise, &["--device", "sim"]].concat()));
