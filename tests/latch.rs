@@ -3,6 +3,7 @@
 mod adapters;
 mod admission;
 mod allocation;
+mod bf16_models;
 mod binaries;
 mod device;
 mod files;

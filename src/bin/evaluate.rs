@@ -6,7 +6,7 @@ mod room;
 mod soft;
 
 use clap::Parser;
-use latch::base::{Dtype, Error, Result};
+use latch::base::{Error, Result};
 use latch::cpu::parallel;
 use latch::device::{Device, Matmul};
 use latch::learn::coconut::{Curriculum, Variant};
@@ -115,9 +115,9 @@ struct Arguments {
     /// Who multiplies matrices on a GPU: latch's kernels (auto, latch), or cublaslt, whose bits depend on the batch
     #[arg(long, default_value = "auto")]
     matmul: Matmul,
-    /// Storage of matrices: f32 or bf16
+    /// f32, bf16 (matrices in bf16 under f32 activations), or on a GPU bf16-activations (both in bf16)
     #[arg(long, default_value = "f32")]
-    dtype: Dtype,
+    dtype: Precision,
     /// On a GPU: launches kernels one by one, not as captured graphs of steps that repeat (the same results, slower)
     #[arg(long)]
     no_graphs: bool,
@@ -178,13 +178,14 @@ fn work(arguments: &Arguments, device: &Device) -> Result<()> {
         let gated = model.has_gates() && !arguments.no_gates;
         ask.masking.is_active() && ask.thoughts == Thoughts::Own && !gated && ask.soft.is_none()
     };
-    let load = |device: &Device, dtype: Dtype, load: fn(&Path, &Device, Precision) -> Result<Student>| {
-        let mut student = load(&arguments.model, device, Precision::of(dtype))?;
-        if let Some(adapter) = &arguments.adapter {
-            student.model.load_adapter(adapter)?;
-        }
-        Ok::<Student, Error>(student)
-    };
+    let load =
+        |device: &Device, precision: Precision, load: fn(&Path, &Device, Precision) -> Result<Student>| {
+            let mut student = load(&arguments.model, device, precision)?;
+            if let Some(adapter) = &arguments.adapter {
+                student.model.load_adapter(adapter)?;
+            }
+            Ok::<Student, Error>(student)
+        };
     let base = Asking { curriculum: &curriculum, extractor, seed: arguments.seed, hrpo: &gating.hrpo };
     let blank = load(&device.accountant(None), arguments.dtype, Student::load_blank)?;
     let (items, skipped) = items(arguments, &blank)?;

@@ -8,7 +8,7 @@ mod soft;
 mod switching;
 
 use clap::{ArgGroup, Parser};
-use latch::base::{Dtype, Error, Result};
+use latch::base::{Error, Result};
 use latch::cpu::parallel;
 use latch::device::{Device, Matmul};
 use latch::model::weights::Source;
@@ -102,9 +102,9 @@ struct Arguments {
     /// Who multiplies matrices on a GPU: latch's kernels (auto, latch), or cublaslt, whose bits depend on the batch
     #[arg(long, default_value = "auto")]
     matmul: Matmul,
-    /// f32, f64, or bf16 (matrices stored in bf16 under f32)
+    /// f32, f64, bf16 (matrices in bf16 under f32 activations), or on a GPU bf16-activations (both in bf16)
     #[arg(long, default_value = "f32")]
-    dtype: Dtype,
+    dtype: Precision,
     /// On a GPU: launches kernels one by one, not as captured graphs of steps that repeat (the same results, slower)
     #[arg(long)]
     no_graphs: bool,
@@ -190,7 +190,7 @@ fn work(arguments: &Arguments, law: Law, device: &Device) -> Result<ExitCode> {
         )),
     };
     let rehearse = |plan: &room::Plan, device: &Device| {
-        let mut model = Model::blank_of(&source, device, Precision::of(plan.dtype))?;
+        let mut model = Model::blank_of(&source, device, plan.dtype)?;
         if let Some(adapter) = &arguments.adapter {
             model.load_adapter(adapter)?;
         }
@@ -204,7 +204,7 @@ fn work(arguments: &Arguments, law: Law, device: &Device) -> Result<ExitCode> {
     let plan = room::Plan { rows: prompts.len(), tokens: options.max_new_tokens, dtype: arguments.dtype };
     let rows = |rows: usize| format!("at most {rows} prompts at a time");
     admit(device, "generating this", &plan, &rehearse, &room::remedies(&rows))?;
-    let mut model = Model::from_source(&source, device, Precision::of(arguments.dtype))?;
+    let mut model = Model::from_source(&source, device, arguments.dtype)?;
     if let Some(adapter) = &arguments.adapter {
         model.load_adapter(adapter)?;
     }

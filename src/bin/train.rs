@@ -94,9 +94,13 @@ fn run(arguments: &Arguments) -> Result<ExitCode> {
         return Ok(ExitCode::SUCCESS);
     }
     let mut say = |line: &str| eprintln!("{line}");
-    devices::on(&arguments.device, !arguments.no_graphs, &mut say, |device, choice| match arguments.dry_run {
-        true => forecast(&recipe, device),
-        false => train(arguments, &recipe, device, choice),
+    devices::on(&arguments.device, !arguments.no_graphs, &mut say, |device, choice| {
+        // Before there is a folder of the run.
+        recipe.model.dtype.check(device)?;
+        match arguments.dry_run {
+            true => forecast(&recipe, device),
+            false => train(arguments, &recipe, device, choice),
+        }
     })
 }
 

@@ -59,7 +59,7 @@ impl Optimizer {
         Ok(Optimizer {
             settings,
             moments,
-            norm: GradientNorm::reserve(model.device(), &elements, model.dtype())?,
+            norm: GradientNorm::reserve(model.device(), &elements, model.dtype().accumulation())?,
             groups: vec![Group { parameters: 0..elements.len(), factor: 1.0, batch }],
             step: 0,
         })

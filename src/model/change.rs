@@ -1,18 +1,12 @@
 //! Models made of models: copies, and a vocabulary with more tokens.
 
+use super::Model;
 use super::families::Role;
-use super::{Model, Precision};
-use crate::base::{Dtype, Error, Result};
+use crate::base::{Error, Result};
 use crate::ops::elementwise;
 use std::sync::Arc;
 
 impl Model {
-    /// The precision that parameters are held in.
-    pub fn precision(&self) -> Precision {
-        let bf16 = self.parameters.iter().any(|parameter| parameter.dtype() == Dtype::Bf16);
-        Precision { compute: self.dtype, storage: if bf16 { Dtype::Bf16 } else { self.dtype } }
-    }
-
     /// A second model with the same parameters, to the bit. Where an adapter is trained, the frozen weights are shared and
     /// the adapter alone is copied.
     ///
@@ -26,9 +20,10 @@ impl Model {
             })?;
             return Ok(copy);
         }
-        let copy = Model::build(self.config.clone(), &self.device, self.precision(), |index, _, tensor| {
-            elementwise::copy(self.parameters[index].view(), tensor.view_mut())
-        })?;
+        let copy =
+            Model::assemble(self.config.clone(), &self.device, self.precision(), |index, _, tensor| {
+                elementwise::copy(self.parameters[index].view(), tensor.view_mut())
+            })?;
         self.lend_gates(self.lend_projector(copy)?)
     }
 
@@ -43,7 +38,7 @@ impl Model {
             twin.adapt_with(config.clone(), |_, _, _| Ok(()))?;
             return Ok(twin);
         }
-        let twin = Model::build(self.config.clone(), &self.device, self.precision(), |_, _, _| Ok(()))?;
+        let twin = Model::assemble(self.config.clone(), &self.device, self.precision(), |_, _, _| Ok(()))?;
         match self.projector() {
             None => Ok(twin),
             Some(projector) => twin.with_projector(projector, |_, _, _| Ok(())),
@@ -65,7 +60,7 @@ impl Model {
     pub fn blank_with_vocabulary(&self, vocab: usize) -> Result<Model> {
         let mut config = self.config.clone();
         config.vocab = vocab;
-        let grown = Model::build(config, &self.device, self.precision(), |_, _, _| Ok(()))?;
+        let grown = Model::assemble(config, &self.device, self.precision(), |_, _, _| Ok(()))?;
         self.lend_gates(self.lend_projector(grown)?)
     }
 
@@ -122,7 +117,7 @@ impl Model {
         let head = self.architecture.head;
         let mut config = self.config.clone();
         config.vocab = vocab;
-        let grown = Model::build(config, &self.device, self.precision(), |index, parameter, tensor| {
+        let grown = Model::assemble(config, &self.device, self.precision(), |index, parameter, tensor| {
             let from = &self.parameters[index];
             if parameter.role != Role::TokenEmbedding && index != head {
                 return elementwise::copy(from.view(), tensor.view_mut());

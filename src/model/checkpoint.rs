@@ -55,7 +55,7 @@ impl Model {
     pub fn save(&self, folder: &Path, companions: &Companions) -> Result<()> {
         let stored = match self.parameters.iter().map(Tensor::dtype).find(|dtype| *dtype == Dtype::Bf16) {
             Some(_) => Stored::Bf16,
-            None if self.dtype == Dtype::F64 => Stored::F64,
+            None if self.dtype() == Dtype::F64 => Stored::F64,
             None => Stored::F32,
         };
         let companions = &self.with_projector_files(companions)?;

@@ -9,8 +9,9 @@ use super::settings;
 use super::story::longest;
 use super::student::Student;
 use super::terminal::{Certainty, MemoryRow, memory_table};
-use crate::base::{Dtype, Result};
+use crate::base::Result;
 use crate::device::Device;
+use crate::model::Precision;
 use crate::ops::Tensor;
 use std::fmt::Write;
 
@@ -198,10 +199,11 @@ fn remedies<'a>() -> Vec<Remedy<'a, Recipe>> {
         ),
         Remedy::new(
             |r: &Recipe| match r.model.dtype {
-                Dtype::F32 => with(r, |r| r.model.dtype = Dtype::Bf16),
+                Precision::F32 => with(r, |r| r.model.dtype = Precision::Bf16),
+                Precision::Bf16 => with(r, |r| r.model.dtype = Precision::Bf16Activations),
                 _ => None,
             },
-            move |_| set("model.dtype", "bf16".into()),
+            move |r| set("model.dtype", r.model.dtype.to_string()),
         ),
         Remedy::new(
             |r: &Recipe| match r.adapter.rank == 0 && r.coconut.variant != Variant::Codi {

@@ -83,7 +83,7 @@ impl Student {
 
     fn made(recipe: &Recipe, device: &Device, weights: Weights) -> Result<Student> {
         device.choose_matmul(recipe.run.matmul)?;
-        let precision = Precision::of(recipe.model.dtype);
+        let precision = recipe.model.dtype;
         let mut student = match recipe.model.path.as_str() {
             "" => fresh(recipe, device, precision, weights),
             path => Student::read(Path::new(path), device, precision, weights),

@@ -20,8 +20,14 @@ fn a_models_memory_is_booked_by_what_it_is_for() {
         "n_layer": 2, "n_positions": 128, "activation_function": "gelu_new",
     });
     let config = Config::from_json(config, Path::new("config.json")).unwrap();
-    let device = Device::simulated();
-    let model = Model::build(config, &device, Precision::of(Dtype::Bf16), |_, _, _| Ok(())).unwrap();
+    for precision in [Precision::Bf16, Precision::Bf16Activations] {
+        let device = Device::simulated();
+        let model = Model::build(config.clone(), &device, precision, |_, _, _| Ok(())).unwrap();
+        of_a_model(device, model);
+    }
+}
+
+fn of_a_model(device: Device, model: Model) {
     let elements: usize = model.parameters().iter().map(|p| p.shape().elements()).sum();
     let bytes: usize = model.parameters().iter().map(|p| p.bytes()).sum();
     assert_eq!(held(&device, Arena::Weights), bytes);

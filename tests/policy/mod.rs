@@ -179,7 +179,7 @@ fn update(
 }
 
 fn flat(gradients: &Gradients) -> Vec<f64> {
-    gradients.tensors().iter().flat_map(|tensor| tensor.download::<f64>().unwrap()).collect()
+    gradients.tensors().iter().flat_map(|tensor| tensor.view().numbers().unwrap()).collect()
 }
 
 fn norm(values: &[f64]) -> f64 {

@@ -208,7 +208,7 @@ impl Objective {
 }
 
 pub fn flat(gradients: &Gradients) -> Vec<f64> {
-    gradients.tensors().iter().flat_map(|tensor| tensor.download::<f64>().unwrap()).collect()
+    gradients.tensors().iter().flat_map(|tensor| tensor.view().numbers().unwrap()).collect()
 }
 
 /// Moves all parameters by `step` along a fixed random direction; returns the direction.

@@ -180,7 +180,6 @@ fn checkpoints_are_chosen_by_validation_problems() {
         let checkpoint = checkpoints::Checkpoint::open(&path.join("checkpoints").join(&name)).unwrap();
         assert_eq!(checkpoint.state().score, score, "{name}");
     }
-    let model =
-        Model::load(&path.join("models").join("temp"), &Device::cpu(), Precision::of(recipe.model.dtype));
+    let model = Model::load(&path.join("models").join("temp"), &Device::cpu(), recipe.model.dtype);
     assert!(model.is_ok());
 }
