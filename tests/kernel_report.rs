@@ -4,9 +4,43 @@ use latch::base::Dtype;
 use latch::device::{Device, SimulatorOptions};
 use latch::sim::check::Checker;
 use latch::verify::workloads::bars::Bar;
-use latch::verify::workloads::{GPT2_SMALL, Setting, all};
+use latch::verify::workloads::coverage::gaps;
+use latch::verify::workloads::{GPT2_SMALL, Setting, Size, all};
+use std::collections::BTreeSet;
 use std::process::Command;
 use std::sync::Arc;
+
+/// Small, and yet large enough in the right places for every tile of products and every width of heads.
+const SMALL: Size = Size {
+    name: "small",
+    width: 256,
+    heads: [4, 2],
+    head_dim: 64,
+    hidden: 6144,
+    vocabulary: 2001,
+    layers: 2,
+};
+
+#[test]
+fn every_shipped_kernel_is_launched_by_some_workload() {
+    let mut launched = BTreeSet::new();
+    for (dtype, rounded) in [(Dtype::F32, false), (Dtype::F32, true), (Dtype::Bf16, false)] {
+        for workload in all() {
+            let device = Device::simulated_with(SimulatorOptions {
+                observer: Some(Arc::new(Checker::only_counters())),
+                sample: true,
+                ..SimulatorOptions::default()
+            });
+            let setting = Setting { device: &device, size: SMALL, dtype, rounded, sequences: 8, length: 32 };
+            let mut work = (workload.make)(&setting).unwrap();
+            (work.run)().unwrap();
+            let Device::Gpu(launcher) = &device else { unreachable!("a simulated device is a GPU") };
+            launcher.synchronise().unwrap();
+            launched.extend(launcher.statistics().kernels.iter().map(|kernel| kernel.kernel.entry));
+        }
+    }
+    assert_eq!(gaps(&launched), (vec![], vec![]), "launched by no workload; excused without need");
+}
 
 #[test]
 fn a_subset_of_the_report_keeps_its_bars() {

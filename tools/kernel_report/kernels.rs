@@ -5,7 +5,7 @@ use super::verdicts::Verdicts;
 use super::{Arguments, Kind};
 use latch::base::Result;
 use latch::sim::counters::Class;
-use latch::verify::workloads::bars::{tensor, verdicts};
+use latch::verify::workloads::bars::{Subject, tensor, verdicts};
 use latch::verify::workloads::{Setting, Size, Work, all};
 
 /// A card's datasheet: GB/s, and TFLOP/s of dense bf16 on tensor cores with f32 sums.
@@ -58,7 +58,12 @@ pub fn table(arguments: &Arguments, size: Size, kind: Kind, verdicts: &mut Verdi
         let mut seen = Seen::of(&device)?;
         (work.run)()?;
         let spent = seen.advance(&device)?;
-        print(workload.name, &work, &spent, verdicts);
+        // An operation that has nothing to do in this dtype.
+        if spent.is_empty() {
+            continue;
+        }
+        let at = Subject { size: size.name, work: workload.name, kernel: "" };
+        print(at, kind.name(), &work, &spent, verdicts);
         let traffic = total(&spent).traffic;
         let extra = Extra {
             requested: traffic.global().bytes(),
@@ -78,16 +83,17 @@ pub fn table(arguments: &Arguments, size: Size, kind: Kind, verdicts: &mut Verdi
 const HEAD: &str = "linear forward head";
 const DRAW: &str = "sampler categorical";
 
-fn print(name: &str, work: &Work, spent: &[Spent], all_verdicts: &mut Verdicts) {
+fn print(at: Subject, kind: &str, work: &Work, spent: &[Spent], all_verdicts: &mut Verdicts) {
     let counters = total(spent);
     let moved = counters.traffic.global().bytes();
     let share = tensor(counters.matrix_flops(), work.flops);
     let shown = match &share {
         None => "-".to_string(),
-        Some(verdict) => format!("{:.2}{}", verdict.found, all_verdicts.note(name, verdict)),
+        Some(verdict) => format!("{:.2}{}", verdict.found, all_verdicts.note(&at, kind, verdict)),
     };
     print!(
-        "{name:36} {:>8} {:>8} {:>6} {shown:>8} {:>5} {:>6} {:>9.3} {:>9.3} {:>6.2}",
+        "{:36} {:>8} {:>8} {:>6} {shown:>8} {:>5} {:>6} {:>9.3} {:>9.3} {:>6.2}",
+        at.work,
         "",
         "",
         "",
@@ -105,8 +111,10 @@ fn print(name: &str, work: &Work, spent: &[Spent], all_verdicts: &mut Verdicts) 
     for Spent { entry, launches, counters } in spent {
         let traffic = &counters.traffic;
         let (global, shared) = (traffic.global().ratio(), traffic.shared().ratio());
-        let [sectors, banks, local] = verdicts(global, shared, counters.local_bytes)
-            .map(|verdict| (verdict.found, all_verdicts.note(&format!("{entry} in {name}"), &verdict)));
+        let [sectors, banks, local] = verdicts(global, shared, counters.local_bytes).map(|verdict| {
+            (verdict.found, all_verdicts.note(&Subject { kernel: entry, ..at }, kind, &verdict))
+        });
+        all_verdicts.launched(entry);
         let matrix = counters.matrix_flops();
         let other = 2 * counters.thread_instructions[Class::Float as usize];
         let fma = match matrix {

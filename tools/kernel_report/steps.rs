@@ -12,7 +12,7 @@ use latch::model::{
 };
 use latch::ops::mask::{MaskKey, MaskSet, SiteKind, Sites};
 use latch::verify::workloads::Size;
-use latch::verify::workloads::bars::{Bar, Verdict};
+use latch::verify::workloads::bars::{Bar, Subject, Verdict};
 use serde_json::json;
 use std::path::Path;
 
@@ -28,80 +28,108 @@ pub fn table(
     verdicts: &mut Verdicts,
 ) -> Result<()> {
     let dtype = if kind == Kind::Mixed { Dtype::Bf16 } else { Dtype::F32 };
-    if arguments.wants("steps") {
+    let (steps, masks) = (arguments.wants("steps"), arguments.wants("masks"));
+    let all = arguments.sequences;
+    let mut groups = Vec::new();
+    if steps && all > 1 {
+        groups.push(Group { rows: 1, masked: false });
+    }
+    if steps || masks {
+        groups.push(Group { rows: all, masked: false });
+    }
+    if masks {
+        groups.push(Group { rows: all, masked: true });
+    }
+    let found = whole(size, |layers| {
+        let run = Run::new(size, layers, dtype, [all, arguments.length], false)?;
+        run.steps(&groups)
+    })?;
+    // What a decode step and a latent step of a group cost.
+    let of = |rows, masked| groups.iter().position(|&group| group == Group { rows, masked });
+    let of = |rows, masked| {
+        of(rows, masked).map_or([Extra::default(); 2], |at| [found[2 * at], found[2 * at + 1]])
+    };
+    if steps {
         println!("\n{} in {}: whole steps of {} layers", size.name, kind.name(), size.layers);
         println!(
             "{:34} {:>9} {:>9} {:>9} {:>9} {:>7}",
             "step", "requested", "device", "floor MB", "requested", "device"
         );
-        for rows in [1, arguments.sequences] {
-            for (name, latent) in [("decode step", false), ("latent step", true)] {
-                let step = whole(size, |layers| {
-                    let run = Run::new(size, layers, dtype, [rows, arguments.length], false)?;
-                    run.step(latent, false)
-                })?;
-                let mut found = step;
-                if !latent {
-                    for part in [&heads.head, &heads.draw] {
-                        found.requested += part.requested;
-                        found.device += part.device;
-                        found.floor += part.floor;
-                    }
-                }
-                show(&format!("{name} of {} in {}, {rows} rows", size.name, kind.name()), &found, verdicts);
+        for group in groups.iter().filter(|group| !group.masked) {
+            let [mut decode, latent] = of(group.rows, false);
+            for part in [&heads.head, &heads.draw] {
+                decode.requested += part.requested;
+                decode.device += part.device;
+                decode.floor += part.floor;
+            }
+            for (name, found) in [("decode", decode), ("latent", latent)] {
+                let work = format!("{name} step of {} rows", group.rows);
+                let at = Subject { size: size.name, work: &work, kernel: "" };
+                show(&at, kind, &found, verdicts);
             }
         }
     }
-    if arguments.wants("masks") {
-        println!("\n{} in {}: bytes requested with masks over bytes without", size.name, kind.name());
-        let rows = arguments.sequences;
-        let pairs: [(&str, bool, Measured); 3] = [
-            ("decode step", false, &|run, masked| run.step(false, masked)),
-            ("latent step", false, &|run, masked| run.step(true, masked)),
-            ("forward and backward", true, &|run, masked| run.train(masked)),
-        ];
-        for (name, sample, measure) in pairs {
-            let [without, with] = [false, true].map(|masked| {
-                whole(size, |layers| {
-                    measure(Run::new(size, layers, dtype, [rows, arguments.length], sample)?, masked)
-                })
-            });
-            let (without, with) = (without?.requested as f64, with?.requested as f64);
-            let verdict = Verdict { bar: Bar::Masks, found: with / without };
-            let who = format!("{name} of {} in {}, {rows} rows", size.name, kind.name());
-            let mark = verdicts.note(&who, &verdict);
-            let (without, with) = (without / 1e6, with / 1e6);
-            println!("{who:64} {without:>9.2} {with:>9.2} {:>8.4}{mark}", verdict.found);
+    if masks {
+        println!("\n{} in {}: bytes with masks over bytes without", size.name, kind.name());
+        println!("{:34} {:>12} {:>12} {:>9} {:>8}", "work", "without MB", "with MB", "requested", "device");
+        let [without, with] = [false, true].map(|masked| of(all, masked));
+        let [plain, masked] = [false, true].map(|masked| {
+            whole(size, |layers| {
+                let run = Run::new(size, layers, dtype, [all, arguments.length], true)?;
+                run.train(masked).map(|found| vec![found])
+            })
+        });
+        let names = ["decode step", "latent step", "forward and backward"];
+        let without = without.into_iter().chain(plain?);
+        let with = with.into_iter().chain(masked?);
+        for ((name, without), with) in names.into_iter().zip(without).zip(with) {
+            let work = format!("{name} of {all} rows under masks");
+            let at = Subject { size: size.name, work: &work, kernel: "" };
+            let ratio = |with: u64, without: u64| with as f64 / without as f64;
+            let (requested, device) =
+                (ratio(with.requested, without.requested), ratio(with.device, without.device));
+            let verdict = Verdict { bar: Bar::Masks, found: requested.max(device) };
+            let mark = verdicts.note(&at, kind.name(), &verdict);
+            let [without, with] = [without, with].map(|found| found.requested as f64 / 1e6);
+            println!("{name:34} {without:>12.2} {with:>12.2} {requested:>9.4} {device:>8.4}{mark}");
         }
     }
     Ok(())
 }
 
-type Measured<'a> = &'a dyn Fn(Run, bool) -> Result<Extra>;
-
-fn show(who: &str, found: &Extra, verdicts: &mut Verdicts) {
+fn show(at: &Subject, kind: Kind, found: &Extra, verdicts: &mut Verdicts) {
     let ratio = |bytes: u64| bytes as f64 / found.floor as f64;
     let verdict = Verdict { bar: Bar::Step, found: ratio(found.device) };
-    let mark = verdicts.note(who, &verdict);
+    let mark = verdicts.note(at, kind.name(), &verdict);
     let [requested, device, floor] =
         [found.requested, found.device, found.floor].map(|bytes| bytes as f64 / 1e6);
     println!(
-        "{who:64} {requested:>9.2} {device:>9.2} {floor:>9.2} {:>9.3} {:>7.3}{mark}",
+        "{:34} {requested:>9.2} {device:>9.2} {floor:>9.2} {:>9.3} {:>7.3}{mark}",
+        at.work,
         ratio(found.requested),
         verdict.found
     );
 }
 
 /// From runs of one and of two layers, what all layers of a model cost.
-fn whole(size: Size, run: impl Fn(usize) -> Result<Extra>) -> Result<Extra> {
-    let (one, two) = (run(1)?, run(2)?);
+fn whole(size: Size, run: impl Fn(usize) -> Result<Vec<Extra>>) -> Result<Vec<Extra>> {
     let more = size.layers as u64 - 1;
     let at = |one: u64, two: u64| one + more * (two - one);
-    Ok(Extra {
-        requested: at(one.requested, two.requested),
-        device: at(one.device, two.device),
-        floor: at(one.floor, two.floor),
-    })
+    let both = run(1)?.into_iter().zip(run(2)?);
+    Ok(both
+        .map(|(one, two)| Extra {
+            requested: at(one.requested, two.requested),
+            device: at(one.device, two.device),
+            floor: at(one.floor, two.floor),
+        })
+        .collect())
+}
+
+/// Rows that step together behind a prompt that all groups share.
+#[derive(Clone, Copy, PartialEq, Eq)]
+struct Group {
+    rows: usize,
+    masked: bool,
 }
 
 fn config(size: Size, layers: usize) -> Result<Config> {
@@ -140,7 +168,7 @@ impl Run {
         (at * 7919 % VOCABULARY) as u32
     }
 
-    fn masks(&self) -> Result<MaskSet> {
+    fn masks(&self, rows: usize) -> Result<MaskSet> {
         let sites = Sites::new(
             self.size.width,
             self.size.hidden,
@@ -148,13 +176,14 @@ impl Run {
             &[SiteKind::AttnOut, SiteKind::MlpOut],
         );
         let key = |row| MaskKey { stream: StreamKey::new(3, 0, 0, row, Purpose::Mask), step: 0, attempt: 0 };
-        MaskSet::fill(&self.device, sites, 0.1, &(0..self.rows as u32).map(key).collect::<Vec<_>>())
+        MaskSet::fill(&self.device, sites, 0.1, &(0..rows as u32).map(key).collect::<Vec<_>>())
     }
 
-    /// One position of each row behind a prompt that all share: a sampled token or a latent. The masks of a rollout are
-    /// drawn once, here for this one step.
-    fn step(&self, latent: bool, masked: bool) -> Result<Extra> {
-        let (rows, prompt) = (self.rows, self.prompt);
+    /// For each group a decode step (a sampled token for each row) and the latent step behind it. The masks of a rollout
+    /// are drawn once, here for each step.
+    fn steps(&self, groups: &[Group]) -> Result<Vec<Extra>> {
+        let prompt = self.prompt;
+        let rows: usize = groups.iter().map(|group| group.rows).sum();
         let plans = std::iter::once(RowPlan::own(prompt))
             .chain((0..rows).map(|_| RowPlan::sharing(0, prompt, prompt + 8)))
             .collect();
@@ -163,29 +192,26 @@ impl Run {
         let mut sequences = Sequences::new(&self.model, &plan)?;
         let tokens: Vec<u32> = (0..prompt).map(|at| self.token(at)).collect();
         self.model.forward(&mut sequences, &Segment::of_tokens(0, &tokens), None)?;
-        let start = self.segment(masked, |row| Input::Token(self.token(row)));
-        let masks = self.masks()?;
-        let masks = masked.then_some(&masks);
-        if latent {
-            self.model.forward(&mut sequences, &start, masks)?;
+        let (mut found, mut first) = (Vec::new(), 1);
+        for &Group { rows, masked } in groups {
+            let masks = self.masks(rows)?;
+            for latent in [false, true] {
+                let mut segment = Segment::new();
+                for row in 0..rows {
+                    let input = if latent { Input::Latent } else { Input::Token(self.token(row)) };
+                    segment.push_under((first + row) as u32, input, masked.then_some(row as u32));
+                }
+                let mut seen = Seen::of(&self.device)?;
+                if masked {
+                    self.masks(rows)?;
+                }
+                self.model.forward(&mut sequences, &segment, masked.then_some(&masks))?;
+                let keys = prompt + rows * (1 + usize::from(latent));
+                found.push(self.extra(&seen.advance(&self.device)?, rows, keys));
+            }
+            first += rows;
         }
-        let step = if latent { self.segment(masked, |_| Input::Latent) } else { start };
-        let mut seen = Seen::of(&self.device)?;
-        if masked {
-            self.masks()?;
-        }
-        self.model.forward(&mut sequences, &step, masks)?;
-        let spent = seen.advance(&self.device)?;
-        let keys = prompt + rows * (1 + usize::from(latent));
-        Ok(self.extra(&spent, keys))
-    }
-
-    fn segment(&self, masked: bool, input: impl Fn(usize) -> Input) -> Segment {
-        let mut segment = Segment::new();
-        for row in 0..self.rows {
-            segment.push_under(row as u32 + 1, input(row), masked.then_some(row as u32));
-        }
-        segment
+        Ok(found)
     }
 
     /// All positions of all rows, each its own, forward and backward.
@@ -203,20 +229,20 @@ impl Run {
             segment.push_under(row, Input::Token(self.token(at)), masked.then_some(row));
         }
         let mut gradients = self.model.gradients()?;
-        let masks = self.masks()?;
+        let masks = self.masks(rows)?;
         let mut seen = Seen::of(&self.device)?;
         if masked {
-            self.masks()?;
+            self.masks(rows)?;
         }
         let masks = masked.then_some(&masks);
         self.model.forward(&mut sequences, &segment, masks)?;
         self.model.backward(&mut sequences, masks, Truncation::default(), &mut gradients)?;
-        Ok(self.extra(&seen.advance(&self.device)?, 0))
+        Ok(self.extra(&seen.advance(&self.device)?, rows, 0))
     }
 
-    /// What was counted, and the floor of a step that sees `keys` keys: weights, keys and values, and each number that
+    /// What was counted, and the floor of a step of `rows` rows that sees `keys` keys: weights, keys and values, and each number that
     /// stands between two operations once.
-    fn extra(&self, spent: &[Spent], keys: usize) -> Extra {
+    fn extra(&self, spent: &[Spent], rows: usize, keys: usize) -> Extra {
         let traffic = total(spent).traffic;
         let tables = |shape: &[usize]| shape.first() == Some(&VOCABULARY) || shape.first() == Some(&1024);
         let weights: usize =
@@ -227,7 +253,7 @@ impl Run {
         // projection.
         let inside = if heads == kv_heads { 2 } else { 3 } * self.size.hidden;
         let layer = 6 * self.size.width + 2 * heads + 2 * kv_heads + inside;
-        let activations = self.rows * 4 * (self.layers * layer + 2 * self.size.width);
+        let activations = rows * 4 * (self.layers * layer + 2 * self.size.width);
         Extra {
             requested: traffic.global().bytes(),
             device: traffic.moved_once(),

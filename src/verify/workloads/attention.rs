@@ -1,48 +1,68 @@
 //! Attention: whole sequences forward and backward, and one position of each row of a group behind a shared prompt.
 
-use super::{Make, Setting, Work, moved};
+use super::{Make, Setting, Size, Work, moved};
 use crate::base::Result;
 use crate::ops::Tensor;
 use crate::ops::attention::{self, BackwardInputs, Geometry, Gradients, Inputs, Saved, Segment};
 use crate::ops::kv_cache::{CacheLayout, CacheSpan, KvCache};
 
 pub(super) const LIST: &[(&str, Make)] = &[
-    ("attention forward", |s| {
-        let mut attention = Attention::whole(s)?;
-        let [q, k, v] = &attention.x;
-        // New keys and values are read, written to the cache, and read there.
-        let bytes = moved(&[q, k, k, k, v, v, v, &attention.out]);
-        let flops = 4 * attention.pairs(s);
-        Work::multiplying(bytes, flops, move || attention.forward())
-    }),
-    ("attention backward", |s| {
-        let mut attention = Attention::whole(s)?;
-        let [q, k, v] = &attention.x;
-        // q, out, dout and the cache are read; dq, dk, dv written.
-        let bytes = moved(&[q, q, &attention.out, k, v, q, k, v]);
-        let flops = 10 * attention.pairs(s);
-        // The plan of a forward call is what the backward call reads.
-        attention.forward()?;
-        Work::multiplying(bytes, flops, move || attention.backward())
-    }),
-    ("attention step", |s| {
-        let mut attention = Attention::step(s)?;
-        let [q, k, v] = &attention.x;
-        let kv_bytes = 2 * s.size.heads[1] * s.size.head_dim * s.dtype.size();
-        let keys = shared(s) + s.sequences * (KEYS - shared(s));
-        let bytes = moved(&[q, k, v, &attention.out]) + keys * kv_bytes;
-        let pairs = s.sequences * KEYS * s.size.heads[0] * s.size.head_dim;
-        Work::multiplying(bytes, 4 * pairs, move || attention.forward())
-    }),
+    ("attention forward", forward),
+    ("attention forward of heads of 128", |s| forward(&of_heads(s, 128))),
+    ("attention forward of heads of 80", |s| forward(&of_heads(s, 80))),
+    ("attention backward", backward),
+    ("attention backward of heads of 128", |s| backward(&of_heads(s, 128))),
+    ("attention backward of heads of 80", |s| backward(&of_heads(s, 80))),
+    ("attention step", step),
+    ("attention step of heads of 128", |s| step(&of_heads(s, 128))),
+    ("attention step of heads of 80", |s| step(&of_heads(s, 80))),
 ];
+
+/// The same model with heads of another width: as many as fit its own, and as many of them for each head of keys and
+/// values as it has.
+fn of_heads<'a>(s: &Setting<'a>, head_dim: usize) -> Setting<'a> {
+    let [heads, kv_heads] = s.size.heads;
+    let count = s.size.width / head_dim;
+    let kv_count = (count * kv_heads / heads).max(1);
+    let size = Size { heads: [count / kv_count * kv_count, kv_count], head_dim, ..s.size };
+    Setting { size, ..*s }
+}
+
+fn forward(s: &Setting) -> Result<Work> {
+    let mut attention = Attention::whole(s)?;
+    let [q, k, v] = &attention.x;
+    // New keys and values are read, written to the cache, and read there.
+    let bytes = moved(&[q, k, k, k, v, v, v, &attention.out]);
+    let flops = 4 * attention.pairs(s);
+    Work::multiplying(bytes, flops, move || attention.forward())
+}
+
+fn backward(s: &Setting) -> Result<Work> {
+    let mut attention = Attention::whole(s)?;
+    let [q, k, v] = &attention.x;
+    // q, out, dout and the cache are read; dq, dk, dv written.
+    let bytes = moved(&[q, q, &attention.out, k, v, q, k, v]);
+    let flops = 10 * attention.pairs(s);
+    // The plan of a forward call is what the backward call reads.
+    attention.forward()?;
+    Work::multiplying(bytes, flops, move || attention.backward())
+}
+
+fn step(s: &Setting) -> Result<Work> {
+    let mut attention = Attention::step(s)?;
+    let [q, k, v] = &attention.x;
+    let kv_bytes = 2 * s.size.heads[1] * s.size.head_dim * s.dtype.size();
+    let keys = SHARED + s.sequences * (KEYS - SHARED);
+    let bytes = moved(&[q, k, v, &attention.out]) + keys * kv_bytes;
+    let pairs = s.sequences * KEYS * s.size.heads[0] * s.size.head_dim;
+    Work::multiplying(bytes, 4 * pairs, move || attention.forward())
+}
 
 /// Keys that a step's query sees.
 const KEYS: usize = 1024;
 
 /// Those of them that the group shares.
-fn shared(_: &Setting) -> usize {
-    KEYS - 64
-}
+const SHARED: usize = KEYS - 64;
 
 /// A packed segment and everything that attention over it touches.
 struct Attention {
@@ -74,10 +94,10 @@ impl Attention {
 
     /// The position after the last cached one of each row.
     fn step(s: &Setting) -> Result<Attention> {
-        let (prompt, mut free) = CacheSpan::after(0, 0, 0, shared(s));
+        let (prompt, mut free) = CacheSpan::after(0, 0, 0, SHARED);
         let mut spans = vec![prompt];
         for _ in 0..s.sequences {
-            let (span, next) = CacheSpan::after(free, prompt.own_slot, shared(s), KEYS - shared(s));
+            let (span, next) = CacheSpan::after(free, prompt.own_slot, SHARED, KEYS - SHARED);
             spans.push(span);
             free = next;
         }

@@ -3,11 +3,28 @@
 use super::{Make, Setting, Work, moved};
 use crate::base::{Dtype, Result};
 use crate::ops::Tensor;
-use crate::ops::adamw::{self, Batch, Moments, step_all};
+use crate::ops::adamw::{self, Batch, Moments, step, step_all};
 use crate::ops::gradient_norm::{self, GradientNorm};
 use crate::ops::policy_loss::{self, Hyper, Outputs, Ratio, Statistic, Surrogate};
 
 pub(super) const LIST: &[(&str, Make)] = &[
+    ("adamw begin", |s| {
+        let parameter = s.matrix("parameter", s.size.hidden, s.size.width)?;
+        // An f32 parameter has no master: nothing runs.
+        let master = if parameter.dtype() == Dtype::Bf16 { 4 * parameter.shape().elements() } else { 0 };
+        let bytes = if master > 0 { parameter.bytes() + master } else { 0 };
+        Work::moving(bytes, move || Moments::new(&parameter).map(drop))
+    }),
+    ("adamw of one tensor", |s| {
+        let (rows, cols) = (s.size.hidden, s.size.width);
+        let mut parameter = s.matrix("parameter", rows, cols)?;
+        let gradient = s.normal("gradient", [rows, cols], Dtype::F32, 1.0)?;
+        let mut moments = Moments::new(&parameter)?;
+        let mut scale = s.vector("scale", 1)?;
+        scale.upload(&[1.0_f32])?;
+        let bytes = state_bytes(&parameter, &gradient, &moments);
+        Work::moving(bytes, move || step(&mut parameter, &gradient, &mut moments, &HYPER_ADAMW, &scale))
+    }),
     ("adamw", |s| {
         let (rows, cols) = (s.size.hidden, s.size.width);
         let mut parameters = [s.matrix("parameter", rows, cols)?];
@@ -15,15 +32,10 @@ pub(super) const LIST: &[(&str, Make)] = &[
         let mut moments = [Moments::new(&parameters[0])?];
         let mut scale = s.vector("scale", 1)?;
         scale.upload(&[1.0_f32])?;
-        let (m, v) = (&moments[0].m, &moments[0].v);
-        let state = moved(&[m, m, v, v, &gradient, &parameters[0]]);
-        // A bf16 parameter is only written: its f32 master is read and written.
-        let master = moments[0].master.as_ref().map_or(parameters[0].bytes(), |master| 2 * master.bytes());
+        let bytes = state_bytes(&parameters[0], &gradient, &moments[0]);
         let mut batch = Batch::default();
-        let hyper =
-            adamw::Hyper { lr: 1e-3, beta1: 0.9, beta2: 0.999, eps: 1e-8, weight_decay: 0.01, step: 1 };
-        Work::moving(state + master, move || {
-            step_all(&mut parameters, &[&gradient], &mut moments, &hyper, &scale, &mut batch)
+        Work::moving(bytes, move || {
+            step_all(&mut parameters, &[&gradient], &mut moments, &HYPER_ADAMW, &scale, &mut batch)
         })
     }),
     ("gradient norm", |s| {
@@ -50,6 +62,17 @@ pub(super) const LIST: &[(&str, Make)] = &[
         })
     }),
 ];
+
+const HYPER_ADAMW: adamw::Hyper =
+    adamw::Hyper { lr: 1e-3, beta1: 0.9, beta2: 0.999, eps: 1e-8, weight_decay: 0.01, step: 1 };
+
+/// Bytes of a step of AdamW: moments are read and written, and so is an f32 parameter, or the master of a bf16 one, which
+/// is only written.
+fn state_bytes(parameter: &Tensor, gradient: &Tensor, moments: &Moments) -> usize {
+    let (m, v) = (&moments.m, &moments.v);
+    let master = moments.master.as_ref().map_or(parameter.bytes(), |master| 2 * master.bytes());
+    moved(&[m, m, v, v, gradient, parameter]) + master
+}
 
 const HYPER: Hyper = Hyper {
     ratio: Ratio::Token,

@@ -6,10 +6,13 @@
 
 mod attention;
 pub mod bars;
+pub mod coverage;
+mod embedding;
 mod learning;
 mod products;
 mod rows;
 mod sampling;
+mod stepping;
 
 use super::gradient::normals;
 use crate::base::rng::{Purpose, StreamKey};
@@ -99,7 +102,15 @@ pub struct Workload {
 
 /// All workloads, by operation.
 pub fn all() -> Vec<Workload> {
-    let lists = [rows::LIST, products::LIST, attention::LIST, sampling::LIST, learning::LIST];
+    let lists = [
+        rows::LIST,
+        embedding::LIST,
+        stepping::LIST,
+        products::LIST,
+        attention::LIST,
+        sampling::LIST,
+        learning::LIST,
+    ];
     lists.into_iter().flatten().map(|&(name, make)| Workload { name, make }).collect()
 }
 

@@ -8,12 +8,15 @@ use crate::ops::log_probability::{self, Outputs, Saved, Upstream};
 pub(super) const LIST: &[(&str, Make)] = &[
     ("linear forward", |s| forward(s, s.positions(), [s.size.width, s.size.hidden], Layout::OutIn)),
     ("linear forward back", |s| forward(s, s.positions(), [s.size.hidden, s.size.width], Layout::InOut)),
+    ("linear forward narrow", |s| forward(s, s.positions(), [s.size.hidden, s.size.width], Layout::OutIn)),
+    ("linear forward back wide", |s| forward(s, s.positions(), [s.size.width, s.size.hidden], Layout::InOut)),
     ("linear forward step", |s| forward(s, s.sequences, [s.size.width, s.size.hidden], Layout::OutIn)),
     ("linear forward step back", |s| forward(s, s.sequences, [s.size.hidden, s.size.width], Layout::InOut)),
     ("linear forward head", |s| forward(s, s.sequences, [s.size.width, s.size.vocabulary], Layout::OutIn)),
-    ("linear backward dx", |s| backward(s, [true, false, false])),
-    ("linear backward dw", |s| backward(s, [false, true, false])),
-    ("linear backward bias", |s| backward(s, [false, false, true])),
+    ("linear backward dx", |s| backward(s, s.size.hidden, [true, false, false])),
+    ("linear backward dw", |s| backward(s, s.size.hidden, [false, true, false])),
+    ("linear backward dw narrow", |s| backward(s, s.size.width, [false, true, false])),
+    ("linear backward bias", |s| backward(s, s.size.hidden, [false, false, true])),
     ("log_probability forward", |s| {
         let (n, mut head) = (s.positions(), Head::new(s)?);
         let mut out = s.zeros(n, 1, Dtype::F32)?;
@@ -60,9 +63,9 @@ fn forward(s: &Setting, rows: usize, sizes: [usize; 2], layout: Layout) -> Resul
     })
 }
 
-/// dx, dw, dbias of the layer's widest product: those that are wanted.
-fn backward(s: &Setting, [wants_dx, wants_dw, wants_bias]: [bool; 3]) -> Result<Work> {
-    let (n, inputs, outputs) = (s.positions(), s.size.width, s.size.hidden);
+/// dx, dw, dbias of a layer's product: those that are wanted.
+fn backward(s: &Setting, outputs: usize, [wants_dx, wants_dw, wants_bias]: [bool; 3]) -> Result<Work> {
+    let (n, inputs) = (s.positions(), s.size.width);
     let (x, dy) = (s.activations("x", n, inputs)?, s.activations("dy", n, outputs)?);
     let (w, mut dx) = (s.matrix("w", outputs, inputs)?, s.blank(n, inputs)?);
     let (mut dw, mut dbias) = (s.zeros(outputs, inputs, Dtype::F32)?, s.vector("dbias", outputs)?);

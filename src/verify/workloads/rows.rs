@@ -9,8 +9,8 @@ use crate::ops::rope::{self, RopeTable, Scaling, inverse_frequencies};
 use crate::ops::scatter::Order;
 use crate::ops::{Tensor, View};
 use crate::ops::{
-    cast, elementwise, embedding, gated_mixture, gather, gelu, latent, layernorm, masked_residual, random,
-    rmsnorm, smooth_l1, swiglu,
+    cast, elementwise, gated_mixture, gather, gelu, latent, layernorm, masked_residual, random, rmsnorm,
+    smooth_l1, swiglu,
 };
 
 pub(super) const LIST: &[(&str, Make)] = &[
@@ -187,51 +187,6 @@ pub(super) const LIST: &[(&str, Make)] = &[
         let key = StreamKey::new(1, 0, 0, 0, Purpose::Init);
         Work::moving(moved(&[&x]), move || random::normal(&mut x, key, 0.02))
     }),
-    ("embedding forward", |s| {
-        let (n, d) = (s.positions(), s.size.width);
-        let (table, places, mut x) = (vocabulary(s)?, s.matrix("places", s.length, d)?, s.blank(n, d)?);
-        let (ids, positions) = index(s)?;
-        let read = (n + s.length) * d * s.matrix_dtype().size();
-        Work::moving(read + moved(&[&x, &ids, &positions]), move || {
-            let inputs = embedding::Inputs { ids: ids.view(), positions: positions.view(), soft: None };
-            embedding::forward(&inputs, &table, Some(&places), x.view_mut())
-        })
-    }),
-    ("embedding backward", |s| {
-        let (n, d) = (s.positions(), s.size.width);
-        let (table, dx) = (vocabulary(s)?, s.activations("dx", n, d)?);
-        let (mut dtable, mut dplaces) =
-            (s.zeros(s.size.vocabulary, d, Dtype::F32)?, s.zeros(s.length, d, Dtype::F32)?);
-        let ((ids, positions), mut order) = (index(s)?, Order::reserve(s.device, n)?);
-        let added = 2 * 4 * (n + s.length) * d;
-        Work::moving(added + moved(&[&dx, &ids, &positions]), move || {
-            let inputs = embedding::Inputs { ids: ids.view(), positions: positions.view(), soft: None };
-            let (dx, dplaces) = (dx.view(), Some(&mut dplaces));
-            embedding::backward(dx, &inputs, &table, &mut dtable, dplaces, None, &mut order)
-        })
-    }),
-    ("embedding forward soft", |s| {
-        let (n, d) = (s.sequences, s.size.width);
-        let (table, mut x) = (vocabulary(s)?, s.blank(n, d)?);
-        let soft = Soft::new(s)?;
-        let read = n * KEPT * d * s.matrix_dtype().size();
-        Work::moving(read + moved(&[&x, &soft.ids, &soft.kept, &soft.weights]), move || {
-            embedding::forward(&soft.inputs(), &table, None, x.view_mut())
-        })
-    }),
-    ("embedding backward soft", |s| {
-        let (n, d) = (s.sequences, s.size.width);
-        let (table, dx) = (vocabulary(s)?, s.activations("dx", n, d)?);
-        let mut dtable = s.zeros(s.size.vocabulary, d, Dtype::F32)?;
-        let (soft, mut order) = (Soft::new(s)?, Order::reserve(s.device, n * KEPT)?);
-        let mut dweights = s.zeros(n, KEPT, Dtype::F32)?;
-        let rows = n * KEPT * d * (2 * 4 + s.matrix_dtype().size());
-        let bytes = rows + moved(&[&dx, &soft.ids, &soft.kept, &soft.weights, &dweights]);
-        Work::moving(bytes, move || {
-            let (inputs, dweights) = (soft.inputs(), Some(dweights.view_mut()));
-            embedding::backward(dx.view(), &inputs, &table, &mut dtable, None, dweights, &mut order)
-        })
-    }),
     ("gated_mixture forward", |s| {
         let gates = Gates::new(s)?;
         let mut x = stream(s, "x")?;
@@ -273,8 +228,6 @@ pub(super) const LIST: &[(&str, Make)] = &[
 ];
 
 const EPS: f64 = 1e-6;
-/// Ids of a mixture.
-const KEPT: usize = 30;
 
 fn stream(s: &Setting, name: &str) -> Result<Tensor> {
     s.activations(name, s.positions(), s.size.width)
@@ -284,18 +237,8 @@ fn hidden(s: &Setting, name: &str) -> Result<Tensor> {
     s.activations(name, s.positions(), s.size.hidden)
 }
 
-fn vocabulary(s: &Setting) -> Result<Tensor> {
-    s.matrix("table", s.size.vocabulary, s.size.width)
-}
-
 fn every_second(s: &Setting) -> Result<Tensor> {
     s.column(s.positions() / 2, |at| 2 * at as u32)
-}
-
-/// Tokens and positions of all packed positions.
-fn index(s: &Setting) -> Result<(Tensor, Tensor)> {
-    let n = s.positions();
-    Ok((s.column(n, |at| s.token(at) as i32)?, s.column(n, |at| (at % s.length) as u32)?))
 }
 
 fn rope_table(s: &Setting) -> Result<RopeTable> {
@@ -371,33 +314,6 @@ fn residual_norm_backward(s: &Setting, layer: bool) -> Result<Work> {
         let out = (dy.view_mut(), dbranch.view_mut());
         residual_norm::backward((dnormed.view(), y.view()), mask, norm, out, 0..n)
     })
-}
-
-/// A mixture of [`KEPT`] tokens a row.
-struct Soft {
-    ids: Tensor,
-    positions: Tensor,
-    kept: Tensor,
-    weights: Tensor,
-}
-
-impl Soft {
-    fn new(s: &Setting) -> Result<Soft> {
-        let n = s.sequences;
-        let kept: Vec<u32> = (0..n * KEPT).map(|at| s.token(at) as u32).collect();
-        let weights = vec![1.0 / KEPT as f32; n * KEPT];
-        Ok(Soft {
-            ids: s.column(n, |row| -2 - row as i32)?,
-            positions: s.column(n, |_| 0_u32)?,
-            kept: Tensor::from_host(s.device, [n, KEPT], &kept)?,
-            weights: Tensor::from_host(s.device, [n, KEPT], &weights)?,
-        })
-    }
-
-    fn inputs(&self) -> embedding::Inputs<'_> {
-        let soft = embedding::Soft { ids: self.kept.view(), weights: self.weights.view() };
-        embedding::Inputs { ids: self.ids.view(), positions: self.positions.view(), soft: Some(soft) }
-    }
 }
 
 /// What HRPO's gates read.

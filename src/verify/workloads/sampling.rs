@@ -4,6 +4,7 @@ use super::{Make, Setting, Work, moved};
 use crate::base::rng::{Purpose, StreamKey};
 use crate::base::{Dtype, Result};
 use crate::ops::Tensor;
+use crate::ops::gaussian_density::{self, Normal};
 use crate::ops::sampler::{
     self, Law, Mixed, Mixture, Noise, Sampled, Support, mixture, mixture_backward, sample, score_on_support,
     score_on_support_backward,
@@ -78,7 +79,32 @@ pub(super) const LIST: &[(&str, Make)] = &[
     ("soft_action concrete backward", |s| score(s, Score::Concrete { tau: 0.5, mean: false }, true)),
     ("soft_action cross-entropy", |s| score(s, Score::SoftCe { full: true }, false)),
     ("soft_action cross-entropy backward", |s| score(s, Score::SoftCe { full: true }, true)),
+    ("gaussian_density forward", |s| {
+        let (n, normal, [x, m]) = (s.positions(), density(), noisy(s)?);
+        let mut score = s.zeros(n, 1, Dtype::F32)?;
+        Work::moving(moved(&[&x, &m, &score]), move || {
+            gaussian_density::forward(x.view(), m.view(), &normal, score.view_mut())
+        })
+    }),
+    ("gaussian_density backward", |s| {
+        let (n, normal, [x, m]) = (s.positions(), density(), noisy(s)?);
+        let (d_score, mut dm) = (s.numbers("d_score", n, 1)?, s.blank(n, s.size.width)?);
+        Work::moving(moved(&[&x, &m, &d_score, &dm]), move || {
+            gaussian_density::backward(x.view(), m.view(), &normal, d_score.view(), dm.view_mut())
+        })
+    }),
 ];
+
+/// The noise on embeddings.
+fn density() -> Normal {
+    Normal { deviation: 0.1, mean: false }
+}
+
+/// Noisy embeddings of all positions, and their means.
+fn noisy(s: &Setting) -> Result<[Tensor; 2]> {
+    let of = |name| s.activations(name, s.positions(), s.size.width);
+    Ok([of("x")?, of("m")?])
+}
 
 /// Ids of a support.
 const KEPT: usize = 30;
