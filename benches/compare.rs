@@ -44,6 +44,9 @@ struct Options {
     /// Threads of both sides (0 = one per core).
     #[arg(long, default_value_t = 0)]
     threads: usize,
+    /// Times our side only, which needs no Python: whole names (train_step/small/bf16), separated by commas.
+    #[arg(long, conflicts_with = "only")]
+    alone: Option<String>,
     /// Does nothing but that work and prints this process's peak memory.
     #[arg(long, hide = true)]
     rss_child: Option<String>,
@@ -54,9 +57,10 @@ struct Options {
 
 fn main() {
     let options = Options::parse();
-    let result = with_threads(options.threads, || match &options.rss_child {
-        Some(name) => rss_child(name),
-        None => compare(&options),
+    let result = with_threads(options.threads, || match (&options.rss_child, &options.alone) {
+        (Some(name), _) => rss_child(name),
+        (None, Some(names)) => alone(names, &options),
+        (None, None) => compare(&options),
     });
     if let Err(failure) = result {
         eprintln!("{failure}");
@@ -180,6 +184,33 @@ fn selected(listed: &[String], only: &str) -> Result<Vec<String>, Failure> {
         true => Err(format!("--only {only}: no such name; known:\n{}", listed.join("\n")).into()),
         false => Ok(found),
     }
+}
+
+/// Our side of each of `names`, for as many rounds and seconds as a comparison takes.
+fn alone(names: &str, options: &Options) -> Result<(), Failure> {
+    println!("latch {:?}; {} threads", latch::cpu::isa::level(), rayon::current_num_threads());
+    println!(
+        "{}\n{:<32}{:>10}{:>10}{:>7}",
+        machine(rayon::current_num_threads()),
+        "shape",
+        "median ms",
+        "min ms",
+        "rounds"
+    );
+    let mut warm = Warm::default();
+    for name in names.split(',') {
+        let mut run = ours(&mut warm, name)?;
+        run();
+        let (start, mut times) = (Instant::now(), Vec::new());
+        while times.len() < options.repeat
+            && (times.len() < 3 || start.elapsed().as_secs_f64() < options.budget)
+        {
+            times.push(run().as_secs_f64() * 1e3);
+        }
+        let times = sorted(times);
+        println!("{name:<32}{:>10.3}{:>10.3}{:>7}", times[times.len() / 2], times[0], times.len());
+    }
+    Ok(())
 }
 
 fn compare(options: &Options) -> Result<(), Failure> {

@@ -154,6 +154,7 @@ impl GrpoStep {
             audit_all: false,
             reference_masked: false,
             refills: 0,
+            record: Record::Everything,
             replay: Replay::Same,
             soft: None,
         };

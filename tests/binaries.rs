@@ -328,6 +328,54 @@ fn train_runs_on_the_simulated_gpu() {
     assert!(environment.contains("\"sim\""), "{environment}");
 }
 
+/// The same with bf16 activations; and what is said where they cannot be had.
+#[test]
+fn train_runs_with_bf16_activations_on_the_simulated_gpu() {
+    let work = tempfile::tempdir().unwrap();
+    let out = work.path().join("run");
+    let sets = [
+        "data.limit_train=16",
+        "data.limit_valid=4",
+        "data.limit_test=4",
+        "coconut.max_latent_stage=1",
+        "evaluation.problems=4",
+        "evaluation.modes=[\"det\"]",
+        "grpo.updates=2",
+        "grpo.verify_replay=true",
+        "grpo.arms=[\"dropout_latent\"]",
+        "model.dtype=bf16-activations",
+    ];
+    let mut arguments = vec!["--quiet", "--out", out.to_str().unwrap()];
+    arguments.extend(sets.iter().flat_map(|set| ["--set", set]));
+    let on_cpu = train(&[&arguments[..], &["--device", "cpu"]].concat());
+    refuses(&on_cpu, 2, &["model.dtype", "bf16-activations on the cpu", "--device cuda"]);
+    let tables = stdout(&train(&[&arguments[..], &["--device", "sim"]].concat()));
+    assert!(tables.contains("dropout_latent"), "{tables}");
+    let summary: serde_json::Value =
+        serde_json::from_str(&std::fs::read_to_string(out.join("summary.json")).unwrap()).unwrap();
+    assert_eq!(summary["models"][1]["tally"]["replay_gap"], 0.0);
+    assert_eq!(summary["models"][1]["tally"]["rollouts"], 16);
+    // A rollout as it was logged, in the precision it was sampled in.
+    let place = format!("{}:2", out.join("samples.jsonl").display());
+    let again = stdout(&generate(&["--replay", &place, "--device", "sim", "--json"]));
+    let again: serde_json::Value = serde_json::from_str(&again).unwrap();
+    assert_eq!(again["same"], true, "{again}");
+    let model = out.join("models").join("dropout_latent");
+    let of_words = ["--model", model.to_str().unwrap(), "--limit", "2", "--bound", "12", "--steps", "2"];
+    let precise = ["--max-new-tokens", "4", "--dtype", "bf16-activations", "--device", "sim", "--json"];
+    let scores = run(env!("CARGO_BIN_EXE_evaluate"), &[&of_words[..], &precise].concat());
+    let scores: serde_json::Value = serde_json::from_str(&stdout(&scores)).unwrap();
+    assert_eq!(scores["problems"], 2, "{scores}");
+    let asked = ["--model", model.to_str().unwrap(), "--prompt", "2 + 3 =", "--latents", "2"];
+    let precise = ["--max-new-tokens", "4", "--dtype", "bf16-activations"];
+    stdout(&generate(&[&asked[..], &precise, &["--device", "sim"]].concat()));
+    refuses(
+        &generate(&[&asked[..], &precise, &["--device", "cpu"]].concat()),
+        2,
+        &["--dtype", "--device cuda"],
+    );
+}
+
 /// LEPO in miniature, on the CPU and with every kernel in the simulator.
 #[test]
 fn train_runs_soft_latents_on_the_cpu_and_on_the_simulated_gpu() {

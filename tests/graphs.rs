@@ -1,6 +1,7 @@
 //! Captured steps of models on the simulator: the bits of eager steps, one launch a step, and a step that is another
 //! step when anything else than the contents of memory changes.
 
+use crate::binaries;
 use crate::gpu_models::{example, on};
 use crate::models;
 use crate::rollouts::{self, members, prompts};
@@ -227,4 +228,49 @@ fn threads_share_a_device_and_each_captures_its_own_steps() {
         assert_eq!(one, alone, "trajectories, and the products that were counted");
     }
     assert!(steps(device.traffic().count())[2] > 0, "steps were launched as graphs");
+}
+
+/// What `--no-graphs` turns off has no say in the results (run/devices.rs tests that it turns it off).
+#[test]
+fn the_binaries_write_the_same_bytes_without_graphs() {
+    let model = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/qwen3");
+    let text = |more: &[&str]| {
+        let base = ["--model", model.to_str().unwrap(), "--device", "sim", "--prompt-ids", "5,6"];
+        let how = ["--prompt-ids", "9,1,4", "--latents", "4", "--temperature", "1", "-n", "8", "--json"];
+        let all: Vec<&str> =
+            base.iter().chain(&how).chain(&["--ignore-eos", "-q"]).chain(more).copied().collect();
+        binaries::stdout(&binaries::run(env!("CARGO_BIN_EXE_generate"), &all))
+    };
+    let captured = text(&[]);
+    assert_eq!(captured.lines().count(), 2);
+    assert_eq!(captured, text(&["--no-graphs"]));
+    // A seed that is another one is seen in these bytes.
+    assert_ne!(captured, text(&["--no-graphs", "--seed", "1"]));
+
+    let home = tempfile::tempdir().unwrap();
+    let trained = |name: &str, more: &[&str]| {
+        let out = home.path().join(name);
+        let sets = [
+            "data.limit_train=8",
+            "data.limit_valid=2",
+            "data.limit_test=2",
+            "coconut.max_latent_stage=1",
+            "coconut.extra_epochs=0",
+            "evaluation.modes=[\"det\"]",
+            "evaluation.every=0",
+            "grpo.updates=1",
+            "grpo.arms=[\"dropout_latent\"]",
+            "run.checkpoint_every=0",
+        ];
+        let mut all = vec!["--device", "sim", "--quiet", "--out", out.to_str().unwrap()];
+        all.extend(sets.iter().flat_map(|set| ["--set", set]).chain(more.iter().copied()));
+        binaries::stdout(&binaries::train(&all));
+        let weights =
+            |name: &str| std::fs::read(out.join("models").join(name).join("model.safetensors")).unwrap();
+        let samples = std::fs::read_to_string(out.join("samples.jsonl")).unwrap();
+        assert_eq!(samples.lines().count(), 1 + 8);
+        (weights("coconut"), weights("dropout_latent"), samples)
+    };
+    let captured = trained("captured", &[]);
+    assert!(captured == trained("eager", &["--no-graphs"]));
 }

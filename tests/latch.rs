@@ -1,7 +1,9 @@
 //! The one integration test binary.
 
 mod adapters;
+mod admission;
 mod allocation;
+mod bf16_models;
 mod binaries;
 mod device;
 mod files;

@@ -204,6 +204,25 @@ fn binary(arguments: &[&str]) -> (Option<i32>, String, String) {
 }
 
 #[test]
+fn the_binary_compares_models_with_bf16_activations() {
+    let asked =
+        ["--device", "sim", "--dtype", "bf16-activations", "--only", "model llama, latent", "--tensors"];
+    let (code, table, _) = binary(&asked);
+    assert_eq!(code, Some(0), "{table}");
+    for expected in
+        ["bf16-activations", "bound", "log-probabilities", "q_proj", "all agree with f64 (1 models"]
+    {
+        assert!(table.contains(expected), "no `{expected}` in\n{table}");
+    }
+    let (code, table, _) = binary(&[&asked[..], &["--plant", "recurrence"]].concat());
+    assert_eq!(code, Some(1), "{table}");
+    assert!(table.contains("FAILED: 1 of 1 models"), "{table}");
+    let (code, _, message) = binary(&["--dtype", "bf16-activations"]);
+    assert_eq!(code, Some(2));
+    assert!(message.contains("--dtype") && message.contains("cpu"), "{message}");
+}
+
+#[test]
 fn the_binary_prints_a_table_and_exits_with_zero() {
     let (code, table, _) = binary(&["--only", "norm"]);
     assert_eq!(code, Some(0), "{table}");

@@ -1,5 +1,7 @@
 //! `verify_grad`: every gradient against central differences in f64, as a table.
 
+#[path = "verify_grad/rounding.rs"]
+mod rounding;
 #[path = "verify_grad/table.rs"]
 mod table;
 
@@ -7,7 +9,7 @@ use clap::Parser;
 use latch::base::{Error, Result};
 use latch::cpu::parallel;
 use latch::device::Device;
-use latch::model::Truncation;
+use latch::model::{Precision, Truncation};
 use latch::ops::mask::SiteKind;
 use latch::run::devices;
 use latch::verify::gradient::RANDOM_PROBES;
@@ -22,6 +24,7 @@ Examples:
   verify_grad --only attention --tensors          one operation, a line a tensor
   verify_grad --only 'model qwen3' --steps 6      one family through six latent steps
   verify_grad --model ./my-model --probes 2       a trained model (folder or .gguf), two entries a tensor
+  verify_grad --device sim --dtype bf16-activations   logits and gradients of whole models in bf16, by norms
   verify_grad --plant linear/w                    self-test: a wrong dW must be found (exit code 1)
   verify_grad --plant recurrence --only model     self-test: a backward pass that forgets the latents
 
@@ -51,6 +54,10 @@ struct Arguments {
     /// are always computed on the CPU, and so are single operations
     #[arg(long, default_value = "cpu")]
     device: String,
+    /// f32, or bf16 (matrices) or bf16-activations (on a GPU): then whole models in that precision are compared with f64,
+    /// tensor by tensor in norm, beside what f32 is off by there
+    #[arg(long, default_value = "f32")]
+    dtype: Precision,
     /// Random entries probed per tensor, besides the 8 largest (or fewer, where this is less than 8)
     #[arg(long, default_value_t = RANDOM_PROBES)]
     probes: usize,
@@ -100,6 +107,14 @@ fn run(arguments: &Arguments) -> Result<bool> {
 
 fn check(arguments: &Arguments, device: &Device) -> Result<bool> {
     let options = options(arguments, device)?;
+    if arguments.dtype != Precision::F32 {
+        arguments.dtype.check(device)?;
+        if arguments.list {
+            print!("{}", rounding::list(&options));
+            return Ok(true);
+        }
+        return rounding::run(&options, arguments.dtype, arguments.json, arguments.quiet, arguments.tensors);
+    }
     if arguments.list {
         print!("{}", table::list(&suite::names(&options), &suite::gradient_outputs()));
         return Ok(true);

@@ -5,11 +5,11 @@ use std::fmt;
 /// The type of a tensor's elements, known at run time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Dtype {
-    /// IEEE single precision: the working precision of the CPU.
+    /// IEEE single precision: the working precision.
     F32,
     /// IEEE double precision: CPU only, for gradient checks.
     F64,
-    /// bfloat16: storage of weight matrices; products accumulate in f32.
+    /// bfloat16: storage of weight matrices, and on a GPU of activations; products accumulate in f32.
     Bf16,
     /// Token ids, rows, positions, slots, bitmaps.
     U32,

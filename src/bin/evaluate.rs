@@ -1,22 +1,26 @@
 //! `evaluate`: how well a model answers problems, without masks, over masks, sampled, or both.
 
+#[path = "generate/room.rs"]
+mod room;
 #[path = "generate/soft.rs"]
 mod soft;
 
 use clap::Parser;
-use latch::base::{Dtype, Error, Result};
+use latch::base::{Error, Result};
 use latch::cpu::parallel;
 use latch::device::{Device, Matmul};
 use latch::learn::coconut::{Curriculum, Variant};
 use latch::learn::soft_policy::{SoftEstimator, SoftObjective};
-use latch::model::Precision;
+use latch::model::{Model, Precision};
 use latch::ops::mask::SiteKind;
 use latch::ops::policy_loss::{Hyper, Ratio, Surrogate};
 use latch::rollout::group::Thoughts;
 use latch::rollout::masks::{Masking, Mode, Scope};
+use latch::run::admission::admit;
 use latch::run::devices;
 use latch::run::evaluation::{Ask, Examiner, Scores};
 use latch::run::problems::{self, Item};
+use latch::run::recipe::HrpoKeys;
 use latch::run::reinforcement::SoftPlan;
 use latch::run::student::{LATENT_CONFIG, Student, gating_of};
 use latch::run::terminal::table;
@@ -111,9 +115,9 @@ struct Arguments {
     /// Who multiplies matrices on a GPU: latch's kernels (auto, latch), or cublaslt, whose bits depend on the batch
     #[arg(long, default_value = "auto")]
     matmul: Matmul,
-    /// Storage of matrices: f32 or bf16
+    /// f32, bf16 (matrices in bf16 under f32 activations), or on a GPU bf16-activations (both in bf16)
     #[arg(long, default_value = "f32")]
-    dtype: Dtype,
+    dtype: Precision,
     /// On a GPU: launches kernels one by one, not as captured graphs of steps that repeat (the same results, slower)
     #[arg(long)]
     no_graphs: bool,
@@ -144,10 +148,6 @@ fn run(arguments: &Arguments) -> Result<()> {
 
 fn work(arguments: &Arguments, device: &Device) -> Result<()> {
     device.choose_matmul(arguments.matmul)?;
-    let mut student = Student::load(&arguments.model, device, Precision::of(arguments.dtype))?;
-    if let Some(adapter) = &arguments.adapter {
-        student.model.load_adapter(adapter)?;
-    }
     let latents = match arguments.latents {
         Some(latents) => latents,
         // Soft steps follow the bare question.
@@ -167,29 +167,46 @@ fn work(arguments: &Arguments, device: &Device) -> Result<()> {
         uniform_prob: 0.0,
         seed: arguments.seed,
     };
-    let (items, skipped) = items(arguments, &student)?;
     let extractor: Extractor = arguments.extractor.parse()?;
     let mut gating = gating_of(&arguments.model)?;
     if arguments.no_gates {
         gating.hrpo.thinking = 0;
     }
-    let examiner = Examiner {
-        curriculum: &curriculum,
-        markers: student.markers,
-        tokenizer: &student.tokenizer,
-        extractor,
-        max_new_tokens: arguments.max_new_tokens,
-        batch: arguments.batch.max(1),
-        seed: arguments.seed,
-        hrpo: &gating.hrpo,
-    };
     let ask = ask(arguments, latents)?;
+    // What was mixed into the answers of a model with gates, or before answers, is not kept, so they are not scored again.
+    let averages = |model: &Model| {
+        let gated = model.has_gates() && !arguments.no_gates;
+        ask.masking.is_active() && ask.thoughts == Thoughts::Own && !gated && ask.soft.is_none()
+    };
+    let load =
+        |device: &Device, precision: Precision, load: fn(&Path, &Device, Precision) -> Result<Student>| {
+            let mut student = load(&arguments.model, device, precision)?;
+            if let Some(adapter) = &arguments.adapter {
+                student.model.load_adapter(adapter)?;
+            }
+            Ok::<Student, Error>(student)
+        };
+    let base = Asking { curriculum: &curriculum, extractor, seed: arguments.seed, hrpo: &gating.hrpo };
+    let blank = load(&device.accountant(None), arguments.dtype, Student::load_blank)?;
+    let (items, skipped) = items(arguments, &blank)?;
+    let plan =
+        room::Plan { rows: arguments.batch.max(1), tokens: arguments.max_new_tokens, dtype: arguments.dtype };
+    let rehearse = |plan: &room::Plan, device: &Device| {
+        let student = load(device, plan.dtype, Student::load_blank)?;
+        let examiner = base.asking(&student, plan);
+        examiner.rehearse(&student.model, &items, &ask)?;
+        match averages(&student.model) {
+            true => examiner.rehearse_average(&student.model, &items, &ask),
+            false => Ok(()),
+        }
+    };
+    let rows = |rows: usize| format!("--batch {rows}");
+    admit(device, "this evaluation", &plan, &rehearse, &room::remedies(&rows))?;
+    let student = load(device, arguments.dtype, Student::load)?;
+    let examiner = base.asking(&student, &plan);
     let outcome = examiner.ask(&student.model, &items, &ask)?;
     let scores = outcome.scores(arguments.k)?;
-    // What was mixed into the answers of a model with gates, or before answers, is not kept, so they are not scored again.
-    let gated = student.model.has_gates() && !arguments.no_gates;
-    let scored_again = !gated && ask.soft.is_none();
-    let average = match ask.masking.is_active() && ask.thoughts == Thoughts::Own && scored_again {
+    let average = match averages(&student.model) {
         true => Some(examiner.average_by_probability(&student.model, &items, &ask, &outcome)?),
         false => None,
     };
@@ -210,6 +227,30 @@ fn work(arguments: &Arguments, device: &Device) -> Result<()> {
     }
     print!("{}", show(arguments, latents, &scores, average));
     Ok(())
+}
+
+/// What stays when the sizes of a [`room::Plan`] change.
+struct Asking<'a> {
+    curriculum: &'a Curriculum,
+    extractor: Extractor,
+    seed: u64,
+    hrpo: &'a HrpoKeys,
+}
+
+impl<'a> Asking<'a> {
+    /// Who asks `student`.
+    fn asking(&self, student: &'a Student, plan: &room::Plan) -> Examiner<'a> {
+        Examiner {
+            curriculum: self.curriculum,
+            markers: student.markers,
+            tokenizer: &student.tokenizer,
+            extractor: self.extractor,
+            max_new_tokens: plan.tokens,
+            batch: plan.rows,
+            seed: self.seed,
+            hrpo: self.hrpo,
+        }
+    }
 }
 
 fn ask(arguments: &Arguments, latents: usize) -> Result<Ask> {

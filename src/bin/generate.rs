@@ -1,18 +1,22 @@
 //! `generate`: continues prompts, with latent steps before the answer if asked.
 
+#[path = "generate/room.rs"]
+mod room;
 #[path = "generate/soft.rs"]
 mod soft;
 #[path = "generate/switching.rs"]
 mod switching;
 
 use clap::{ArgGroup, Parser};
-use latch::base::{Dtype, Error, Result};
+use latch::base::{Error, Result};
 use latch::cpu::parallel;
 use latch::device::{Device, Matmul};
 use latch::model::weights::Source;
 use latch::model::{Model, Precision};
 use latch::ops::sampler::Law;
-use latch::rollout::generate::{Generated, Options, Timing, generate_gated};
+use latch::rollout::generate::{self, Generated, Options, Timing, generate_gated};
+use latch::rollout::switching as rollout_switching;
+use latch::run::admission::admit;
 use latch::run::student::gating_of;
 use latch::run::{devices, replay, settings};
 use latch::text::{Message, Tokenizer};
@@ -98,9 +102,9 @@ struct Arguments {
     /// Who multiplies matrices on a GPU: latch's kernels (auto, latch), or cublaslt, whose bits depend on the batch
     #[arg(long, default_value = "auto")]
     matmul: Matmul,
-    /// f32, f64, or bf16 (matrices stored in bf16 under f32)
+    /// f32, f64, bf16 (matrices in bf16 under f32 activations), or on a GPU bf16-activations (both in bf16)
     #[arg(long, default_value = "f32")]
-    dtype: Dtype,
+    dtype: Precision,
     /// On a GPU: launches kernels one by one, not as captured graphs of steps that repeat (the same results, slower)
     #[arg(long)]
     no_graphs: bool,
@@ -160,10 +164,6 @@ fn work(arguments: &Arguments, law: Law, device: &Device) -> Result<ExitCode> {
             ));
         }
     }
-    let mut model = Model::from_source(&source, device, Precision::of(arguments.dtype))?;
-    if let Some(adapter) = &arguments.adapter {
-        model.load_adapter(adapter)?;
-    }
     let options = Options {
         latents: arguments.soft.soft.unwrap_or(arguments.latents),
         soft: arguments.soft.thoughts(),
@@ -177,17 +177,38 @@ fn work(arguments: &Arguments, law: Law, device: &Device) -> Result<ExitCode> {
     };
 
     let rule = arguments.switching.rule(tokenizer.as_ref())?;
-    let gate = match (model.has_gates() && !arguments.no_gates && rule.is_none(), tokenizer.as_ref()) {
-        (false, _) => None,
-        (true, Some(tokenizer)) => settings::gating(&gating_of(source_folder(arguments))?.hrpo, tokenizer)?,
-        (true, None) => {
-            return Err(Error::input(
-                "a model with gates",
-                "has no tokenizer, which writes the mark that ends its thinking",
-                "add tokenizer.json to its folder, or give --no-gates",
-            ));
+    let gate_of = |model: &Model| match (
+        model.has_gates() && !arguments.no_gates && rule.is_none(),
+        tokenizer.as_ref(),
+    ) {
+        (false, _) => Ok(None),
+        (true, Some(tokenizer)) => settings::gating(&gating_of(source_folder(arguments))?.hrpo, tokenizer),
+        (true, None) => Err(Error::input(
+            "a model with gates",
+            "has no tokenizer, which writes the mark that ends its thinking",
+            "add tokenizer.json to its folder, or give --no-gates",
+        )),
+    };
+    let rehearse = |plan: &room::Plan, device: &Device| {
+        let mut model = Model::blank_of(&source, device, plan.dtype)?;
+        if let Some(adapter) = &arguments.adapter {
+            model.load_adapter(adapter)?;
+        }
+        let options = Options { max_new_tokens: plan.tokens, ..options.clone() };
+        let prompts = longest(&prompts, plan.rows);
+        match &rule {
+            None => generate::rehearse(&model, &prompts, &options, gate_of(&model)?),
+            Some(rule) => rollout_switching::rehearse(&model, &prompts, rule, &switching::switched(&options)),
         }
     };
+    let plan = room::Plan { rows: prompts.len(), tokens: options.max_new_tokens, dtype: arguments.dtype };
+    let rows = |rows: usize| format!("at most {rows} prompts at a time");
+    admit(device, "generating this", &plan, &rehearse, &room::remedies(&rows))?;
+    let mut model = Model::from_source(&source, device, arguments.dtype)?;
+    if let Some(adapter) = &arguments.adapter {
+        model.load_adapter(adapter)?;
+    }
+    let gate = gate_of(&model)?;
     let interrupted = Arc::new(AtomicBool::new(false));
     on_interrupt(interrupted.clone());
     let streams = !arguments.json && prompts.len() == 1;
@@ -234,6 +255,14 @@ fn work(arguments: &Arguments, law: Law, device: &Device) -> Result<ExitCode> {
         report(&prompts, timing);
     }
     Ok(ExitCode::from(if interrupted.load(Ordering::Relaxed) { 130 } else { 0 }))
+}
+
+/// The longest `count` of `prompts`.
+fn longest(prompts: &[Vec<u32>], count: usize) -> Vec<Vec<u32>> {
+    let mut prompts = prompts.to_vec();
+    prompts.sort_by_key(|prompt| std::cmp::Reverse(prompt.len()));
+    prompts.truncate(count);
+    prompts
 }
 
 /// The model's folder, or the file's.

@@ -1,7 +1,7 @@
 //! `probe`: the runtime's public oracle. Logits, loss and all gradients of given rows, as safetensors.
 
 use clap::Parser;
-use latch::base::{Dtype, Error, Result};
+use latch::base::{Error, Result};
 use latch::cpu::parallel;
 use latch::device::Device;
 use latch::model::{Model, Precision};
@@ -35,9 +35,9 @@ struct Arguments {
     /// auto, cpu, cuda or cuda:N
     #[arg(long, default_value = "auto")]
     device: String,
-    /// f32, f64, or bf16 (matrices stored in bf16 under f32)
+    /// f32, f64, bf16 (matrices in bf16 under f32 activations), or on a GPU bf16-activations (both in bf16)
     #[arg(long, default_value = "f32")]
-    dtype: Dtype,
+    dtype: Precision,
     /// Worker threads (0 = one per core)
     #[arg(long, default_value_t = 0)]
     threads: usize,
@@ -60,7 +60,7 @@ fn run(arguments: &Arguments) -> Result<()> {
 
 fn work(arguments: &Arguments, device: &Device) -> Result<()> {
     let request = probe::read(&arguments.input)?;
-    let mut model = Model::load(&arguments.model, device, Precision::of(arguments.dtype))?;
+    let mut model = Model::load(&arguments.model, device, arguments.dtype)?;
     if let Some(adapter) = &arguments.adapter {
         model.load_adapter(adapter)?;
     }

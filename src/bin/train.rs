@@ -7,11 +7,10 @@ use latch::device::{Choice, Device};
 use latch::run::folder::{Existing, RunFolder};
 use latch::run::recipe::{self, Recipe};
 use latch::run::story::{self, Ending, Event, Story};
-use latch::run::student::Student;
 use latch::run::terminal::{
     GRPO_COLUMNS, GrpoStep, SUPERVISED_COLUMNS, Screen, StepTable, Style, SupervisedStep,
 };
-use latch::run::{devices, dry_run, environment, problems, settings};
+use latch::run::{devices, dry_run, environment};
 use serde_json::Value;
 use std::io::{IsTerminal, Stderr};
 use std::ops::ControlFlow;
@@ -95,9 +94,13 @@ fn run(arguments: &Arguments) -> Result<ExitCode> {
         return Ok(ExitCode::SUCCESS);
     }
     let mut say = |line: &str| eprintln!("{line}");
-    devices::on(&arguments.device, !arguments.no_graphs, &mut say, |device, choice| match arguments.dry_run {
-        true => forecast(&recipe, device),
-        false => train(arguments, &recipe, device, choice),
+    devices::on(&arguments.device, !arguments.no_graphs, &mut say, |device, choice| {
+        // Before there is a folder of the run.
+        recipe.model.dtype.check(device)?;
+        match arguments.dry_run {
+            true => forecast(&recipe, device),
+            false => train(arguments, &recipe, device, choice),
+        }
     })
 }
 
@@ -180,13 +183,10 @@ fn refuse_other_recipe(folder: &RunFolder, recipe: &Recipe) -> Result<()> {
 }
 
 fn forecast(recipe: &Recipe, device: &Device) -> Result<ExitCode> {
-    let student = Student::of(recipe, device)?;
-    let longest = story::longest(recipe, &student.model);
-    let curriculum = settings::curriculum(recipe);
-    let problems = problems::load(recipe, &student.tokenizer, student.markers.stop, &curriculum, longest)?;
-    let forecast = dry_run::forecast(recipe, &student, &problems)?;
+    let problems = dry_run::problems(recipe, device)?;
+    let forecast = dry_run::forecast(recipe, &problems, device)?;
     println!("{}", recipe.to_toml());
-    print!("{}", forecast.text(dry_run::free_memory()));
+    print!("{}", forecast.text());
     Ok(ExitCode::SUCCESS)
 }
 

@@ -41,8 +41,13 @@ pub fn threads() -> usize {
 /// How many tasks `units` of work costing `cost` operations each should be cut into (at least 1).
 pub fn task_count(units: usize, cost: usize) -> usize {
     let total = units.saturating_mul(cost.max(1));
-    // Four tasks a thread even out cores that are shared with other programs.
-    units.min(total / WORTH).min(4 * threads()).max(1)
+    // Four tasks a thread even out cores that are shared with other programs; a few left over would keep one thread
+    // busy alone.
+    let threads = threads();
+    match units.min(total / WORTH).min(4 * threads) {
+        count if count > threads => count / threads * threads,
+        count => count.max(1),
+    }
 }
 
 thread_local! {

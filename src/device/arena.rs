@@ -65,6 +65,20 @@ impl Arena {
         ArenaScope { before: CURRENT.replace(self), thread_bound: std::marker::PhantomData }
     }
 
+    /// Its place in [`Arena::ALL`].
+    fn place(self) -> usize {
+        match self {
+            Arena::Weights => 0,
+            Arena::Gradients => 1,
+            Arena::Optimiser => 2,
+            Arena::Tape => 3,
+            Arena::KvCache => 4,
+            Arena::Masks => 5,
+            Arena::Workspace => 6,
+            Arena::Other => 7,
+        }
+    }
+
     /// The arena that this thread allocates in now.
     pub(super) fn current() -> Arena {
         CURRENT.get()
@@ -98,6 +112,71 @@ pub struct ArenaCount {
     pub blocks: usize,
 }
 
+/// What each arena held at the moment when most was held in all.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct MemoryPeak {
+    by_arena: [usize; Arena::ALL.len()],
+}
+
+impl MemoryPeak {
+    /// Bytes of one arena.
+    pub fn of(&self, arena: Arena) -> usize {
+        self.by_arena[arena.place()]
+    }
+
+    /// Bytes of all.
+    pub fn total(&self) -> usize {
+        self.by_arena.iter().sum()
+    }
+}
+
+/// The accounts of a device's memory, by arena.
+#[derive(Debug)]
+pub(super) struct Books {
+    counts: [ArenaCount; Arena::ALL.len()],
+    held: usize,
+    peak: MemoryPeak,
+}
+
+impl Default for Books {
+    fn default() -> Books {
+        let counts = Arena::ALL.map(|arena| ArenaCount { arena, held: 0, high_water: 0, blocks: 0 });
+        Books { counts, held: 0, peak: MemoryPeak::default() }
+    }
+}
+
+impl Books {
+    /// A block was taken.
+    pub fn take(&mut self, arena: Arena, bytes: usize) {
+        let count = &mut self.counts[arena.place()];
+        count.held += bytes;
+        count.blocks += 1;
+        count.high_water = count.high_water.max(count.held);
+        self.held += bytes;
+        if self.held > self.peak.total() {
+            self.peak = MemoryPeak { by_arena: self.counts.map(|count| count.held) };
+        }
+    }
+
+    /// A block was given back.
+    pub fn give_back(&mut self, arena: Arena, bytes: usize) {
+        let count = &mut self.counts[arena.place()];
+        count.held -= bytes;
+        count.blocks -= 1;
+        self.held -= bytes;
+    }
+
+    /// What each arena holds, in the order of [`Arena::ALL`].
+    pub fn counts(&self) -> &[ArenaCount] {
+        &self.counts
+    }
+
+    /// The most so far.
+    pub fn peak(&self) -> MemoryPeak {
+        self.peak
+    }
+}
+
 /// A block of memory that is held. What is still held when a device is closed was leaked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Held {
@@ -129,9 +208,24 @@ mod tests {
     }
 
     #[test]
-    fn every_arena_is_listed_once() {
-        let mut sorted = Arena::ALL;
-        sorted.sort_unstable();
-        assert!(sorted.windows(2).all(|w| w[0] != w[1]));
+    fn every_arena_is_listed_once_and_in_its_place() {
+        for (place, arena) in Arena::ALL.into_iter().enumerate() {
+            assert_eq!(arena.place(), place, "{arena:?}");
+        }
+    }
+
+    #[test]
+    fn a_peak_is_one_moment_not_the_sum_of_high_waters() {
+        let mut books = Books::default();
+        books.take(Arena::Weights, 100);
+        books.take(Arena::Tape, 50);
+        books.give_back(Arena::Weights, 100);
+        books.take(Arena::KvCache, 90);
+        let peak = books.peak();
+        assert_eq!((peak.of(Arena::Weights), peak.of(Arena::Tape), peak.of(Arena::KvCache)), (100, 50, 0));
+        assert_eq!((peak.total(), books.held), (150, 140));
+        books.take(Arena::KvCache, 11);
+        let peak = books.peak();
+        assert_eq!((peak.of(Arena::Weights), peak.of(Arena::KvCache), peak.total()), (0, 101, 151));
     }
 }

@@ -1,6 +1,6 @@
 //! Memory of one dtype on one device.
 
-use super::{Device, DeviceMemory, Traffic};
+use super::{Arena, Device, DeviceMemory, Download, Traffic};
 use crate::base::{Dtype, Result};
 use half::bf16;
 use std::sync::Arc;
@@ -31,8 +31,8 @@ pub struct Buffer {
     storage: Storage,
     dtype: Dtype,
     elements: usize,
-    /// CPU buffers report to their device's counters; GPU memory does so through its launcher.
-    traffic: Option<Arc<Traffic>>,
+    /// CPU buffers report to their device's counters, under their arena; GPU memory does so through its launcher.
+    traffic: Option<(Arc<Traffic>, Arena)>,
 }
 
 impl Buffer {
@@ -47,8 +47,9 @@ impl Buffer {
                     Dtype::U32 => Storage::U32(vec![0; elements]),
                     Dtype::I32 => Storage::I32(vec![0; elements]),
                 };
-                traffic.allocate(bytes);
-                (storage, Some(traffic.clone()))
+                let arena = Arena::current();
+                traffic.allocate_host(arena, bytes);
+                (storage, Some((traffic.clone(), arena)))
             }
             Device::Gpu(launcher) => (Storage::Gpu(DeviceMemory::new(launcher, bytes)?), None),
         };
@@ -73,8 +74,20 @@ impl Buffer {
         }
     }
 
+    /// Lets the compute stream wait for what was prefetched, where anything was; whoever takes an address calls it.
+    ///
+    /// # Errors
+    /// A device that failed.
+    pub fn settle(&self) -> Result<()> {
+        match &self.storage {
+            Storage::Gpu(memory) => memory.settle(),
+            _ => Ok(()),
+        }
+    }
+
     /// Sets all elements to zero.
     pub fn clear(&mut self) -> Result<()> {
+        self.settle()?;
         match &mut self.storage {
             Storage::F32(data) => data.fill(0.0),
             Storage::F64(data) => data.fill(0.0),
@@ -88,8 +101,43 @@ impl Buffer {
         Ok(())
     }
 
+    /// The same as [`Buffer::upload`], on a GPU beside the computation: what uses the buffer next waits for it.
+    pub fn prefetch<T: Element>(&mut self, at: usize, data: &[T]) -> Result<()> {
+        match &mut self.storage {
+            Storage::Gpu(memory) => {
+                memory.prefetch((at * self.dtype.size()) as u64, bytemuck::cast_slice(data))
+            }
+            _ => self.upload(at, data),
+        }
+    }
+
+    /// Begins to copy `elements` elements from `at` on to the host, beside the computation. None on the CPU, where there is
+    /// nothing to wait for.
+    pub(crate) fn fetch(&self, at: usize, elements: usize) -> Result<Option<Download>> {
+        let Storage::Gpu(memory) = &self.storage else { return Ok(None) };
+        memory.settle()?;
+        let size = self.dtype.size();
+        memory.launcher().fetch(memory.address() + (at * size) as u64, elements * size).map(Some)
+    }
+
+    /// Waits for a copy that [`Buffer::fetch`] began at `at`.
+    pub(crate) fn receive<T: Element>(
+        &self,
+        download: Option<Download>,
+        at: usize,
+        out: &mut [T],
+    ) -> Result<()> {
+        match (&self.storage, download) {
+            (Storage::Gpu(memory), Some(download)) => {
+                memory.launcher().receive(download, bytemuck::cast_slice_mut(out))
+            }
+            _ => self.download(at, out),
+        }
+    }
+
     /// Copies `data` to element `at` and on. The caller has checked type and bounds.
     pub fn upload<T: Element>(&mut self, at: usize, data: &[T]) -> Result<()> {
+        self.settle()?;
         let bytes: &[u8] = bytemuck::cast_slice(data);
         match &self.storage {
             Storage::Gpu(memory) => {
@@ -100,7 +148,7 @@ impl Buffer {
                 if let Some(host) = T::host_mut(self) {
                     host[at..at + data.len()].copy_from_slice(data);
                 }
-                if let Some(traffic) = &self.traffic {
+                if let Some((traffic, _)) = &self.traffic {
                     traffic.upload(bytes.len());
                 }
             }
@@ -110,6 +158,7 @@ impl Buffer {
 
     /// Copies elements from `at` on into `out`. The caller has checked type and bounds.
     pub fn download<T: Element>(&self, at: usize, out: &mut [T]) -> Result<()> {
+        self.settle()?;
         match &self.storage {
             Storage::Gpu(memory) => {
                 let bytes: &mut [u8] = bytemuck::cast_slice_mut(out);
@@ -120,7 +169,7 @@ impl Buffer {
                 if let Some(host) = T::host(self) {
                     out.copy_from_slice(&host[at..at + out.len()]);
                 }
-                if let Some(traffic) = &self.traffic {
+                if let Some((traffic, _)) = &self.traffic {
                     traffic.download(std::mem::size_of_val(out));
                 }
             }
@@ -131,8 +180,8 @@ impl Buffer {
 
 impl Drop for Buffer {
     fn drop(&mut self) {
-        if let Some(traffic) = &self.traffic {
-            traffic.free(self.elements * self.dtype.size());
+        if let Some((traffic, arena)) = &self.traffic {
+            traffic.free_host(*arena, self.elements * self.dtype.size());
         }
     }
 }

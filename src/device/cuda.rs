@@ -174,7 +174,9 @@ impl Driver for Cuda {
     }
 
     fn sizes(&self) -> Sizes {
-        Sizes { slab: 64 << 20, gap: 0, chunk: 4 << 20 }
+        // The driver maps memory in pages of 2 MiB. What it keeps for itself is an estimate: no file of PTX is over a few
+        // hundred KiB of machine code, and a graph of a step is some hundred nodes.
+        Sizes { slab: 64 << 20, gap: 0, chunk: 4 << 20, grain: 2 << 20, own: 128 << 20 }
     }
 
     fn allocate(&mut self, bytes: usize) -> Outcome<u64> {

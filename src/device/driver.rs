@@ -49,6 +49,10 @@ pub(super) struct Sizes {
     pub(super) gap: usize,
     /// Bytes of a piece of pinned memory; larger uploads go piece by piece.
     pub(super) chunk: usize,
+    /// What the driver gives is a multiple of this.
+    pub(super) grain: usize,
+    /// Bytes that the driver takes for itself after the device was opened: kernels when they are first launched, graphs.
+    pub(super) own: usize,
 }
 
 /// A kernel with all it needs.

@@ -4,7 +4,8 @@
 use super::{Download, Event, Graph, LibraryProduct, Matmul, Properties, Statistics, Stream, Traffic};
 use crate::base::Result;
 use std::fmt::Debug;
-use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 
 /// A kernel of the shipped PTX: one entry of one file.
 ///
@@ -86,8 +87,11 @@ pub trait Launcher: Debug + Send + Sync {
     fn traffic(&self) -> &Traffic;
     /// What the device has done, and what its memory holds.
     fn statistics(&self) -> Statistics;
-    /// Bytes of device memory that nobody has taken, the pool's free blocks included.
+    /// Bytes of device memory that nobody has taken, the pool's free blocks included, less what the driver will take for
+    /// kernels and graphs.
     fn memory_free(&self) -> Result<usize>;
+    /// See [`super::Device::accountant`].
+    fn accountant(&self, memory: Option<usize>) -> Arc<dyn Launcher>;
 
     /// Reserves `bytes` zeroed bytes in the current [`super::Arena`] and returns their address, a multiple of 256.
     ///
@@ -131,6 +135,22 @@ pub trait Launcher: Debug + Send + Sync {
     fn record(&self, stream: Stream) -> Result<Event>;
     /// Lets what `stream` is given from now on run only after the event.
     fn wait(&self, stream: Stream, event: &Event) -> Result<()>;
+    /// Copies host bytes to `address` behind what the compute stream was given so far and beside what it is given from
+    /// now on. The event is reached when they are there; graphs wait for it by themselves. The slice may be changed when
+    /// this returns.
+    fn prefetch(&self, address: u64, bytes: &[u8]) -> Result<Event> {
+        let before = self.record(Stream::Compute)?;
+        self.wait(Stream::Copy, &before)?;
+        self.upload_on(Stream::Copy, address, bytes)?;
+        self.record(Stream::Copy)
+    }
+    /// Begins to copy `bytes` bytes at `address` to the host behind what the compute stream was given so far and beside
+    /// what it is given from now on, which must not write to them before [`Launcher::receive`].
+    fn fetch(&self, address: u64, bytes: usize) -> Result<Download> {
+        let written = self.record(Stream::Compute)?;
+        self.wait(Stream::Copy, &written)?;
+        self.download_on(Stream::Copy, address, bytes)
+    }
     /// Whether everything before the event has run.
     fn reached(&self, event: &Event) -> Result<bool>;
     /// Milliseconds from one event to another; waits for both. `None` where time means nothing (the simulator).
@@ -180,13 +200,22 @@ pub struct DeviceMemory {
     launcher: Arc<dyn Launcher>,
     address: u64,
     bytes: usize,
+    arriving: Arriving,
+}
+
+/// The newest copy under way to a piece of memory, until the compute stream was told to wait for it.
+#[derive(Debug, Default)]
+struct Arriving {
+    /// Whether there is one: asked at every use.
+    any: AtomicBool,
+    event: Mutex<Option<Event>>,
 }
 
 impl DeviceMemory {
     /// Reserves zeroed memory.
     pub fn new(launcher: &Arc<dyn Launcher>, bytes: usize) -> Result<Self> {
         let address = launcher.allocate(bytes)?;
-        Ok(DeviceMemory { launcher: launcher.clone(), address, bytes })
+        Ok(DeviceMemory { launcher: launcher.clone(), address, bytes, arriving: Arriving::default() })
     }
 
     /// The device that holds it.
@@ -194,9 +223,39 @@ impl DeviceMemory {
         &*self.launcher
     }
 
-    /// Address of the first byte.
+    /// Address of the first byte. Who reads or writes there calls [`DeviceMemory::settle`] first.
     pub fn address(&self) -> u64 {
         self.address
+    }
+
+    /// Begins to copy `bytes` to byte `at` and on, beside the computation.
+    ///
+    /// # Errors
+    /// A device that failed; a capture under way.
+    pub fn prefetch(&mut self, at: u64, bytes: &[u8]) -> Result<()> {
+        let event = self.launcher.prefetch(self.address + at, bytes)?;
+        // The copy stream keeps its order: who waits for this copy has waited for the one before.
+        *self.arriving.event.get_mut().unwrap_or_else(PoisonError::into_inner) = Some(event);
+        *self.arriving.any.get_mut() = true;
+        Ok(())
+    }
+
+    /// Lets what the compute stream is given from now on see what was prefetched.
+    ///
+    /// # Errors
+    /// A device that failed.
+    pub fn settle(&self) -> Result<()> {
+        if !self.arriving.any.load(Ordering::Acquire) {
+            return Ok(());
+        }
+        // Under the lock, so that a second thread does not go on before the stream waits.
+        let mut event = self.arriving.event.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(arrived) = &*event {
+            self.launcher.wait(Stream::Compute, arrived)?;
+        }
+        *event = None;
+        self.arriving.any.store(false, Ordering::Release);
+        Ok(())
     }
 }
 

@@ -3,6 +3,7 @@
 //! `ops` matches on [`Device`] and calls a CPU kernel or launches one; nothing above `ops` sees data, only
 //! [`crate::ops::Tensor`]. Uploads and downloads are the only crossings, and both are counted here.
 
+mod accounts;
 mod arena;
 mod buffer;
 mod cuda;
@@ -22,7 +23,7 @@ mod stream;
 mod texts;
 mod traffic;
 
-pub use arena::{Arena, ArenaCount, ArenaScope, Held};
+pub use arena::{Arena, ArenaCount, ArenaScope, Held, MemoryPeak};
 pub use buffer::{Buffer, Element};
 pub use graph::{Graph, GraphOperation};
 pub use launcher::{Argument, DeviceMemory, Grid, Kernel, Launcher};
@@ -99,6 +100,26 @@ impl Device {
     pub fn use_graphs(&self, on: bool) {
         if let Device::Gpu(launcher) = self {
             launcher.use_graphs(on);
+        }
+    }
+
+    /// A device of this one's kind that keeps accounts of its memory and does nothing else: what is reserved there takes
+    /// what it would take here, the pool's rounding included, and what runs there has no results. On the CPU it is a
+    /// device of its own, whose pages are never touched as long as nothing is written.
+    ///
+    /// A GPU's accountant has `memory` bytes to give and is full beyond; none = no end.
+    pub fn accountant(&self, memory: Option<usize>) -> Device {
+        match self {
+            Device::Cpu(_) => Device::cpu(),
+            Device::Gpu(launcher) => Device::Gpu(launcher.accountant(memory)),
+        }
+    }
+
+    /// What each arena held at the moment when most was held in all.
+    pub fn memory_peak(&self) -> MemoryPeak {
+        match self {
+            Device::Cpu(traffic) => traffic.peak(),
+            Device::Gpu(launcher) => launcher.statistics().peak,
         }
     }
 

@@ -16,8 +16,9 @@
 //! block keeps a mark, and the compute stream waits for it before the next owner. The other way round, the copy stream
 //! waits for the compute stream before it first touches a block that was handed out after it last waited.
 
+use super::arena::Books;
 use super::driver::{Driver, Failure, Mark, Outcome, Sizes};
-use super::{Arena, ArenaCount, Held, Stream};
+use super::{Arena, Held, Stream};
 use std::collections::BTreeMap;
 
 /// Addresses of blocks are multiples of this.
@@ -64,7 +65,7 @@ pub(super) struct Pool {
     next_home: usize,
     free: BTreeMap<usize, Vec<Free>>,
     live: BTreeMap<u64, Block>,
-    counts: Vec<ArenaCount>,
+    books: Books,
     driver_allocations: usize,
     allocations: u64,
     /// The newest allocation that the copy stream has waited for.
@@ -73,14 +74,13 @@ pub(super) struct Pool {
 
 impl Pool {
     pub(super) fn new(sizes: Sizes) -> Pool {
-        let count = |arena| ArenaCount { arena, held: 0, high_water: 0, blocks: 0 };
         Pool {
             sizes,
             homes: BTreeMap::new(),
             next_home: 0,
             free: BTreeMap::new(),
             live: BTreeMap::new(),
-            counts: Arena::ALL.map(count).to_vec(),
+            books: Books::default(),
             driver_allocations: 0,
             allocations: 0,
             copy_has_seen: 0,
@@ -114,19 +114,14 @@ impl Pool {
         }
         let block = Block { class, bytes, arena, home: free.home, copied: false, born: self.allocations };
         self.live.insert(free.address, block);
-        let count = self.count(arena);
-        count.held += bytes;
-        count.blocks += 1;
-        count.high_water = count.high_water.max(count.held);
+        self.books.take(arena, bytes);
         Ok(free.address)
     }
 
     /// Takes a block back. `false` when there is none at `address`.
     pub(super) fn free(&mut self, driver: &mut dyn Driver, address: u64) -> Outcome<bool> {
         let Some(block) = self.live.remove(&address) else { return Ok(false) };
-        let count = self.count(block.arena);
-        count.held -= block.bytes;
-        count.blocks -= 1;
+        self.books.give_back(block.arena, block.bytes);
         if let Some(home) = self.homes.get_mut(&block.home) {
             home.live -= 1;
         }
@@ -178,9 +173,9 @@ impl Pool {
         (self.driver_allocations, self.homes.values().map(|home| home.bytes).sum())
     }
 
-    /// What each arena holds.
-    pub(super) fn counts(&self) -> &[ArenaCount] {
-        &self.counts
+    /// What each arena holds and held.
+    pub(super) fn books(&self) -> &Books {
+        &self.books
     }
 
     /// The blocks in use.
@@ -193,11 +188,6 @@ impl Pool {
     /// Bytes of free blocks.
     pub(super) fn idle_bytes(&self) -> usize {
         self.free.iter().map(|(class, blocks)| class * blocks.len()).sum()
-    }
-
-    fn count(&mut self, arena: Arena) -> &mut ArenaCount {
-        let at = self.counts.iter().position(|count| count.arena == arena).unwrap_or(0);
-        &mut self.counts[at]
     }
 
     /// The free block of the smallest class in `from..=to`; the one given back last, which caches may still hold.

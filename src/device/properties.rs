@@ -2,7 +2,7 @@
 
 use super::launcher::{Grid, Kernel};
 use super::signature::threads;
-use super::{ArenaCount, Held};
+use super::{ArenaCount, Held, MemoryPeak};
 use crate::base::{Error, Result};
 
 /// What a GPU is.
@@ -108,6 +108,8 @@ pub struct Statistics {
     pub graph_launches: usize,
     /// What each arena holds, in the order of [`super::Arena::ALL`].
     pub arenas: Vec<ArenaCount>,
+    /// What they held when most was held in all.
+    pub peak: MemoryPeak,
     /// Blocks that are held now.
     pub held: Vec<Held>,
     /// What each kernel cost, in the simulator.

@@ -4,6 +4,7 @@
 mod state;
 mod words;
 
+use super::accounts::Accounts;
 use super::driver::{Driver, Failure, Launch, Node, Outcome};
 use super::graph::{Capture, Graph, GraphOperation};
 use super::stream::{Download, Event, Returned, Stream, Ticket};
@@ -11,7 +12,7 @@ use super::{
     Arena, Argument, Grid, Kernel, Launcher, LibraryProduct, Matmul, Properties, Statistics, Traffic,
 };
 use crate::base::{Error, Result};
-use state::{Landing, State};
+use state::{Landing, Recorded, State};
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -153,7 +154,18 @@ impl Launcher for Runtime {
     }
 
     fn memory_free(&self) -> Result<usize> {
-        self.run(|state| Ok(state.driver.memory_free()? + state.pool.idle_bytes()))
+        self.run(|state| {
+            let free = state.driver.memory_free()?.saturating_sub(state.driver.sizes().own);
+            Ok(free.saturating_add(state.pool.idle_bytes()))
+        })
+    }
+
+    fn accountant(&self, memory: Option<usize>) -> Arc<dyn Launcher> {
+        let sizes = self.lock().driver.sizes();
+        let accounts = Accounts::new(self.properties.clone(), sizes, memory);
+        let accountant = Runtime::new(self.name.clone(), Box::new(accounts));
+        accountant.use_graphs(self.uses_graphs());
+        accountant
     }
 
     fn allocate(&self, bytes: usize) -> Result<u64> {
@@ -253,6 +265,7 @@ impl Launcher for Runtime {
                 }
             }
             state.launches += 1;
+            state.copying = true;
             state.driver.launch(stream, &launch)
         })
     }
@@ -261,6 +274,7 @@ impl Launcher for Runtime {
         self.run_outside("an upload", |state| {
             if stream == Stream::Copy {
                 state.pool.copy_stream_uses(&mut *state.driver, address)?;
+                state.copying = true;
             }
             let mut to = address;
             for piece in bytes.chunks(state.staging.piece()) {
@@ -300,19 +314,31 @@ impl Launcher for Runtime {
     fn record(&self, stream: Stream) -> Result<Event> {
         let mark = self.run_outside("recording an event", |state| {
             let mark = state.driver.record(stream)? as u64;
-            let now = state.pool.allocations();
-            state.events.insert(mark, (stream, now));
+            let allocations = state.pool.allocations();
+            state.events.insert(mark, Recorded { stream, allocations, settled: false });
             Ok(mark)
         })?;
         Ok(Event(Ticket::new(mark, &self.events)))
     }
 
     fn wait(&self, stream: Stream, event: &Event) -> Result<()> {
+        let settled = self.run(|state| {
+            let mark = self.mark(event)?;
+            Ok(stream == Stream::Compute && state.events.get(&mark).is_some_and(|event| event.settled))
+        })?;
+        // A capture, too, may use what a wait before it has settled.
+        if settled {
+            return Ok(());
+        }
         self.run_outside("waiting for an event", |state| {
             let mark = self.mark(event)?;
             state.driver.wait(stream, mark as usize)?;
-            if let (Stream::Copy, Some(&(Stream::Compute, then))) = (stream, state.events.get(&mark)) {
-                state.pool.copy_stream_has_seen(then);
+            match (stream, state.events.get_mut(&mark)) {
+                (Stream::Copy, Some(&mut Recorded { stream: Stream::Compute, allocations, .. })) => {
+                    state.pool.copy_stream_has_seen(allocations);
+                }
+                (Stream::Compute, Some(event)) => event.settled = true,
+                _ => {}
             }
             Ok(())
         })
@@ -378,6 +404,7 @@ impl Launcher for Runtime {
 
     fn capture(&self, body: &mut dyn FnMut() -> Result<()>) -> Result<Graph> {
         self.run_outside("a second capture begins", |state| {
+            state.settle_copies()?;
             state.captures.push(Capture::new());
             Ok(())
         })?;
@@ -411,6 +438,7 @@ impl Launcher for Runtime {
     fn launch_graph(&self, graph: &Graph) -> Result<()> {
         self.run_outside("a graph is launched", |state| {
             let id = graph.ticket.id(&self.graphs).ok_or_else(|| foreign("a graph"))?;
+            state.settle_copies()?;
             state.graph_launches += 1;
             state.driver.launch_graph(Stream::Compute, id as usize)
         })

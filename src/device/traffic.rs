@@ -1,8 +1,10 @@
 //! Counters of what crosses between host and device, of device memory, of matrix products, and of how steps ran.
 
-use super::StepRun;
+use super::arena::Books;
+use super::{Arena, MemoryPeak, StepRun};
 use std::cell::Cell;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 thread_local! {
     static PRODUCTS_HERE: Cell<usize> = const { Cell::new(0) };
@@ -20,6 +22,8 @@ pub struct Traffic {
     bytes_high_water: AtomicUsize,
     products: AtomicUsize,
     steps: [AtomicUsize; 3],
+    /// Memory of the host by arena; a GPU's is in the books of its pool.
+    books: Mutex<Books>,
 }
 
 /// A reading of [`Traffic`].
@@ -72,6 +76,27 @@ impl Traffic {
     /// Records a buffer given back.
     pub fn free(&self, bytes: usize) {
         self.bytes_held.fetch_sub(bytes, Relaxed);
+    }
+
+    /// Records a new buffer of the host.
+    pub(super) fn allocate_host(&self, arena: Arena, bytes: usize) {
+        self.allocate(bytes);
+        self.books().take(arena, bytes);
+    }
+
+    /// Records that it was given back.
+    pub(super) fn free_host(&self, arena: Arena, bytes: usize) {
+        self.free(bytes);
+        self.books().give_back(arena, bytes);
+    }
+
+    /// What the host's arenas held when most was held in all.
+    pub(super) fn peak(&self) -> MemoryPeak {
+        self.books().peak()
+    }
+
+    fn books(&self) -> MutexGuard<'_, Books> {
+        self.books.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Records `count` matrix products.

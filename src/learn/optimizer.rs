@@ -54,12 +54,13 @@ impl Optimizer {
     /// Zero moments for what `model` trains.
     pub fn new(model: &Model, settings: Settings) -> Result<Optimizer> {
         let elements: Vec<usize> = model.trained().iter().map(|p| p.shape().elements()).collect();
-        let moments: Result<Vec<_>> = model.trained().iter().map(Moments::new).collect();
+        let moments = model.trained().iter().map(Moments::new).collect::<Result<Vec<_>>>()?;
+        let batch = Batch::reserve(&moments)?;
         Ok(Optimizer {
             settings,
-            moments: moments?,
-            norm: GradientNorm::reserve(model.device(), &elements, model.dtype())?,
-            groups: vec![Group { parameters: 0..elements.len(), factor: 1.0, batch: Batch::default() }],
+            moments,
+            norm: GradientNorm::reserve(model.device(), &elements, model.dtype().accumulation())?,
+            groups: vec![Group { parameters: 0..elements.len(), factor: 1.0, batch }],
             step: 0,
         })
     }
@@ -77,10 +78,12 @@ impl Optimizer {
     pub fn set_rates(&mut self, rates: &[(Range<usize>, f64)]) -> Result<()> {
         let all = self.moments.len();
         let mut groups = Vec::new();
-        let mut push = |parameters: Range<usize>, factor| {
+        let mut push = |parameters: Range<usize>, factor| -> Result<()> {
             if !parameters.is_empty() {
-                groups.push(Group { parameters, factor, batch: Batch::default() });
+                let batch = Batch::reserve(&self.moments[parameters.clone()])?;
+                groups.push(Group { parameters, factor, batch });
             }
+            Ok(())
         };
         let mut done = 0;
         for (range, factor) in rates {
@@ -91,11 +94,11 @@ impl Optimizer {
                     "give rising ranges and factors of at least 0",
                 ));
             }
-            push(done..range.start, 1.0);
-            push(range.clone(), *factor);
+            push(done..range.start, 1.0)?;
+            push(range.clone(), *factor)?;
             done = range.end;
         }
-        push(done..all, 1.0);
+        push(done..all, 1.0)?;
         self.groups = groups;
         Ok(())
     }

@@ -117,13 +117,13 @@ impl Policy {
         let clean = match settings.replay {
             Replay::Off => {
                 let drawing = without(Masking::NONE);
-                Some(Rollouts::reserve(model, form.clone(), drawing, limits, Record::Everything)?)
+                Some(Rollouts::reserve(model, form.clone(), drawing, limits, settings.record)?)
             }
             _ => None,
         };
         Ok(Policy {
             audit: Audit::reserve(model, form.clone(), drawing.clone(), settings.prompt_tokens)?,
-            rollouts: Rollouts::reserve(model, form, drawing, limits, Record::Everything)?,
+            rollouts: Rollouts::reserve(model, form, drawing, limits, settings.record)?,
             scores: Scores::reserve(model, answers)?,
             batch: Batch::reserve(model, limits.members, answers)?,
             gradients: model.gradients()?,

@@ -100,7 +100,7 @@ pub(super) struct Batch {
 
 impl Batch {
     pub fn reserve(model: &Model, rows: usize, tokens: usize) -> Result<Batch> {
-        let (device, dtype) = (model.device(), model.dtype());
+        let (device, dtype) = (model.device(), model.dtype().accumulation());
         let column = || Tensor::zeros(device, [tokens, 1], dtype);
         Ok(Batch {
             tokens: 0,

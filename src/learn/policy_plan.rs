@@ -32,6 +32,8 @@ pub struct Settings {
     pub refills: usize,
     /// Which mask the update runs under.
     pub replay: Replay,
+    /// What the tape keeps.
+    pub record: Record,
     /// How soft steps are trained, where thoughts are soft.
     pub soft: Option<SoftObjective>,
 }
@@ -127,8 +129,8 @@ pub(super) fn prompts_at_once(
     settings: &Settings,
 ) -> Result<usize> {
     let bytes = |prompts: usize| {
-        let room = room(model, form, drawing, settings.limits(prompts), Record::Everything);
-        Sequences::bytes(model, room, Record::Everything)
+        let room = room(model, form, drawing, settings.limits(prompts), settings.record);
+        Sequences::bytes(model, room, settings.record)
     };
     let one = bytes(1)?;
     if one > settings.tape_bytes {
@@ -140,7 +142,7 @@ pub(super) fn prompts_at_once(
                 one as f64 / (1 << 20) as f64,
                 settings.tape_bytes as f64 / (1 << 20) as f64
             ),
-            "raise grpo.tape_mib, or take a smaller group, shorter answers or shorter prompts",
+            "raise grpo.tape_mib, set run.recompute = true, or take a smaller group, shorter answers or shorter prompts",
         ));
     }
     let (mut fits, mut too_many) = (1, settings.prompts + 1);

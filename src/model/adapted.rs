@@ -6,7 +6,7 @@ use super::architecture::{Architecture, LinearPlan};
 use super::families::Layout;
 use super::parameters::Gradients;
 use crate::base::rng::{Purpose, StreamKey};
-use crate::base::{Error, Result};
+use crate::base::{Dtype, Error, Result};
 use crate::device::{Arena, Identity};
 use crate::ops::linear::{self, Projection};
 use crate::ops::{Tensor, elementwise};
@@ -55,7 +55,7 @@ impl Model {
         for (index, parameter) in list.iter().enumerate() {
             let base = &self.parameters[parameter.of];
             let whole = parameter.part == Part::Whole;
-            let dtype = if whole { base.dtype() } else { self.dtype };
+            let dtype = if whole { base.dtype() } else { self.adapter_dtype() };
             let mut tensor = Tensor::zeros(&self.device, parameter.shape, dtype)?;
             if whole {
                 elementwise::copy(base.view(), tensor.view_mut())?;
@@ -68,6 +68,12 @@ impl Model {
         self.adapters = Some(Adapters::new(config, list, tensors));
         self.identity = Identity::fresh();
         Ok(())
+    }
+
+    /// The dtype of A and B: the activations', for beside bf16 activations products read bf16 alone. The optimiser's f32
+    /// masters of them are what is trained then, as for every other bf16 matrix.
+    fn adapter_dtype(&self) -> Dtype {
+        self.dtype()
     }
 
     /// The adapter, where there is one.
@@ -120,7 +126,7 @@ impl Model {
             parameters: Arc::clone(&self.parameters),
             adapters: None,
             device: self.device.clone(),
-            dtype: self.dtype,
+            precision: self.precision,
             projector: self.projector.clone(),
             identity: Identity::fresh(),
         }
@@ -145,7 +151,7 @@ impl Model {
 
     /// Zero gradients of everything that is trained.
     pub fn gradients(&self) -> Result<Gradients> {
-        let gradients = Gradients::like(&self.device, self.trained(), self.dtype)?;
+        let gradients = Gradients::like(&self.device, self.trained(), self.dtype().accumulation())?;
         let Architecture { token_embedding, head, .. } = self.architecture;
         Ok(match &self.adapters {
             None => gradients.with_embeddings(Some(token_embedding), Some(head)),
@@ -164,7 +170,7 @@ impl Model {
     /// A tied model whose embedding and head have come apart, or a device without the memory.
     pub fn merge(&self) -> Result<Model> {
         self.check_mergeable()?;
-        Model::build(self.config.clone(), &self.device, self.precision(), |index, _, tensor| {
+        Model::assemble(self.config.clone(), &self.device, self.precision, |index, _, tensor| {
             match self.merged(index)? {
                 Some(merged) => elementwise::copy(merged.view(), tensor.view_mut()),
                 None => elementwise::copy(self.parameters[index].view(), tensor.view_mut()),
@@ -200,7 +206,7 @@ impl Model {
         let Some(at) = of(Part::A) else { return Ok(None) };
         let (a, b) = (&tensors[at], &tensors[at + 1]);
         let ((rank, inputs), (outputs, _)) = (a.shape().as_matrix(), b.shape().as_matrix());
-        let mut product = Tensor::zeros(&self.device, [outputs, inputs], self.dtype)?;
+        let mut product = Tensor::zeros(&self.device, [outputs, inputs], self.dtype().accumulation())?;
         let rows_of_b = Projection::whole(linear::Layout::InOut, rank, inputs);
         linear::forward(b.view(), &rows_of_b, a, None, product.view_mut())?;
         let (product, mut values) = (product.view().numbers()?, base.view().numbers()?);

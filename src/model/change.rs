@@ -1,19 +1,12 @@
 //! Models made of models: copies, and a vocabulary with more tokens.
 
+use super::Model;
 use super::families::Role;
-use super::{Model, Precision};
-use crate::base::{Dtype, Error, Result};
-use crate::device::Device;
+use crate::base::{Error, Result};
 use crate::ops::elementwise;
 use std::sync::Arc;
 
 impl Model {
-    /// The precision that parameters are held in.
-    pub fn precision(&self) -> Precision {
-        let bf16 = self.parameters.iter().any(|parameter| parameter.dtype() == Dtype::Bf16);
-        Precision { compute: self.dtype, storage: if bf16 { Dtype::Bf16 } else { self.dtype } }
-    }
-
     /// A second model with the same parameters, to the bit. Where an adapter is trained, the frozen weights are shared and
     /// the adapter alone is copied.
     ///
@@ -27,10 +20,29 @@ impl Model {
             })?;
             return Ok(copy);
         }
-        let copy = Model::build(self.config.clone(), &self.device, self.precision(), |index, _, tensor| {
-            elementwise::copy(self.parameters[index].view(), tensor.view_mut())
-        })?;
+        let copy =
+            Model::assemble(self.config.clone(), &self.device, self.precision(), |index, _, tensor| {
+                elementwise::copy(self.parameters[index].view(), tensor.view_mut())
+            })?;
         self.lend_gates(self.lend_projector(copy)?)
+    }
+
+    /// A second model of the same sizes, without gates, whose own parameters are zeros: what reading this model from its
+    /// folder takes. Where an adapter is trained, the frozen weights are shared.
+    ///
+    /// # Errors
+    /// A device without the memory.
+    pub fn blank_twin(&self) -> Result<Model> {
+        if let Some(config) = self.adapter() {
+            let mut twin = self.base();
+            twin.adapt_with(config.clone(), |_, _, _| Ok(()))?;
+            return Ok(twin);
+        }
+        let twin = Model::assemble(self.config.clone(), &self.device, self.precision(), |_, _, _| Ok(()))?;
+        match self.projector() {
+            None => Ok(twin),
+            Some(projector) => twin.with_projector(projector, |_, _, _| Ok(())),
+        }
     }
 
     /// `other` with a copy of this model's projector, where it has one.
@@ -41,22 +53,15 @@ impl Model {
         })
     }
 
-    /// A model of the same sizes and precision on `device`, its adapter included; all parameters are zero.
+    /// The same model with a vocabulary of `vocab` tokens and zeros in place of the family's weights.
     ///
     /// # Errors
-    /// A device without the memory.
-    pub fn blank(&self, device: &Device) -> Result<Model> {
-        let mut model = Model::build(self.config.clone(), device, self.precision(), |_, _, _| Ok(()))?;
-        if let Some(projector) = self.projector() {
-            model = model.with_projector(projector, |_, _, _| Ok(()))?;
-        }
-        if self.has_gates() {
-            model = model.with_gates(|_, _, _| Ok(()))?;
-        }
-        if let Some(config) = self.adapter() {
-            model.adapt_with(config.clone(), |_, _, _| Ok(()))?;
-        }
-        Ok(model)
+    /// As [`Model::with_vocabulary`], whose memory it takes: for a moment there are both models.
+    pub fn blank_with_vocabulary(&self, vocab: usize) -> Result<Model> {
+        let mut config = self.config.clone();
+        config.vocab = vocab;
+        let grown = Model::assemble(config, &self.device, self.precision(), |_, _, _| Ok(()))?;
+        self.lend_gates(self.lend_projector(grown)?)
     }
 
     /// Takes over the parameters of `other`, which has the same shapes: no memory is allocated. Of a model with an adapter,
@@ -112,7 +117,7 @@ impl Model {
         let head = self.architecture.head;
         let mut config = self.config.clone();
         config.vocab = vocab;
-        let grown = Model::build(config, &self.device, self.precision(), |index, parameter, tensor| {
+        let grown = Model::assemble(config, &self.device, self.precision(), |index, parameter, tensor| {
             let from = &self.parameters[index];
             if parameter.role != Role::TokenEmbedding && index != head {
                 return elementwise::copy(from.view(), tensor.view_mut());

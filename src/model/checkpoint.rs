@@ -36,6 +36,15 @@ impl Model {
         model.with_projector_of(source.path())?.with_gates_of(source.path())
     }
 
+    /// What [`Model::from_source`] would make, with zeros for the family's weights: nothing of them is read.
+    ///
+    /// # Errors
+    /// As [`Model::from_source`].
+    pub fn blank_of(source: &Source, device: &Device, precision: Precision) -> Result<Model> {
+        let model = Model::build(source.config().clone(), device, precision, |_, _, _| Ok(()))?;
+        model.with_projector_of(source.path())?.with_gates_of(source.path())
+    }
+
     /// Writes a Hugging Face folder that transformers opens: config.json, model.safetensors, and the companions (the
     /// tokenizer and other files of the source). An adapter is merged into what is written. A folder that exists is
     /// replaced file by file, by rename.
@@ -46,7 +55,7 @@ impl Model {
     pub fn save(&self, folder: &Path, companions: &Companions) -> Result<()> {
         let stored = match self.parameters.iter().map(Tensor::dtype).find(|dtype| *dtype == Dtype::Bf16) {
             Some(_) => Stored::Bf16,
-            None if self.dtype == Dtype::F64 => Stored::F64,
+            None if self.dtype() == Dtype::F64 => Stored::F64,
             None => Stored::F32,
         };
         let companions = &self.with_projector_files(companions)?;
@@ -116,7 +125,7 @@ fn read<T: Target + Element>(tensor: &mut Tensor, file: &SafetensorsFile, name: 
                 advice: "the file is damaged, or comes from a run that diverged".into(),
             });
         }
-        tensor.upload_at(first * cols, piece)?;
+        tensor.prefetch_at(first * cols, piece)?;
     }
     Ok(())
 }
@@ -134,7 +143,8 @@ fn load<T: Target + Element>(source: &Source, index: usize, tensor: &mut Tensor)
         let last = (first + step).min(rows);
         let piece = &mut piece[..(last - first) * cols];
         source.load_rows(index, first..last, piece)?;
-        tensor.upload_at(first * cols, piece)?;
+        // It crosses while the next piece is read, and the layer that needs it first waits for it.
+        tensor.prefetch_at(first * cols, piece)?;
     }
     Ok(())
 }

@@ -127,7 +127,7 @@ impl Gated {
         if model.gates.is_none() {
             return Err(gates::missing());
         }
-        let (width, dtype) = (model.config.width, model.dtype);
+        let (width, dtype) = (model.config.width, model.dtype());
         let weights = dtype.accumulation();
         let zeros = || Tensor::zeros(device, [positions, width], dtype);
         let column = |count: usize, dtype| Tensor::zeros(device, [count, 1], dtype);

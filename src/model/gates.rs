@@ -126,7 +126,7 @@ impl Model {
                 "train those it has, or start from a model without",
             ));
         }
-        let (width, first, precision) = (self.config.width, self.parameters.len(), self.precision());
+        let (width, first, precision) = (self.config.width, self.parameters.len(), self.precision);
         let _arena = Arena::Weights.enter();
         let (mut list, mut tensors) = (Vec::new(), Vec::new());
         for (index, parameter) in parameters(width).into_iter().enumerate() {

@@ -3,6 +3,7 @@
 //! ```text
 //! config, families      what a checkpoint says, and the list of its parameters
 //! weights, gguf, save   files in and out; peft: adapters
+//! precision             what parameters and activations are held in
 //! architecture          where each operation finds its weights
 //! adapter               low-rank adapters beside frozen weights
 //! rows, segment         sequences, shared prefixes, and what stands at a position
@@ -11,7 +12,7 @@
 //! gates, gate_room      HRPO: a sampled token and its mixture as one input
 //! projector, taps       CODI: a trained map before the feedback; states of every layer, and gradients that enter there
 //! soft                  mixtures of token embeddings; soft_tape: drawn on the device and back; soft_scores: log-densities
-//! scores                log-probabilities of given tokens, where every loss enters
+//! scores                log-probabilities of given tokens, where every loss enters; logits: the head where logits exist
 //! ```
 
 mod adapted;
@@ -31,12 +32,14 @@ mod gate_room;
 pub mod gates;
 pub mod gguf;
 pub mod gguf_model;
+mod logits;
 pub mod mapped;
 mod module_file;
 mod norm;
 mod parameters;
 pub mod peft;
 mod placing;
+mod precision;
 pub mod projector;
 mod projector_file;
 mod rows;
@@ -63,6 +66,7 @@ pub(crate) use checkpoint::write_tensor;
 pub use config::Config;
 pub use gate_room::{GateRoom, Mixture, Mixtures};
 pub use parameters::Gradients;
+pub use precision::Precision;
 pub use projector::Projector;
 pub use rows::RowPlan;
 pub use scores::Scores;
@@ -81,7 +85,7 @@ use crate::base::{Dtype, Result};
 use crate::device::{Arena, Device, Identity};
 use crate::ops::attention::Geometry;
 use crate::ops::rope::{self, RopeTable};
-use crate::ops::{Tensor, View, ViewMut, linear, random};
+use crate::ops::{Tensor, random};
 use adapter::Adapters;
 use architecture::Architecture;
 use std::sync::Arc;
@@ -96,7 +100,7 @@ pub struct Model {
     parameters: Arc<Vec<Tensor>>,
     adapters: Option<Adapters>,
     device: Device,
-    dtype: Dtype,
+    precision: Precision,
     gates: Option<gates::Plan>,
     projector: Option<projector::Plan>,
     /// Another one whenever what runs may be another, the values of the parameters aside.
@@ -105,33 +109,6 @@ pub struct Model {
 
 /// What the latent steps of a saved model are: beside the weights.
 pub const LATENT_CONFIG: &str = "latent_config.json";
-
-/// How parameters are held.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Precision {
-    /// Activations, gradients, and all parameters that are not matrices: f32, or f64 for checks.
-    pub compute: Dtype,
-    /// Matrices: the compute dtype, or bf16 under f32.
-    pub storage: Dtype,
-}
-
-impl Precision {
-    /// Everything in one dtype; `bf16` means bf16 matrices under f32 arithmetic.
-    pub fn of(dtype: Dtype) -> Precision {
-        match dtype {
-            Dtype::Bf16 => Precision { compute: Dtype::F32, storage: Dtype::Bf16 },
-            dtype => Precision { compute: dtype, storage: dtype },
-        }
-    }
-
-    /// The dtype of one parameter.
-    fn of_parameter(self, parameter: &families::Parameter) -> Dtype {
-        match parameter.layout {
-            families::Layout::Vector => self.compute,
-            _ => self.storage,
-        }
-    }
-}
 
 impl Model {
     /// A model with random weights: normal with standard deviation 0.02 for matrices (the projections into the
@@ -158,8 +135,20 @@ impl Model {
     /// A model whose parameters `fill(i, parameter, tensor)` writes into zeroed tensors, one after the other.
     ///
     /// # Errors
-    /// Those of `fill`.
+    /// Those of `fill`, and a precision that the device does not compute in.
     pub fn build(
+        config: Config,
+        device: &Device,
+        precision: Precision,
+        fill: impl FnMut(usize, &families::Parameter, &mut Tensor) -> Result<()>,
+    ) -> Result<Model> {
+        precision.check(device)?;
+        Model::assemble(config, device, precision, fill)
+    }
+
+    /// [`Model::build`] whether the device computes in that precision or not: a model of the GPU's may be laid out in the
+    /// host's memory to count its bytes.
+    fn assemble(
         config: Config,
         device: &Device,
         precision: Precision,
@@ -186,7 +175,7 @@ impl Model {
             parameters: Arc::new(parameters),
             adapters: None,
             device: device.clone(),
-            dtype: precision.compute,
+            precision,
             gates: None,
             projector: None,
             identity: Identity::fresh(),
@@ -203,9 +192,14 @@ impl Model {
         &self.device
     }
 
-    /// The dtype of activations and gradients (f32 or f64; matrices may be stored in bf16).
+    /// What parameters and activations are held in.
+    pub fn precision(&self) -> Precision {
+        self.precision
+    }
+
+    /// The dtype of activations and of their gradients.
     pub fn dtype(&self) -> Dtype {
-        self.dtype
+        self.precision.activations()
     }
 
     /// What each parameter is, in the order of [`Model::parameters`].
@@ -223,20 +217,10 @@ impl Model {
         Arc::get_mut(&mut self.parameters).map_or(&mut [], |own| own.as_mut_slice())
     }
 
-    /// Logits `[n, vocab]` of final hidden states `[n, width]`.
-    pub fn logits(&self, hidden: View, out: ViewMut) -> Result<()> {
-        let projection = linear::Projection {
-            layout: linear::Layout::OutIn,
-            inputs: self.config.width,
-            outputs: 0..self.config.vocab,
-        };
-        linear::forward(hidden, &projection, self.head(), None, out)
-    }
-
-    /// Rotary tables for positions `0..positions`; none where positions are learned.
-    fn rope_table(&self, positions: usize) -> Result<Option<RopeTable>> {
+    /// Rotary tables for positions `0..positions` on `device`; none where positions are learned.
+    fn rope_table(&self, device: &Device, positions: usize) -> Result<Option<RopeTable>> {
         let Some(rope) = &self.config.rope else { return Ok(None) };
         let frequencies = rope::inverse_frequencies(self.config.head_dim, rope.theta, rope.scaling)?;
-        RopeTable::new(&self.device, &frequencies, positions.max(1), self.dtype).map(Some)
+        RopeTable::new(device, &frequencies, positions.max(1), self.dtype()).map(Some)
     }
 }

@@ -129,7 +129,7 @@ impl Model {
                 "train the one it has, or start from a model without",
             ));
         }
-        let (width, first, precision) = (self.config.width, self.parameters.len(), self.precision());
+        let (width, first, precision) = (self.config.width, self.parameters.len(), self.precision);
         let (Some(own), None) = (Arc::get_mut(&mut self.parameters), &self.adapters) else {
             return Err(Error::input(
                 "projector",
@@ -198,7 +198,7 @@ impl Room {
     /// Room for `rows` positions of a model with a projector; none without.
     pub fn reserve(model: &Model, device: &Device, rows: usize, records: bool) -> Result<Option<Room>> {
         let Some(plan) = &model.projector else { return Ok(None) };
-        let (width, hidden, dtype) = (model.config.width, plan.projector.hidden, model.dtype);
+        let (width, hidden, dtype) = (model.config.width, plan.projector.hidden, model.dtype());
         let zeros = |cols: usize| Tensor::zeros(device, [rows, cols], dtype);
         let counted = |dtype: Dtype| -> Result<Tensor> {
             let mut tensor = Tensor::zeros(device, [rows, 1], dtype)?;

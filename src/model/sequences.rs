@@ -131,7 +131,7 @@ impl Sequences {
             cache: caches(dtype)?,
             cache_gradient: if records { caches(dtype.accumulation())? } else { Vec::new() },
             cache_layout: CacheLayout::new(device, &vec![CacheSpan::default(); room.rows])?,
-            rope: model.rope_table(room.longest)?,
+            rope: model.rope_table(device, room.longest)?,
             feedback: Tensor::zeros(device, [room.rows, width], dtype)?,
             noise_keys: {
                 let _arena = Arena::Masks.enter();
@@ -172,15 +172,15 @@ impl Sequences {
         })
     }
 
-    /// Bytes that [`Sequences::reserve`] takes: the same reservation on a device of the accountant's own, whose pages are
-    /// never touched.
+    /// Bytes that [`Sequences::reserve`] takes: the same reservation with the device's accountant. On a GPU that captures
+    /// steps the window that they run in is among them.
     ///
     /// # Errors
     /// As [`Sequences::reserve`].
     pub fn bytes(model: &Model, room: Room, record: Record) -> Result<usize> {
-        let accountant = Device::cpu();
+        let accountant = model.device().accountant(None);
         Sequences::reserve(model, &accountant, room, record)?;
-        Ok(accountant.traffic().count().bytes_high_water)
+        Ok(accountant.memory_peak().total())
     }
 
     /// Lays `rows` out anew in the reserved room and forgets all positions.

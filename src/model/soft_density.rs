@@ -99,7 +99,7 @@ impl Density {
             inputs: of_width(capacity)?,
             means: of_width(capacity)?,
             d_means: of_width(chunk)?,
-            d_weights: Tensor::zeros(device, [chunk, terms], dtype)?,
+            d_weights: Tensor::zeros(device, [chunk, terms], dtype.accumulation())?,
             ids: mixture_ids(device, chunk)?,
             positions: column(1)?,
             keys: column(2)?,

@@ -2,6 +2,7 @@
 //! gradient by those logits. Rows of logits run in chunks, so that `[N, V]` never exists.
 
 use super::Model;
+use super::logits::RoundedLogits;
 use super::parameters::Gradients;
 use super::sequences::{Sequences, not_recording};
 use super::soft::{Action, SoftLaw};
@@ -66,6 +67,7 @@ pub struct SoftScores {
     weights: Tensor,
     logits: Tensor,
     logits_gradient: Tensor,
+    rounded: RoundedLogits,
     value: Tensor,
     coefficient: Tensor,
     order: Order,
@@ -115,6 +117,7 @@ impl SoftScores {
             weights: of_terms()?,
             logits: of_logits()?,
             logits_gradient: of_logits()?,
+            rounded: RoundedLogits::reserve(model, device, chunk)?,
             value: column(dtype.accumulation())?,
             coefficient: column(dtype.accumulation())?,
             order: Order::reserve(device, capacity)?,
@@ -275,7 +278,8 @@ impl SoftScores {
         gradients: &mut Gradients,
     ) -> Result<()> {
         let count = self.count;
-        let SoftScores { hidden, logits, logits_gradient, support, perturbed, weights, kind, .. } = self;
+        let SoftScores { hidden, logits, logits_gradient, rounded, support, .. } = self;
+        let (perturbed, weights, kind) = (&mut self.perturbed, &mut self.weights, &mut self.kind);
         for at in chunks(count, self.chunk) {
             let rows = 0..at.len();
             let hidden = hidden.rows(at.clone())?;
@@ -294,7 +298,7 @@ impl SoftScores {
                 }
             }
             let d_hidden = self.hidden_gradient.rows_mut(at)?;
-            model.backward_logits(logits_gradient.rows(rows)?, hidden, d_hidden, gradients)?;
+            model.backward_logits(logits_gradient.rows(rows)?, hidden, d_hidden, rounded, gradients)?;
         }
         let Some(into) = &mut sequences.hidden_gradient else { return Err(not_recording()) };
         let (from, index) = (self.hidden_gradient.rows(0..count)?, self.index.rows(0..count)?);

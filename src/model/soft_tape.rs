@@ -5,12 +5,12 @@
 //! ([`super::SoftGradient::Pathwise`]).
 
 use super::Model;
+use super::logits::RoundedLogits;
 use super::parameters::Gradients;
 use super::sequences::{Sequences, not_recording};
 use super::soft::{Action, Draw, SoftLaw, SoftRoom};
 use crate::base::{Dtype, Error, Result};
 use crate::device::{Arena, Device};
-use crate::ops::linear::{self, Accumulate, Layout, Projection};
 use crate::ops::sampler::{self, Noise, Support};
 use crate::ops::scatter::Order;
 use crate::ops::soft_action;
@@ -83,6 +83,7 @@ pub(super) struct Draws {
     sources: Tensor,
     d_weights: Tensor,
     d_hidden: Tensor,
+    rounded: RoundedLogits,
     order: Order,
 }
 
@@ -99,6 +100,7 @@ impl Draws {
             sources: Tensor::zeros(device, [rows, 1], Dtype::U32)?,
             d_weights: Tensor::zeros(device, [rows, room.terms], dtype)?,
             d_hidden: Tensor::zeros(device, [rows, width], model.dtype())?,
+            rounded: RoundedLogits::reserve(model, device, rows)?,
             order: Order::reserve(device, rows)?,
         })
     }
@@ -359,22 +361,9 @@ impl Model {
         let index = draws.sources.rows(here.clone())?;
         gather::forward(tape.hidden.view(), index, draws.hidden.rows_mut(here.clone())?)?;
         let (d_logits, hidden) = (draws.logits.rows(here.clone())?, draws.hidden.rows(here.clone())?);
-        self.backward_logits(d_logits, hidden, draws.d_hidden.rows_mut(here.clone())?, gradients)?;
+        let d_hidden = draws.d_hidden.rows_mut(here.clone())?;
+        self.backward_logits(d_logits, hidden, d_hidden, &mut draws.rounded, gradients)?;
         gather::backward(draws.d_hidden.rows(here)?, index, into.view_mut(), &mut draws.order)
-    }
-
-    /// Gradient of [`Model::logits`]: assigns `dhidden`, adds to the head.
-    pub(super) fn backward_logits(
-        &self,
-        d_logits: View,
-        hidden: View,
-        d_hidden: ViewMut,
-        gradients: &mut Gradients,
-    ) -> Result<()> {
-        let projection = Projection::whole(Layout::OutIn, self.config.width, self.config.vocab);
-        let dw = gradients.head();
-        let gradients = linear::Gradients { dx: Some((d_hidden, Accumulate::Assign)), dw, dbias: None };
-        linear::backward(d_logits, hidden, &projection, self.head(), gradients)
     }
 }
 

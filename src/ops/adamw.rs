@@ -136,6 +136,27 @@ pub struct Batch {
     list: Option<TensorList>,
 }
 
+/// Addresses of a tensor in the list: parameter, master, gradient and moments.
+const OPERANDS: usize = 5;
+
+impl Batch {
+    /// Room for the parameters that `moments` belong to. A call with others makes room for those.
+    ///
+    /// # Errors
+    /// A device without the memory.
+    pub fn reserve(moments: &[Moments]) -> Result<Batch> {
+        let elements: Vec<usize> = moments.iter().map(|of| of.m.shape().elements()).collect();
+        let list = match moments.first().map(|of| of.m.device()) {
+            Some(device @ Device::Gpu(_)) => {
+                let _arena = Arena::Workspace.enter();
+                Some(TensorList::reserve(device, &elements, OPERANDS)?)
+            }
+            _ => None,
+        };
+        Ok(Batch { list })
+    }
+}
+
 /// [`step`] for many tensors, in one launch on a GPU: `gradients[i]` and `moments[i]` belong to `parameters[i]`.
 ///
 /// # Errors
@@ -167,10 +188,10 @@ pub fn step_all(
             let kept = batch.list.take().filter(|list| list.is_for(elements.iter().copied()));
             let list = match kept {
                 Some(list) => list,
-                None => TensorList::reserve(device, &elements, 5)?,
+                None => TensorList::reserve(device, &elements, OPERANDS)?,
             };
             let list = batch.list.insert(list);
-            let mut operands = Vec::with_capacity(5 * tensors);
+            let mut operands = Vec::with_capacity(OPERANDS * tensors);
             for ((parameter, gradient), moments) in parameters.iter().zip(gradients).zip(&*moments) {
                 operands.extend(addresses(parameter, gradient, moments)?);
             }

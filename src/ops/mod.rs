@@ -39,7 +39,7 @@ mod tensor;
 mod tensor_list;
 
 pub(in crate::ops) use tensor::float_dispatch;
-pub use tensor::{Tensor, View, ViewMut};
+pub use tensor::{Fetch, Tensor, View, ViewMut};
 
 /// Which vector instructions the kernels use on this CPU: `avx512`, `avx2` or `portable`.
 pub fn vector_instructions() -> &'static str {

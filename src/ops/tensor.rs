@@ -2,7 +2,8 @@
 
 use crate::base::dtype::bf16_of_f64;
 use crate::base::{Dtype, Error, Result, Shape};
-use crate::device::{Argument, Buffer, Device, Element};
+use crate::device::{Argument, Buffer, Device, Download, Element};
+use std::marker::PhantomData;
 use std::ops::Range;
 
 /// A contiguous array on a device: shape, run-time dtype, opaque memory.
@@ -61,15 +62,30 @@ impl Tensor {
 
     /// Replaces the elements from `at` on by the host's `data` (one upload).
     pub fn upload_at<T: Element>(&mut self, at: usize, data: &[T]) -> Result<()> {
-        self.expect_dtype("upload", T::DTYPE)?;
-        if at + data.len() > self.shape.elements() {
-            return Err(Error::shape(
-                "upload",
+        self.expect_room("upload", at, data)?;
+        self.buffer.upload(at, data)
+    }
+
+    /// The same as [`Tensor::upload_at`], on a GPU beside the computation that was asked for before and will be asked for:
+    /// the operation that uses this tensor next waits for it.
+    ///
+    /// # Errors
+    /// As [`Tensor::upload_at`].
+    pub fn prefetch_at<T: Element>(&mut self, at: usize, data: &[T]) -> Result<()> {
+        self.expect_room("prefetch", at, data)?;
+        self.buffer.prefetch(at, data)
+    }
+
+    fn expect_room<T: Element>(&self, what: &str, at: usize, data: &[T]) -> Result<()> {
+        self.expect_dtype(what, T::DTYPE)?;
+        match at + data.len() > self.shape.elements() {
+            false => Ok(()),
+            true => Err(Error::shape(
+                what,
                 format!("{at}..{}", at + data.len()),
                 format!("inside {}", self.shape),
-            ));
+            )),
         }
-        self.buffer.upload(at, data)
     }
 
     /// Replaces the elements of a float tensor from `at` on by numbers, rounded to its dtype (one upload).
@@ -257,6 +273,16 @@ impl<'a> View<'a> {
         Ok(out)
     }
 
+    /// Begins the download of the elements beside the computation; they stay as they are until it is received.
+    ///
+    /// # Errors
+    /// As [`View::download`].
+    pub fn fetch<T: Element>(self) -> Result<Fetch<'a, T>> {
+        self.tensor.expect_dtype("fetch", T::DTYPE)?;
+        let download = self.tensor.buffer.fetch(self.offset, self.rows * self.cols)?;
+        Ok(Fetch { view: self, download, elements: PhantomData })
+    }
+
     /// Fails unless the window is `rows x cols` of `dtype`.
     pub fn expect(&self, what: &str, rows: usize, cols: usize, dtype: Dtype) -> Result<()> {
         expect(what, (self.rows, self.cols(), self.dtype()), (rows, cols, dtype))
@@ -345,7 +371,30 @@ impl<'a> ViewMut<'a> {
     }
 }
 
+/// A download under way ([`View::fetch`]).
+#[must_use = "the elements arrive when it is received"]
+#[derive(Debug)]
+pub struct Fetch<'a, T> {
+    view: View<'a>,
+    download: Option<Download>,
+    elements: PhantomData<T>,
+}
+
+impl<T: Element> Fetch<'_, T> {
+    /// Waits for the elements, row-major (one download).
+    ///
+    /// # Errors
+    /// A device that failed.
+    pub fn receive(self) -> Result<Vec<T>> {
+        let mut out = vec![T::zeroed(); self.view.rows * self.view.cols];
+        self.view.tensor.buffer.receive(self.download, self.view.offset, &mut out)?;
+        Ok(out)
+    }
+}
+
+/// Where element `at` lies on a GPU, for an operation that is asked for next.
 fn address(buffer: &Buffer, at: usize) -> Result<u64> {
+    buffer.settle()?;
     match buffer.address(at) {
         Some(address) => Ok(address),
         None => Err(Error::device(

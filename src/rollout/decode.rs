@@ -135,8 +135,9 @@ impl Decoder {
     /// Brings the tokens just sampled for `members` to the host: the step's one crossing.
     pub fn fetch(&mut self, members: impl ExactSizeIterator<Item = usize>) -> Result<Vec<u32>> {
         let count = members.len();
+        let tokens = self.tokens.rows(0..count)?.fetch::<u32>()?;
         self.sampled.extend(members);
-        let tokens = self.tokens.rows(0..count)?.download::<u32>()?;
+        let tokens = tokens.receive()?;
         sampler::expect_drawn(&tokens, self.logits.rows(0..count)?, &self.law)?;
         Ok(tokens)
     }

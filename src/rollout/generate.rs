@@ -65,6 +65,32 @@ pub fn generate_gated(
     gate: Option<Gating>,
     on_token: impl FnMut(usize, u32) -> ControlFlow<()>,
 ) -> Result<(Vec<Generated>, Timing)> {
+    let members: Vec<Member> = (0..prompts.len())
+        .map(|prompt| Member { prompt, coordinates: Rollout { prompt: prompt as u32, ..Rollout::default() } })
+        .collect();
+    let mut rollouts = reserve(model, prompts, options, gate)?;
+    let trajectories = rollouts.sample(model, prompts, &members, on_token)?;
+    let generated = trajectories
+        .into_iter()
+        .map(|t| Generated {
+            proxies: t.actions.iter().map(|action| action.proxy).collect(),
+            ids: t.tokens,
+            log_probabilities: t.log_probabilities,
+            stopped: t.stopped,
+        })
+        .collect();
+    Ok((generated, rollouts.timing()))
+}
+
+/// Reserves what [`generate_gated`] takes, and gives it back.
+///
+/// # Errors
+/// As [`generate_gated`], before anything is generated.
+pub fn rehearse(model: &Model, prompts: &[Vec<u32>], options: &Options, gate: Option<Gating>) -> Result<()> {
+    reserve(model, prompts, options, gate).map(drop)
+}
+
+fn reserve(model: &Model, prompts: &[Vec<u32>], options: &Options, gate: Option<Gating>) -> Result<Rollouts> {
     let form = Form {
         start: Vec::new(),
         latents: options.latents,
@@ -87,19 +113,5 @@ pub fn generate_gated(
         members: prompts.len(),
         prompt_tokens: prompts.iter().map(Vec::len).max().unwrap_or(0),
     };
-    let members: Vec<Member> = (0..prompts.len())
-        .map(|prompt| Member { prompt, coordinates: Rollout { prompt: prompt as u32, ..Rollout::default() } })
-        .collect();
-    let mut rollouts = Rollouts::reserve(model, form, drawing, limits, Record::Nothing)?;
-    let trajectories = rollouts.sample(model, prompts, &members, on_token)?;
-    let generated = trajectories
-        .into_iter()
-        .map(|t| Generated {
-            proxies: t.actions.iter().map(|action| action.proxy).collect(),
-            ids: t.tokens,
-            log_probabilities: t.log_probabilities,
-            stopped: t.stopped,
-        })
-        .collect();
-    Ok((generated, rollouts.timing()))
+    Rollouts::reserve(model, form, drawing, limits, Record::Nothing)
 }

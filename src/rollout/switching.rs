@@ -218,6 +218,45 @@ pub struct SwitchedOptions {
     pub seed: u64,
 }
 
+/// Reserves what [`generate`] takes, and gives it back.
+///
+/// # Errors
+/// As [`generate`], before anything is generated.
+pub fn rehearse(
+    model: &Model,
+    prompts: &[Vec<u32>],
+    rule: &Switching,
+    options: &SwitchedOptions,
+) -> Result<()> {
+    match prompts.is_empty() || options.max_new_tokens == 0 {
+        true => Ok(()),
+        false => reserve(model, prompts, rule, options).map(drop),
+    }
+}
+
+/// Room for at least one prompt and one token.
+fn reserve(
+    model: &Model,
+    prompts: &[Vec<u32>],
+    rule: &Switching,
+    options: &SwitchedOptions,
+) -> Result<(Sequences, Decoder)> {
+    let (rows, more) = (prompts.len(), options.max_new_tokens - 1);
+    let terms = rule.law().terms(model.config().vocab);
+    let room = Room {
+        rows,
+        slots: prompts.iter().map(|prompt| Room::slots_of(prompt.len() + more, false)).sum(),
+        longest: prompts.iter().map(Vec::len).max().unwrap_or(0) + more,
+        tape_positions: prompts.iter().map(Vec::len).sum(),
+        // Mixtures are made anew at each step.
+        soft: SoftRoom { positions: rows, rows, terms, inputs: true, ..SoftRoom::default() },
+    };
+    Ok((
+        Sequences::reserve(model, model.device(), room, Record::Nothing)?,
+        Decoder::reserve(model, rows, options.max_new_tokens, options.law, options.seed)?,
+    ))
+}
+
 /// Generates for all prompts together; each row has a mode of its own. `on_token(row, token)` sees each token as it is
 /// said and may stop all.
 ///
@@ -242,17 +281,7 @@ pub fn generate(
         return Err(Error::input("prompt", format!("prompt {prompt} has no tokens"), advice));
     }
     let law = rule.law();
-    let longest = prompts.iter().map(Vec::len).max().unwrap_or(0) + steps - 1;
-    let terms = law.terms(model.config().vocab);
-    let room = Room {
-        rows,
-        slots: prompts.iter().map(|prompt| Room::slots_of(prompt.len() + steps - 1, false)).sum(),
-        longest,
-        tape_positions: prompts.iter().map(Vec::len).sum(),
-        // Mixtures are made anew at each step.
-        soft: SoftRoom { positions: rows, rows, terms, inputs: true, ..SoftRoom::default() },
-    };
-    let mut sequences = Sequences::reserve(model, model.device(), room, Record::Nothing)?;
+    let (mut sequences, mut decoder) = reserve(model, prompts, rule, options)?;
     let plans: Vec<RowPlan> = prompts.iter().map(|prompt| RowPlan::own(prompt.len() + steps - 1)).collect();
     sequences.layout(&plans)?;
     let mut segment = Segment::new();
@@ -260,7 +289,6 @@ pub fn generate(
         segment.extend_tokens(row as u32, prompt);
     }
     model.forward(&mut sequences, &segment, None)?;
-    let mut decoder = Decoder::reserve(model, rows, steps, options.law, options.seed)?;
     let mut states = vec![Switch::new(); rows];
     let mut active: Vec<usize> = (0..rows).collect();
     for step in 0..steps {

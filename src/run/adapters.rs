@@ -12,7 +12,7 @@ use super::student::Student;
 use crate::base::{Error, Result};
 use crate::model::adapter::{self, AdapterConfig, Embeddings};
 use crate::model::save::Companions;
-use crate::model::{Model, Precision, peft};
+use crate::model::{Model, peft};
 use std::path::{Path, PathBuf};
 
 /// The adapter that a recipe asks for, for a model whose embedding and head are one matrix or two; none for rank 0.
@@ -131,7 +131,7 @@ pub fn save_exact(model: &Model, folder: &Path, companions: &Companions) -> Resu
 /// Files that are missing or damaged, or an adapter of another base.
 pub fn load_exact(recipe: &Recipe, model: &Model, folder: &Path) -> Result<Model> {
     if !peft::is_adapter(folder) {
-        return Model::load(folder, model.device(), Precision::of(recipe.model.dtype));
+        return Model::load(folder, model.device(), recipe.model.dtype);
     }
     let mut loaded = model.base();
     loaded.load_adapter(folder)?;

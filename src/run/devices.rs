@@ -36,11 +36,14 @@ mod tests {
     fn a_device_that_is_left_clean_says_nothing() {
         let mut said = Vec::new();
         let mut say = |line: &str| said.push(line.to_string());
-        on("sim", false, &mut say, |device, choice| {
-            assert_eq!(choice, None);
-            device.allocate(Dtype::F32, 100).map(|_| ())
-        })
-        .unwrap();
+        for graphs in [false, true] {
+            on("sim", graphs, &mut say, |device, choice| {
+                assert_eq!(choice, None);
+                assert!(matches!(device, Device::Gpu(gpu) if gpu.uses_graphs() == graphs));
+                device.allocate(Dtype::F32, 100).map(|_| ())
+            })
+            .unwrap();
+        }
         let kept = on("sim", true, &mut say, |device, _| device.allocate(Dtype::F32, 256)).unwrap();
         assert_eq!(said.len(), 1);
         assert!(

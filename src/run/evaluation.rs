@@ -72,6 +72,11 @@ impl Ask {
             key: u32::MAX,
         }
     }
+
+    /// The soft steps that are run: there are none where thoughts are removed.
+    fn mixtures(&self) -> Option<SoftPlan> {
+        self.soft.filter(|_| self.thoughts != Thoughts::Removed)
+    }
 }
 
 /// One answer.
@@ -140,31 +145,43 @@ impl Examiner<'_> {
         if ask.samples == 0 {
             return Err(Error::input("evaluation", "0 answers a problem", "ask for at least one"));
         }
-        // Problems of different numbers of steps may have different numbers of latents.
+        let mut answers = vec![Vec::new(); items.len()];
+        for indices in self.alike(items, ask).values() {
+            self.ask_alike(model, items, indices, ask, &mut answers)?;
+        }
+        Ok(Outcome { answers })
+    }
+
+    /// Reserves what [`Examiner::ask`] takes for `items`, and gives it back.
+    ///
+    /// # Errors
+    /// As [`Examiner::ask`], before anything is asked.
+    pub fn rehearse(&self, model: &Model, items: &[Item], ask: &Ask) -> Result<()> {
+        let alike = self.alike(items, ask);
+        alike.values().try_for_each(|indices| self.reserve(model, items, indices, ask).map(drop))
+    }
+
+    /// The problems by their number of latents: those of different numbers of steps may have different ones.
+    fn alike(&self, items: &[Item], ask: &Ask) -> BTreeMap<usize, Vec<usize>> {
         let mut alike: BTreeMap<usize, Vec<usize>> = BTreeMap::new();
         for (index, item) in items.iter().enumerate() {
             let thoughts = self.curriculum.thoughts(ask.stage, item.tokens.steps.len());
             alike.entry(thoughts).or_default().push(index);
         }
-        let mut answers = vec![Vec::new(); items.len()];
-        for indices in alike.values() {
-            let steps = items[indices[0]].tokens.steps.len();
-            let form = self.curriculum.form(ask.stage, steps, &self.markers, self.max_new_tokens);
-            self.ask_alike(model, items, indices, form, ask, &mut answers)?;
-        }
-        Ok(Outcome { answers })
+        alike
     }
 
-    fn ask_alike(
+    /// Room to ask the problems `indices`, and how many of them are asked at once.
+    fn reserve(
         &self,
         model: &Model,
         items: &[Item],
         indices: &[usize],
-        form: Form,
         ask: &Ask,
-        answers: &mut [Vec<Answer>],
-    ) -> Result<()> {
-        let soft = ask.soft.filter(|_| ask.thoughts != Thoughts::Removed);
+    ) -> Result<(Rollouts, usize)> {
+        let steps = items[indices[0]].tokens.steps.len();
+        let form = self.curriculum.form(ask.stage, steps, &self.markers, self.max_new_tokens);
+        let soft = ask.mixtures();
         let form = match (ask.thoughts, soft) {
             (Thoughts::Removed, _) => Form { latents: 0, ..form },
             (_, Some(soft)) => Form { latents: soft.latents, ..form },
@@ -194,7 +211,19 @@ impl Examiner<'_> {
             members: prompts_at_once * ask.samples,
             prompt_tokens: indices.iter().map(|&i| items[i].tokens.question.len()).max().unwrap_or(1),
         };
-        let mut rollouts = Rollouts::reserve(model, form, drawing, limits, Record::Nothing)?;
+        Ok((Rollouts::reserve(model, form, drawing, limits, Record::Nothing)?, prompts_at_once))
+    }
+
+    fn ask_alike(
+        &self,
+        model: &Model,
+        items: &[Item],
+        indices: &[usize],
+        ask: &Ask,
+        answers: &mut [Vec<Answer>],
+    ) -> Result<()> {
+        let soft = ask.mixtures();
+        let (mut rollouts, prompts_at_once) = self.reserve(model, items, indices, ask)?;
         for part in indices.chunks(prompts_at_once) {
             let prompts: Vec<Vec<u32>> = part.iter().map(|&i| items[i].tokens.question.clone()).collect();
             let member = |prompt: usize, rollout: usize| Member {

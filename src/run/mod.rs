@@ -10,11 +10,12 @@
 //! folder, metrics        a run's files; checkpoints: saved states that survive kills; environment: what it ran on
 //! terminal               the text a person sees; the binaries print it
 //! replay                 a logged rollout run again
-//! dry_run                what a run will do and take
+//! dry_run                what a run will do and take;  rehearsal: its reservations;  admission: whether a GPU has room
 //! probe                  the public oracle
 //! ```
 
 pub mod adapters;
+pub mod admission;
 pub mod checkpoints;
 pub mod devices;
 pub mod dry_run;
@@ -27,6 +28,7 @@ mod model_average;
 pub mod probe;
 pub mod problems;
 pub mod recipe;
+pub mod rehearsal;
 pub mod reinforcement;
 pub mod replay;
 pub mod school_room;

@@ -36,8 +36,20 @@ impl Examiner<'_> {
         Ok(right as f64 / items.len().max(1) as f64)
     }
 
-    /// `ln pi(candidate | mask)`, a row a candidate, a column a mask.
-    fn score(&self, model: &Model, item: &Item, ask: &Ask, candidates: &[&Answer]) -> Result<Vec<Vec<f64>>> {
+    /// Reserves what [`Examiner::average_by_probability`] takes for `items`, and gives it back.
+    ///
+    /// # Errors
+    /// As [`Examiner::average_by_probability`], before anything is scored.
+    pub fn rehearse_average(&self, model: &Model, items: &[Item], ask: &Ask) -> Result<()> {
+        let positions = |item: &&Item| item.tokens.question.len() + item.tokens.steps.len();
+        match items.iter().max_by_key(positions) {
+            Some(longest) => self.score_room(model, longest, ask).map(drop),
+            None => Ok(()),
+        }
+    }
+
+    /// Room to score answers of one problem under all masks.
+    fn score_room(&self, model: &Model, item: &Item, ask: &Ask) -> Result<(Rollouts, Scores)> {
         let steps = item.tokens.steps.len();
         let form = self.curriculum.form(ask.stage, steps, &self.markers, self.max_new_tokens);
         let drawing = Drawing {
@@ -50,10 +62,17 @@ impl Examiner<'_> {
             seed: self.seed,
             share: true,
         };
+        let limits = Limits { prompts: 1, members: ask.samples, prompt_tokens: item.tokens.question.len() };
+        Ok((
+            Rollouts::reserve(model, form, drawing, limits, Record::LayerInputs)?,
+            Scores::reserve(model, ask.samples * self.max_new_tokens)?,
+        ))
+    }
+
+    /// `ln pi(candidate | mask)`, a row a candidate, a column a mask.
+    fn score(&self, model: &Model, item: &Item, ask: &Ask, candidates: &[&Answer]) -> Result<Vec<Vec<f64>>> {
         let prompt = &item.tokens.question;
-        let limits = Limits { prompts: 1, members: ask.samples, prompt_tokens: prompt.len() };
-        let mut rollouts = Rollouts::reserve(model, form, drawing, limits, Record::LayerInputs)?;
-        let mut scores = Scores::reserve(model, ask.samples * self.max_new_tokens)?;
+        let (mut rollouts, mut scores) = self.score_room(model, item, ask)?;
         let mut table = Vec::with_capacity(candidates.len());
         for candidate in candidates {
             let trajectories: Vec<Trajectory> = (0..ask.samples)

@@ -213,7 +213,7 @@ fn logits(model: &Model, sequences: &Sequences, place: &[usize]) -> Result<Vec<f
     const AT_ONCE: usize = 1024;
     let (count, vocab) = (place.len(), model.config().vocab);
     let mut by_tape = Vec::with_capacity(count * vocab);
-    let mut chunk = Tensor::zeros(model.device(), [AT_ONCE.min(count), vocab], model.dtype())?;
+    let mut chunk = Tensor::zeros(model.device(), [AT_ONCE.min(count), vocab], model.dtype().accumulation())?;
     for start in (0..count).step_by(AT_ONCE) {
         let end = (start + AT_ONCE).min(count);
         model.logits(sequences.hidden(start..end)?, chunk.rows_mut(0..end - start)?)?;

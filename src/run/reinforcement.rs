@@ -185,6 +185,7 @@ impl<'a> Arm<'a> {
             reference_masked: settings::reference_masked(keys),
             refills: keys.dynamic_sampling_refills,
             replay: plan.replay,
+            record: settings::record(recipe),
             soft: plan.soft.map(|soft| soft.objective),
         };
         let optimizer_settings =

@@ -9,11 +9,8 @@ use crate::learn::codi_trainer;
 use crate::learn::implicit;
 use crate::learn::optimizer::Optimizer;
 use crate::learn::supervised::{Example, Limits, StepReport, Trainer};
-use crate::model::{Model, Record};
+use crate::model::Model;
 use crate::text::EncodedProblem;
-
-/// Positions that a supervised batch may keep on the tape at once; larger batches run in parts.
-const POSITIONS_AT_ONCE: usize = 8192;
 
 /// Self-distillation in place of cross-entropy alone (CODI).
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -65,7 +62,7 @@ impl SchoolRoom {
         markers: Markers,
         optimizer: Optimizer,
     ) -> Result<SchoolRoom> {
-        let (limits, record) = (limits_of(phase, items, markers), Record::Everything);
+        let (limits, record) = (limits_of(phase, items, markers), phase.record);
         Ok(match phase.distillation {
             None => SchoolRoom::Examples(Box::new(Trainer::new(model, optimizer, limits, record)?)),
             Some(distillation) => {
@@ -131,13 +128,13 @@ impl SchoolRoom {
 pub fn limits_of(phase: &Phase, items: &[Item], markers: Markers) -> Limits {
     let longest = items.iter().map(|item| phase.longest(&item.tokens, &markers));
     match phase.distillation {
-        None => Limits::of(&longest.collect::<Vec<Example>>(), phase.batch, POSITIONS_AT_ONCE),
+        None => Limits::of(&longest.collect::<Vec<Example>>(), phase.batch, phase.positions_at_once),
         Some(distillation) => {
             let lessons: Vec<Lesson> = longest
                 .zip(items)
                 .map(|(example, item)| distillation.lesson(&item.tokens, example, &markers))
                 .collect();
-            codi::limits(&lessons, phase.batch, POSITIONS_AT_ONCE)
+            codi::limits(&lessons, phase.batch, phase.positions_at_once)
         }
     }
 }

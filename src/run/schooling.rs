@@ -11,7 +11,7 @@ use crate::learn::coconut::{Curriculum, Markers, Variant};
 use crate::learn::implicit::{self, EVERYTHING, Removal};
 use crate::learn::optimizer::Optimizer;
 use crate::learn::supervised::{Example, StepReport};
-use crate::model::Model;
+use crate::model::{Model, Record};
 use crate::text::EncodedProblem;
 
 /// One supervised phase.
@@ -45,12 +45,17 @@ pub struct Phase {
     pub decay: f64,
     /// Whether the optimiser starts afresh with the phase, with each of its epochs, or not at all.
     pub reset: ResetOptimizer,
+    /// Positions of a batch that are on the tape at once; larger batches run in parts.
+    pub positions_at_once: usize,
+    /// What the tape keeps.
+    pub record: Record,
 }
 
 /// The supervised phases of a recipe.
 pub fn phases(recipe: &Recipe) -> Vec<Phase> {
     let curriculum = settings::curriculum(recipe);
     let (cot, keys) = (&recipe.cot, &recipe.coconut);
+    let (positions_at_once, record) = (recipe.run.positions_at_once, settings::record(recipe));
     let mut phases = Vec::new();
     let mut first_epoch = 0;
     let mut push = |phase: Phase| {
@@ -75,6 +80,8 @@ pub fn phases(recipe: &Recipe) -> Vec<Phase> {
             warmup_steps: cot.warmup_steps,
             decay: cot.decay,
             reset: ResetOptimizer::Stage,
+            positions_at_once,
+            record,
         });
     }
     let stage = |name: String, stage: usize, epochs: usize| Phase {
@@ -92,6 +99,8 @@ pub fn phases(recipe: &Recipe) -> Vec<Phase> {
         warmup_steps: keys.warmup_steps,
         decay: keys.decay,
         reset: keys.reset_optimizer,
+        positions_at_once,
+        record,
     };
     match keys.variant {
         VariantKey::Cot => {}
@@ -113,6 +122,8 @@ pub fn phases(recipe: &Recipe) -> Vec<Phase> {
                     warmup_steps: 0,
                     decay: 1.0,
                     reset: if number == 0 { ResetOptimizer::Stage } else { ResetOptimizer::Never },
+                    positions_at_once,
+                    record,
                 });
             }
         }
@@ -134,6 +145,8 @@ pub fn phases(recipe: &Recipe) -> Vec<Phase> {
                 warmup_steps: keys.warmup_steps,
                 decay: keys.decay,
                 reset: ResetOptimizer::Stage,
+                positions_at_once,
+                record,
             });
         }
         VariantKey::NoCot => {

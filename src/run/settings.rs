@@ -15,7 +15,7 @@ use crate::learn::implicit::{Removal, Side};
 use crate::learn::objective::{Objective, Preset};
 use crate::learn::optimizer;
 use crate::learn::soft_policy::{SoftEstimator, SoftObjective};
-use crate::model::{SoftGradient, SoftLaw, Truncation};
+use crate::model::{Record, SoftGradient, SoftLaw, Truncation};
 use crate::ops::policy_loss::{Estimator, Hyper, Kl, Ratio, Surrogate};
 use crate::ops::sampler::Law;
 use crate::ops::soft_action::{Perturbation, Proxy};
@@ -96,6 +96,11 @@ pub fn extractor(recipe: &Recipe) -> Extractor {
         ExtractorKey::StrictString => Extractor::StrictString,
         ExtractorKey::LastNumber => Extractor::LastNumber,
     }
+}
+
+/// What tapes keep for the backward pass.
+pub fn record(recipe: &Recipe) -> Record {
+    if recipe.run.recompute { Record::LayerInputs } else { Record::Everything }
 }
 
 /// The masks of a recipe in a given scope.

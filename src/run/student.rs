@@ -54,6 +54,15 @@ pub fn gating_of(folder: &Path) -> Result<Recipe> {
     Ok(recipe)
 }
 
+/// Where the weights of a family come from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Weights {
+    /// Read, or drawn.
+    Real,
+    /// Nowhere: they are zeros, in the memory that real ones would take.
+    Blank,
+}
+
 impl Student {
     /// The model that `recipe` begins with, its adapter included.
     ///
@@ -61,11 +70,23 @@ impl Student {
     /// Sizes that no model can have, a folder or file that cannot be read, or a library of matrix products that the
     /// device has not.
     pub fn of(recipe: &Recipe, device: &Device) -> Result<Student> {
+        Student::made(recipe, device, Weights::Real)
+    }
+
+    /// The same with weights of zeros, in the memory that [`Student::of`] takes on its way.
+    ///
+    /// # Errors
+    /// As [`Student::of`].
+    pub fn blank_of(recipe: &Recipe, device: &Device) -> Result<Student> {
+        Student::made(recipe, device, Weights::Blank)
+    }
+
+    fn made(recipe: &Recipe, device: &Device, weights: Weights) -> Result<Student> {
         device.choose_matmul(recipe.run.matmul)?;
-        let precision = Precision::of(recipe.model.dtype);
+        let precision = recipe.model.dtype;
         let mut student = match recipe.model.path.as_str() {
-            "" => fresh(recipe, device, precision),
-            path => Student::load(Path::new(path), device, precision),
+            "" => fresh(recipe, device, precision, weights),
+            path => Student::read(Path::new(path), device, precision, weights),
         }?;
         // A checkpoint that has a projector goes on with it.
         if recipe.coconut.variant == Variant::Codi && student.model.projector().is_none() {
@@ -84,6 +105,18 @@ impl Student {
     /// # Errors
     /// A folder or file that cannot be read.
     pub fn load(path: &Path, device: &Device, precision: Precision) -> Result<Student> {
+        Student::read(path, device, precision, Weights::Real)
+    }
+
+    /// The same with weights of zeros, in the memory that [`Student::load`] takes on its way.
+    ///
+    /// # Errors
+    /// As [`Student::load`].
+    pub fn load_blank(path: &Path, device: &Device, precision: Precision) -> Result<Student> {
+        Student::read(path, device, precision, Weights::Blank)
+    }
+
+    fn read(path: &Path, device: &Device, precision: Precision, weights: Weights) -> Result<Student> {
         let source = Source::open(path)?;
         let mut tokenizer = source.tokenizer()?;
         let stop = source.stop_tokens()?.first().copied().ok_or_else(|| {
@@ -94,12 +127,18 @@ impl Student {
             )
         })?;
         let markers = markers(&mut tokenizer, stop)?;
-        let loaded = Model::from_source(&source, device, precision)?;
+        let loaded = match weights {
+            Weights::Real => Model::from_source(&source, device, precision)?,
+            Weights::Blank => Model::blank_of(&source, device, precision)?,
+        };
         let vocab = tokenizer.id_bound();
         let grows = vocab > loaded.config().vocab;
-        let model = match grows {
-            true => loaded.with_vocabulary(vocab, initial_row_token(&tokenizer).unwrap_or(stop))?,
-            false => loaded,
+        let model = match (grows, weights) {
+            (true, Weights::Real) => {
+                loaded.with_vocabulary(vocab, initial_row_token(&tokenizer).unwrap_or(stop))?
+            }
+            (true, Weights::Blank) => loaded.blank_with_vocabulary(vocab)?,
+            (false, _) => loaded,
         };
         let mut companions = source.companions()?;
         companions.set("tokenizer.json", tokenizer.to_json()?.into_bytes());
@@ -143,7 +182,7 @@ fn markers(tokenizer: &mut Tokenizer, stop: u32) -> Result<Markers> {
     Ok(Markers { start: latent.start, end: latent.end, pause, stop })
 }
 
-fn fresh(recipe: &Recipe, device: &Device, precision: Precision) -> Result<Student> {
+fn fresh(recipe: &Recipe, device: &Device, precision: Precision, weights: Weights) -> Result<Student> {
     let mut tokenizer = builtin_tokenizer()?;
     let stop = tokenizer.required_id(END_OF_TEXT)?;
     let markers = markers(&mut tokenizer, stop)?;
@@ -186,6 +225,9 @@ fn fresh(recipe: &Recipe, device: &Device, precision: Precision) -> Result<Stude
     };
     let config = Config::from_json(config, Path::new("the recipe"))?;
     let companions = Companions::of_contents(builtin_files(&tokenizer)?);
-    let model = Model::random(config, recipe.seed, device, precision)?;
+    let model = match weights {
+        Weights::Real => Model::random(config, recipe.seed, device, precision)?,
+        Weights::Blank => Model::build(config, device, precision, |_, _, _| Ok(()))?,
+    };
     Ok(Student { model, tokenizer, markers, companions, unchanged: None })
 }

@@ -5,14 +5,14 @@
 //! were at the first point.
 
 use super::gradient::{Subject, Variable};
-use super::models::{single, small_config, small_model};
+use super::models::{in_precision, small_config, small_model};
 use super::operations::values;
 use crate::base::rng::{Purpose, StreamKey};
 use crate::base::{Dtype, Result};
 use crate::device::Device;
 use crate::learn::codi::{self, Distiller, Lesson, Weights};
 use crate::learn::supervised::Example;
-use crate::model::{Model, Projector, Record};
+use crate::model::{Model, Precision, Projector, Record};
 
 /// Tokens of the small models.
 const VOCABULARY: usize = 29;
@@ -95,14 +95,14 @@ impl CodiSubject {
 
     fn single(&self) -> Result<Vec<Vec<f64>>> {
         // The teacher is held where the differences hold it: at the first point.
-        let mut model = single(&self.model, &self.device)?;
+        let mut model = in_precision(&self.model, &self.device, Precision::F32)?;
         for (tensor, variable) in model.parameters_mut().iter_mut().zip(&self.variables) {
             tensor.upload(&variable.values.iter().map(|&v| v as f32).collect::<Vec<f32>>())?;
         }
         let limits = codi::limits(&self.lessons, self.lessons.len(), usize::MAX);
         let mut distiller = Distiller::new(&model, limits, self.weights, Record::Everything)?;
         distiller.hold(&model, &self.lessons)?;
-        model.copy_from(&single(&self.model, &self.device)?)?;
+        model.copy_from(&in_precision(&self.model, &self.device, Precision::F32)?)?;
         gradient(&mut distiller, &model, &self.lessons)
     }
 }

@@ -9,6 +9,7 @@
 //! models       a layer of each family; a model through latent steps with masks and a shared prompt
 //! suite        all of them
 //! tolerance    when two devices agree
+//! rounding     whole models in lower precision against f64: distances in norm
 //! workloads    every kernel at the sizes of real models, with its floors; the bars of their counters
 //! ```
 //!
@@ -20,6 +21,7 @@ pub mod fault;
 pub mod gradient;
 pub mod models;
 pub mod operations;
+pub mod rounding;
 pub mod script;
 pub mod suite;
 pub mod tolerance;

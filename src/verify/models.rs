@@ -80,7 +80,7 @@ pub fn small_config(
 /// # Errors
 /// Those of uploads.
 pub fn small_model(config: Config, seed: u64) -> Result<Model> {
-    Model::build(config, &Device::cpu(), Precision::of(Dtype::F64), |_, parameter, tensor| {
+    Model::build(config, &Device::cpu(), Precision::F64, |_, parameter, tensor| {
         let (deviation, mean) = spread(parameter);
         let mut draws = stream(&parameter.name, seed).draws(4, 0);
         let values: Vec<f64> = (0..parameter.shape.elements())
@@ -131,9 +131,9 @@ fn spread(parameter: &Parameter) -> (f64, f64) {
 }
 
 /// A model, what it runs, and everything that running it needs.
-struct Runner {
-    model: Model,
-    masks: Option<MaskSet>,
+pub(super) struct Runner {
+    pub model: Model,
+    pub masks: Option<MaskSet>,
     sequences: Sequences,
     scores: Option<Scores>,
     /// Gradient of the final hidden states, where the loss is taken of them directly.
@@ -141,7 +141,7 @@ struct Runner {
 }
 
 impl Runner {
-    fn new(model: Model, script: &Script, group: Option<&Group>) -> Result<Runner> {
+    pub fn new(model: Model, script: &Script, group: Option<&Group>) -> Result<Runner> {
         let positions = script.positions();
         let plan = SequencesPlan {
             rows: script.rows.clone(),
@@ -164,7 +164,7 @@ impl Runner {
         })
     }
 
-    fn loss(&mut self, script: &Script) -> Result<f64> {
+    pub fn loss(&mut self, script: &Script) -> Result<f64> {
         self.sequences.restart()?;
         for segment in &script.segments {
             self.model.forward(&mut self.sequences, segment, self.masks.as_ref())?;
@@ -181,7 +181,20 @@ impl Runner {
         }
     }
 
-    fn gradient(&mut self, script: &Script, truncation: Truncation) -> Result<Vec<Vec<f64>>> {
+    /// Logits of every position, after [`Runner::loss`].
+    pub fn logits(&self, script: &Script) -> Result<Vec<f64>> {
+        let (positions, dtype) = (script.positions(), self.model.dtype().accumulation());
+        let mut logits = Tensor::zeros(self.model.device(), [positions, self.model.config().vocab], dtype)?;
+        self.model.logits(self.sequences.hidden(0..positions)?, logits.view_mut())?;
+        values(logits.view())
+    }
+
+    /// What was scored, where the loss is of log-probabilities, after [`Runner::loss`].
+    pub fn log_probabilities(&self) -> Result<Vec<f64>> {
+        self.scores.as_ref().map_or(Ok(Vec::new()), Scores::log_probabilities)
+    }
+
+    pub fn gradient(&mut self, script: &Script, truncation: Truncation) -> Result<Vec<Vec<f64>>> {
         self.loss(script)?;
         let mut gradients = self.model.gradients()?;
         if let (Loss::LogProbabilities { coefficients, .. }, Some(scores)) = (&script.loss, &mut self.scores)
@@ -277,30 +290,49 @@ impl ModelSubject {
 
     /// The same model with the same values in f32 on the device under test.
     fn single(&self) -> Result<Runner> {
-        Runner::new(single(&self.exact.model, &self.device)?, &self.script, self.group.as_ref())
+        Runner::new(
+            in_precision(&self.exact.model, &self.device, Precision::F32)?,
+            &self.script,
+            self.group.as_ref(),
+        )
     }
 }
 
-/// An f64 model with the same values in f32 on `device`.
+/// An f64 model with the same values, rounded to `precision`, on `device`.
 ///
 /// # Errors
-/// A device without the memory.
-pub(super) fn single(exact: &Model, device: &Device) -> Result<Model> {
-    let narrow = |from: &Tensor, to: &mut Tensor| {
-        let values: Vec<f32> = from.download::<f64>()?.into_iter().map(|value| value as f32).collect();
-        to.upload(&values)
-    };
+/// A device without the memory, or one that does not compute in this precision.
+pub fn in_precision(exact: &Model, device: &Device, precision: Precision) -> Result<Model> {
+    let narrow = |from: &Tensor, to: &mut Tensor| to.upload_numbers(0, &from.download::<f64>()?);
     let fill = |index: usize, tensor: &mut Tensor| narrow(&exact.parameters()[index], tensor);
     let config = exact.config().clone();
-    let mut model = Model::build(config, device, Precision::of(Dtype::F32), |index, _, t| fill(index, t))?;
+    let mut model = Model::build(config, device, precision, |index, _, t| fill(index, t))?;
     if let Some(projector) = exact.projector() {
         let first = model.parameters().len();
         model = model.with_projector(projector, |index, _, tensor| fill(first + index, tensor))?;
+    }
+    if exact.has_gates() {
+        let first = model.parameters().len();
+        model = model.with_gates(|index, _, tensor| fill(first + index, tensor))?;
     }
     if let Some(config) = exact.adapter() {
         model.adapt_with(config.clone(), |index, _, tensor| narrow(&exact.trained()[index], tensor))?;
     }
     Ok(model)
+}
+
+/// The same, and `exact` takes over the rounded values: both then hold the same numbers.
+///
+/// # Errors
+/// As [`in_precision`].
+pub fn rounded(exact: &mut Model, device: &Device, precision: Precision) -> Result<Model> {
+    let low = in_precision(exact, device, precision)?;
+    let take = |to: &mut [Tensor], from: &[Tensor]| -> Result<()> {
+        to.iter_mut().zip(from).try_for_each(|(to, from)| to.upload_numbers(0, &from.view().numbers()?))
+    };
+    take(exact.trained_mut(), low.trained())?;
+    take(exact.parameters_mut(), low.parameters())?;
+    Ok(low)
 }
 
 impl Subject for ModelSubject {

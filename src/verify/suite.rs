@@ -9,7 +9,7 @@ use super::gradient::{CaseSubject, Effort, LARGEST_PROBES, Outcome, RANDOM_PROBE
 use super::models::{FAMILIES, ModelSubject, small_config, small_model, with_adapter};
 use super::operations;
 use super::script::Group;
-use crate::base::{Dtype, Error, Result};
+use crate::base::{Error, Result};
 use crate::cpu::parallel;
 use crate::device::Device;
 use crate::model::{Model, Precision, Projector, Record, Truncation};
@@ -161,7 +161,7 @@ impl Check {
                         small_config(family, 2, VOCABULARY, group.length(), false)?,
                         options.seed,
                     )?,
-                    (None, Some(path)) => Model::load(path, &Device::cpu(), Precision::of(Dtype::F64))?,
+                    (None, Some(path)) => Model::load(path, &Device::cpu(), Precision::F64)?,
                     (None, None) => unreachable!("listed for an existing model alone"),
                 };
                 let model = match of.projected {
@@ -179,7 +179,7 @@ impl Check {
 
 /// Scope `latent` with the prompt shared under one mask, or scope `all` with each row on its own under a mask a
 /// step.
-fn group(options: &Options, share: bool) -> Group {
+pub fn group(options: &Options, share: bool) -> Group {
     let (scope, mode) = if share { (Scope::Latent, Mode::Shared) } else { (Scope::All, Mode::PerStep) };
     let masking = Masking { p: 0.2, sites: options.sites.clone(), scope, mode };
     // Rows with prompts of their own pay for them twice; that a row crosses a block of its own is what layers check.

@@ -15,8 +15,14 @@ fn held(device: &Device, arena: Arena) -> usize {
 #[test]
 fn a_models_memory_is_booked_by_what_it_is_for() {
     let config = models::gpt2();
-    let device = Device::simulated();
-    let model = Model::build(config, &device, Precision::of(Dtype::Bf16), |_, _, _| Ok(())).unwrap();
+    for precision in [Precision::Bf16, Precision::Bf16Activations] {
+        let device = Device::simulated();
+        let model = Model::build(config.clone(), &device, precision, |_, _, _| Ok(())).unwrap();
+        of_a_model(device, model);
+    }
+}
+
+fn of_a_model(device: Device, model: Model) {
     let elements: usize = model.parameters().iter().map(|p| p.shape().elements()).sum();
     let bytes: usize = model.parameters().iter().map(|p| p.bytes()).sum();
     assert_eq!(held(&device, Arena::Weights), bytes);

@@ -1,6 +1,7 @@
 //! The device layer: memory pool, streams, graphs, checks, and what it says when something is wrong.
 
 mod arenas;
+mod beside;
 mod crossings;
 mod driver;
 mod launches;

@@ -1,6 +1,8 @@
 //! Gates in files and on a simulated GPU.
 
 use super::*;
+use latch::verify::models::{in_precision, rounded};
+use latch::verify::rounding::bound;
 
 #[test]
 fn gates_are_kept_beside_the_model() {
@@ -42,43 +44,54 @@ fn gates_are_kept_beside_the_model() {
     assert!(!load().unwrap().has_gates());
 }
 
+/// Gated rollouts on a tape, sampled or given; their scores, and the gradient of a weighed sum of them.
+fn run(model: &Model, given: Option<&[Trajectory]>) -> (Vec<Trajectory>, Vec<f64>, Vec<Vec<f64>>) {
+    let drawing =
+        Drawing { gate: Some(Gating { thinking: 3, ..gating() }), ..drawing(gating(), Masking::NONE) };
+    let limits = Limits { prompts: 1, members: 2, prompt_tokens: 5 };
+    let prompts = &prompts()[..1];
+    let mut rollouts =
+        Rollouts::reserve(model, short(), drawing.clone(), limits, Record::Everything).unwrap();
+    let trajectories = match given {
+        None => rollouts.sample(model, prompts, &members(1, 2), go).unwrap(),
+        Some(given) => {
+            rollouts.replay(model, prompts, &given.iter().collect::<Vec<_>>()).unwrap();
+            given.to_vec()
+        }
+    };
+    let mut scores = Scores::reserve(model, 12).unwrap();
+    let values = scored(model, &rollouts, &trajectories, &mut scores);
+    let mut gradients = model.gradients().unwrap();
+    let (sequences, masks) = rollouts.parts_mut();
+    let weights: Vec<f64> = (0..values.len()).map(|n| 0.3 * n as f64 - 0.7).collect();
+    scores.backward(model, sequences, &weights, &mut gradients).unwrap();
+    model.backward(sequences, masks, Truncation::default(), &mut gradients).unwrap();
+    if given.is_none() {
+        assert!(trajectories.iter().any(|t| t.mixtures.len() == 3), "{trajectories:?}");
+        let mut audit = Audit::reserve(model, short(), drawing, 5).unwrap();
+        for trajectory in &trajectories {
+            assert_eq!(audit.gap(model, &prompts[0], trajectory).unwrap(), 0.0);
+        }
+    }
+    let gradients = gradients.tensors().iter().map(|t| t.view().numbers().unwrap()).collect();
+    (trajectories, values, gradients)
+}
+
+fn short() -> Form {
+    Form { max_new_tokens: 5, ..form() }
+}
+
+/// Whole models are compared as tests/gpu_models.rs does: by norms.
+fn apart(found: &[f64], expected: &[f64]) -> f64 {
+    let norm = |v: &mut dyn Iterator<Item = f64>| v.map(|x| x * x).sum::<f64>().sqrt();
+    norm(&mut found.iter().zip(expected).map(|(a, b)| a - b)) / norm(&mut expected.iter().copied())
+}
+
 #[test]
 fn the_simulated_gpu_runs_gated_rollouts_and_their_gradients() {
     let device = Device::open("sim").unwrap();
     let (gpu, cpu) = (model("llama", Dtype::F32, &device), model("llama", Dtype::F32, &Device::cpu()));
-    let drawing =
-        Drawing { gate: Some(Gating { thinking: 3, ..gating() }), ..drawing(gating(), Masking::NONE) };
-    let form = Form { max_new_tokens: 5, ..form() };
-    let limits = Limits { prompts: 1, members: 2, prompt_tokens: 5 };
-    let prompts = &prompts()[..1];
-    let run = |model: &Model, given: Option<&[Trajectory]>| {
-        let mut rollouts =
-            Rollouts::reserve(model, form.clone(), drawing.clone(), limits, Record::Everything).unwrap();
-        let trajectories = match given {
-            None => rollouts.sample(model, prompts, &members(1, 2), go).unwrap(),
-            Some(given) => {
-                rollouts.replay(model, prompts, &given.iter().collect::<Vec<_>>()).unwrap();
-                given.to_vec()
-            }
-        };
-        let mut scores = Scores::reserve(model, 12).unwrap();
-        let values = scored(model, &rollouts, &trajectories, &mut scores);
-        let mut gradients = model.gradients().unwrap();
-        let (sequences, masks) = rollouts.parts_mut();
-        let weights: Vec<f64> = (0..values.len()).map(|n| 0.3 * n as f64 - 0.7).collect();
-        scores.backward(model, sequences, &weights, &mut gradients).unwrap();
-        model.backward(sequences, masks, Truncation::default(), &mut gradients).unwrap();
-        let gradients: Vec<Vec<f64>> = (gradients.tensors().iter())
-            .map(|t| t.download::<f32>().unwrap().into_iter().map(f64::from).collect())
-            .collect();
-        (trajectories, values, gradients)
-    };
     let (trajectories, values, gradients) = run(&gpu, None);
-    assert!(trajectories.iter().any(|t| t.mixtures.len() == 3), "{trajectories:?}");
-    let mut audit = Audit::reserve(&gpu, form.clone(), drawing.clone(), 5).unwrap();
-    for trajectory in &trajectories {
-        assert_eq!(audit.gap(&gpu, &prompts[0], trajectory).unwrap(), 0.0);
-    }
     let (_, again, _) = run(&gpu, Some(&trajectories));
     assert_eq!(bits(&again), bits(&values));
     let (_, expected, expected_gradients) = run(&cpu, Some(&trajectories));
@@ -87,11 +100,34 @@ fn the_simulated_gpu_runs_gated_rollouts_and_their_gradients() {
     }
     let (products, lambda) = gpu.gate_parameters().unwrap();
     for index in products.start..lambda.end {
-        let (found, expected) = (&gradients[index], &expected_gradients[index]);
-        let name = &gpu.parameter_list()[index].name;
-        // Whole models are compared as tests/gpu_models.rs does: by norms.
-        let norm = |v: &mut dyn Iterator<Item = f64>| v.map(|x| x * x).sum::<f64>().sqrt();
-        let apart = norm(&mut found.iter().zip(expected).map(|(a, b)| a - b));
-        assert!(apart <= 1e-4 * norm(&mut expected.iter().copied()), "{name}: {apart:e}");
+        let apart = apart(&gradients[index], &expected_gradients[index]);
+        assert!(apart <= 1e-4, "{}: {apart:e}", gpu.parameter_list()[index].name);
+    }
+}
+
+#[test]
+fn gated_rollouts_with_bf16_activations_have_the_gradients_of_f64() {
+    let device = Device::open("sim").unwrap();
+    let mut exact = model("llama", Dtype::F64, &Device::cpu());
+    let gpu = rounded(&mut exact, &device, Precision::Bf16Activations).unwrap();
+    let (trajectories, values, gradients) = run(&gpu, None);
+    let (_, again, again_gradients) = run(&gpu, Some(&trajectories));
+    assert_eq!(bits(&again), bits(&values));
+    let (_, expected, expected_gradients) = run(&exact, Some(&trajectories));
+    let single = in_precision(&exact, &device, Precision::F32).unwrap();
+    let (_, single, single_gradients) = run(&single, Some(&trajectories));
+    assert!(apart(&values, &expected) <= bound(apart(&single, &expected)));
+    let (products, lambda) = gpu.gate_parameters().unwrap();
+    let of = |found: &[Vec<f64>]| -> Vec<f64> {
+        (products.start..lambda.end).map(|at| apart(&found[at], &expected_gradients[at])).collect()
+    };
+    let singles = of(&single_gradients);
+    let spread = (singles.iter().map(|d| d * d).sum::<f64>() / singles.len() as f64).sqrt();
+    // The tape of sampling and that of a replay are walked in other units.
+    let both = of(&gradients).into_iter().zip(of(&again_gradients));
+    for (at, found) in (products.start..).zip(both.map(|(a, b)| a.max(b))) {
+        let (name, bound) = (&gpu.parameter_list()[at].name, bound(spread));
+        println!("{name}: {found:.1e} from f64, bound {bound:.1e}");
+        assert!(found <= bound, "{name}: {found:.1e}, bound {bound:.1e}");
     }
 }

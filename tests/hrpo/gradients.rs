@@ -146,6 +146,7 @@ fn an_update_moves_gates_at_rates_of_their_own_and_the_reference_reads_plain_tok
             audit_all: true,
             reference_masked: false,
             refills: 0,
+            record: Record::Everything,
             replay: Replay::Same,
             soft: None,
         };

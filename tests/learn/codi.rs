@@ -15,7 +15,8 @@ use latch::rollout::group::Rollouts;
 use latch::rollout::masks::{Mode, Scope};
 use latch::verify::codi::CodiSubject;
 use latch::verify::gradient::{Effort, check_subject};
-use latch::verify::models::{small_config, small_model};
+use latch::verify::models::{in_precision, rounded, small_config, small_model};
+use latch::verify::rounding::bound;
 use safetensors::SafeTensors;
 use serde_json::Value;
 use std::ops::ControlFlow;
@@ -218,11 +219,46 @@ fn devices_agree() {
 }
 
 #[test]
+fn with_bf16_activations_terms_and_gradients_are_near_those_of_f64() {
+    let norm = |values: &mut dyn Iterator<Item = f64>| values.map(|x| x * x).sum::<f64>().sqrt();
+    for device in gpu::devices() {
+        let folder = &folders()[0];
+        let (lessons, weights) = golden(folder);
+        let mut exact = Model::load(folder, &Device::cpu(), Precision::F64).unwrap();
+        let low = rounded(&mut exact, &device, Precision::Bf16Activations).unwrap();
+        let single = in_precision(&exact, &device, Precision::F32).unwrap();
+        let [(expected, reference), (_, single), (found, gradients)] =
+            [&exact, &single, &low].map(|model| run(model, &lessons, at_once(&lessons), weights));
+        for (found, expected) in [(found.student, expected.student), (found.teacher, expected.teacher)] {
+            assert!((found - expected).abs() <= 0.01 * expected, "{}: {found}, {expected}", device.name());
+        }
+        let distances = |found: &[Vec<f64>]| -> Vec<f64> {
+            let of = |f: &Vec<f64>, e: &Vec<f64>| {
+                norm(&mut f.iter().zip(e).map(|(f, e)| f - e)) / norm(&mut e.iter().copied())
+            };
+            found.iter().zip(&reference).map(|(f, e)| of(f, e)).collect()
+        };
+        let singles = distances(&single);
+        let bound = bound(norm(&mut singles.iter().copied()) / (singles.len() as f64).sqrt());
+        for (apart, parameter) in distances(&gradients).into_iter().zip(low.parameter_list()) {
+            println!("{}: {apart:.1e} from f64, bound {bound:.1e}", parameter.name);
+            assert!(
+                apart <= bound,
+                "{}: {} is {apart:.1e} off, bound {bound:.1e}",
+                device.name(),
+                parameter.name
+            );
+        }
+    }
+}
+
+#[test]
 fn rollouts_through_a_projector_are_computed_again_to_the_bit() {
     let plain = rollouts::model(Dtype::F32);
     let model = plain.duplicate().unwrap().with_random_projector(Projector::of(17), 3).unwrap();
     for device in gpu::devices().into_iter().chain([Device::cpu()]) {
-        let mut here = model.blank(&device).unwrap();
+        let here = crate::gpu_models::on(&device, &plain);
+        let mut here = here.with_random_projector(Projector::of(17), 3).unwrap();
         for (to, from) in here.parameters_mut().iter_mut().zip(model.parameters()) {
             to.upload(&from.download::<f32>().unwrap()).unwrap();
         }

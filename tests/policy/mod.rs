@@ -76,6 +76,7 @@ impl Make {
                 audit_all: false,
                 reference_masked: true,
                 refills: 0,
+                record: Record::Everything,
                 replay: Replay::Same,
                 soft: None,
             },
@@ -170,7 +171,7 @@ fn update(
 }
 
 fn flat(gradients: &Gradients) -> Vec<f64> {
-    gradients.tensors().iter().flat_map(|tensor| tensor.download::<f64>().unwrap()).collect()
+    gradients.tensors().iter().flat_map(|tensor| tensor.view().numbers().unwrap()).collect()
 }
 
 fn norm(values: &[f64]) -> f64 {

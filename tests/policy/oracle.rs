@@ -1,6 +1,8 @@
 //! Gradients against an independent computation and against differences; masks under which log-probabilities hold.
 
 use super::*;
+use latch::verify::models::{in_precision, rounded};
+use latch::verify::rounding;
 
 /// The gradient of `sum_k c_k ln pi(answer k)`, each rollout in sequences of its own, teacher forced in one segment.
 fn independent(model: &Model, make: &Make, report: &Report, coefficient: impl Fn(usize) -> f64) -> Vec<f64> {
@@ -59,6 +61,36 @@ fn the_gradient_is_that_of_an_independent_computation() {
             };
             let expected = independent(&model(), &make, &report, coefficient);
             close(&gradient, &expected, &format!("{preset} {:?}", make.drawing.masking));
+        }
+    }
+}
+
+/// An update whose activations are bf16: its gradient is that of f64 for the rollouts it sampled, as near as bf16 is.
+#[test]
+fn with_bf16_activations_the_gradient_is_that_of_the_rollouts_in_f64() {
+    for device in crate::parity::gpu::devices() {
+        for make in [Make::latent(), Make::new(Scope::All, Mode::Shared)] {
+            let make = make.set(|settings| settings.audit_all = true);
+            let mut exact = model();
+            let mut low = rounded(&mut exact, &device, Precision::Bf16Activations).unwrap();
+            let mut policy = make.policy(&low, None).unwrap();
+            let report = update(&mut policy, &mut low, 0.0, &questions(), &lively).unwrap();
+            assert_eq!((report.replay_gap, report.audited), (0.0, report.rollouts.len()));
+            assert_eq!(report.passes[0].log_ratio, 0.0, "what was sampled is what is trained");
+            let gradient = flat(policy.gradients());
+            let coefficient = |index: usize| -report.rollouts[index].advantage / 12.0;
+            let expected = independent(&exact, &make, &report, coefficient);
+            let single = in_precision(&exact, &Device::cpu(), Precision::F32).unwrap();
+            let single = apart(&independent(&single, &make, &report, coefficient), &expected);
+            let (apart, bound) = (apart(&gradient, &expected), rounding::bound(single));
+            println!("{}: {apart:.1e} from f64, bound {bound:.1e}", device.name());
+            assert!(apart <= bound && bound < 0.25, "{}: {apart:.1e}, bound {bound:.1e}", device.name());
+            // Smaller steps than bf16 resolves reach the f32 masters, and in time the weights.
+            let before: Vec<f64> = low.parameters()[0].view().numbers().unwrap();
+            for _ in 0..3 {
+                update(&mut policy, &mut low, 1e-3, &questions(), &lively).unwrap();
+            }
+            assert_ne!(low.parameters()[0].view().numbers().unwrap(), before);
         }
     }
 }

@@ -196,7 +196,7 @@ impl Objective {
 }
 
 pub fn flat(gradients: &Gradients) -> Vec<f64> {
-    gradients.tensors().iter().flat_map(|tensor| tensor.download::<f64>().unwrap()).collect()
+    gradients.tensors().iter().flat_map(|tensor| tensor.view().numbers().unwrap()).collect()
 }
 
 /// Moves all parameters by `step` along a fixed random direction; returns the direction.
@@ -310,6 +310,7 @@ pub fn settings(estimator: SoftEstimator, ratio: bool) -> Settings {
         audit_all: true,
         reference_masked: true,
         refills: 0,
+        record: Record::Everything,
         replay: Replay::Same,
         soft: Some(SoftObjective {
             estimator,

@@ -5,7 +5,7 @@ mod whole;
 
 use latch::base::Result;
 use latch::device::Device;
-use latch::model::{Model, Precision};
+use latch::model::Model;
 use latch::run::checkpoints::{self, Checkpoints, Keep};
 use latch::run::dry_run::forecast;
 use latch::run::folder::{Existing, RunFolder};

@@ -99,6 +99,16 @@ impl SwitchingArguments {
     }
 }
 
+/// Options as generation that switches takes them.
+pub fn switched(options: &Options) -> SwitchedOptions {
+    SwitchedOptions {
+        law: options.law,
+        max_new_tokens: options.max_new_tokens,
+        stop: options.stop.clone(),
+        seed: options.seed,
+    }
+}
+
 /// Generation that switches between tokens and mixtures; `readings` becomes a letter a token.
 pub fn generate(
     model: &Model,
@@ -108,13 +118,7 @@ pub fn generate(
     readings: &mut Vec<String>,
 ) -> Result<(Vec<Generated>, Timing)> {
     let began = Instant::now();
-    let how = SwitchedOptions {
-        law: options.law,
-        max_new_tokens: options.max_new_tokens,
-        stop: options.stop.clone(),
-        seed: options.seed,
-    };
-    let switched = switching::generate(model, prompts, rule, &how, show)?;
+    let switched = switching::generate(model, prompts, rule, &switched(options), show)?;
     let letter = |reading: &Reading| match reading {
         Reading::Token => 't',
         Reading::Mixture => 'm',

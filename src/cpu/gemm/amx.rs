@@ -4,7 +4,7 @@
 //! and it has granted this process the large state (`arch_prctl(ARCH_REQ_XCOMP_PERM, 18)`, asked once).
 #![allow(unsafe_code)]
 
-use super::units::{SIDE, TILE, Unit};
+use super::units::{DEPTH, NEIGHBOURS, SIDE, TILE, Unit};
 
 /// The hardware unit.
 pub(super) struct Amx;
@@ -244,6 +244,68 @@ impl Unit for Amx {
     }
 
     #[inline(always)]
+    unsafe fn multiply_neighbours(
+        depth: usize,
+        a: *const u16,
+        (b, b_stride): (*const u16, usize),
+        (c, c_stride): (*mut f32, usize),
+        add: bool,
+        room: *mut u16,
+    ) {
+        // SAFETY: as for `multiply`: C's window of the configured rows by 64 columns, `depth` tiles of A, 64 numbers of
+        // each of B's terms, and two rooms of four tiles. The tiles are carried from one block to the next.
+        unsafe {
+            let (step, pitch) = (64_usize, c_stride * 4);
+            if add {
+                std::arch::asm!(
+                    "tileloadd tmm0, [{c} + {pitch}*1]",
+                    "tileloadd tmm1, [{c} + {pitch}*1 + 64]",
+                    "tileloadd tmm2, [{c} + {pitch}*1 + 128]",
+                    "tileloadd tmm3, [{c} + {pitch}*1 + 192]",
+                    c = in(reg) c, pitch = in(reg) pitch,
+                    out("tmm0") _, out("tmm1") _, out("tmm2") _, out("tmm3") _, options(nostack)
+                );
+            } else {
+                std::arch::asm!(
+                    "tilezero tmm0", "tilezero tmm1", "tilezero tmm2", "tilezero tmm3",
+                    out("tmm0") _, out("tmm1") _, out("tmm2") _, out("tmm3") _, options(nostack)
+                );
+            }
+            interleave_tile(b, b_stride, room);
+            for k in 0..depth {
+                let now = room.add(k % 2 * NEIGHBOURS * DEPTH);
+                if k + 1 < depth {
+                    // A tile is interleaved while the one before is multiplied.
+                    let next = room.add((k + 1) % 2 * NEIGHBOURS * DEPTH);
+                    interleave_tile(b.add((k + 1) * DEPTH * b_stride), b_stride, next);
+                }
+                std::arch::asm!(
+                    "tileloadd tmm4, [{a} + {step}*1]",
+                    "tileloadd tmm6, [{b} + {step}*1]",
+                    "tileloadd tmm7, [{b} + {step}*1 + 1024]",
+                    "tdpbf16ps tmm0, tmm4, tmm6",
+                    "tdpbf16ps tmm1, tmm4, tmm7",
+                    "tileloadd tmm6, [{b} + {step}*1 + 2048]",
+                    "tileloadd tmm7, [{b} + {step}*1 + 3072]",
+                    "tdpbf16ps tmm2, tmm4, tmm6",
+                    "tdpbf16ps tmm3, tmm4, tmm7",
+                    a = in(reg) a.add(k * TILE), b = in(reg) now, step = in(reg) step,
+                    out("tmm0") _, out("tmm1") _, out("tmm2") _, out("tmm3") _,
+                    out("tmm4") _, out("tmm6") _, out("tmm7") _,
+                    options(nostack)
+                );
+            }
+            std::arch::asm!(
+                "tilestored [{c} + {pitch}*1], tmm0",
+                "tilestored [{c} + {pitch}*1 + 64], tmm1",
+                "tilestored [{c} + {pitch}*1 + 128], tmm2",
+                "tilestored [{c} + {pitch}*1 + 192], tmm3",
+                c = in(reg) c, pitch = in(reg) pitch, options(nostack)
+            );
+        }
+    }
+
+    #[inline(always)]
     unsafe fn interleave(low: *const u16, high: *const u16, to: *mut u16) {
         use std::arch::x86_64::*;
         // SAFETY: 64 readable bytes of each row and 64 writable ones of both tiles, by the caller's promise; the
@@ -256,6 +318,30 @@ impl Unit for Amx {
             let second = _mm512_setr_epi64(4, 5, 12, 13, 6, 7, 14, 15);
             _mm512_storeu_si512(to.cast(), _mm512_permutex2var_epi64(even, first, odd));
             _mm512_storeu_si512(to.add(TILE).cast(), _mm512_permutex2var_epi64(even, second, odd));
+        }
+    }
+}
+
+/// Interleaves 32 terms of 64 neighbouring columns into four tiles, and asks for the same terms of the 64 columns that
+/// come next.
+///
+/// # Safety
+/// The terms have 64 numbers each, `to` has room for four tiles, and the CPU has AVX-512.
+#[inline(always)]
+unsafe fn interleave_tile(from: *const u16, stride: usize, to: *mut u16) {
+    use std::arch::x86_64::{_MM_HINT_T1, _mm_prefetch};
+    // SAFETY: by the caller's promise; prefetches may name any address.
+    unsafe {
+        for pair in 0..DEPTH / 2 {
+            let low = from.add(2 * pair * stride);
+            let high = low.add(stride);
+            for row in [low, high] {
+                _mm_prefetch::<_MM_HINT_T1>(row.wrapping_add(NEIGHBOURS).cast());
+                _mm_prefetch::<_MM_HINT_T1>(row.wrapping_add(NEIGHBOURS + NEIGHBOURS / 2).cast());
+            }
+            let to = to.add(pair * 2 * SIDE);
+            <Amx as Unit>::interleave(low, high, to);
+            <Amx as Unit>::interleave(low.add(2 * SIDE), high.add(2 * SIDE), to.add(2 * TILE));
         }
     }
 }

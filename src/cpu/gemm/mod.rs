@@ -18,8 +18,8 @@
 //! process, never of the sizes.
 //!
 //! Files: `matrix` (operands), `packed` (many rows), `skinny`, `stream` and `spread` (few rows), `tile` (the kernel),
-//! `pack`, `simd` and `x86` (vectors), `units`, `units_pack`, `units_rows` and
-//! `amx` (matrix units), `workspace` (scratch), `column_sums` (gradients of biases).
+//! `pack`, `simd` and `x86` (vectors), `units`, `units_pack`, `units_rows`,
+//! `units_neighbours` and `amx` (matrix units), `workspace` (scratch), `column_sums` (gradients of biases).
 #![allow(unsafe_code)]
 
 #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
@@ -34,6 +34,7 @@ mod spread;
 mod stream;
 mod tile;
 mod units;
+mod units_neighbours;
 mod units_pack;
 mod units_rows;
 mod workspace;

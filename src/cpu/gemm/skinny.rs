@@ -58,8 +58,8 @@ pub(super) fn for_each_run<T, B>(
     B: Sync,
 {
     let units = problem.cols.div_ceil(unit);
-    // Reading a number of B takes as long as some multiplications.
-    let operations = (problem.rows + 4) * problem.depth * problem.cols / 8;
+    // Reading a number of B from a cache that cores share takes as long as 8 operations, and beside it go 8 rows.
+    let operations = (problem.rows / 8 + 2 * size_of::<B>()) * problem.depth * problem.cols;
     let wanted = match parallel::task_count(units, operations / units) {
         1 => 1,
         _ => 4 * parallel::threads(),

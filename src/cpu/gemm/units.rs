@@ -20,8 +20,8 @@ use super::pack::Strip;
 use super::simd::{Body, Rounded, Vector, round_bf16};
 use super::tile::Problem;
 use super::units_pack::{PackRows, pack_strips};
-use super::units_rows;
 use super::workspace::{share, with_scratch};
+use super::{units_neighbours, units_rows};
 use crate::cpu::parallel;
 use half::bf16;
 use std::marker::PhantomData;
@@ -39,8 +39,13 @@ const CHUNK: usize = 16;
 const STRIP: usize = 2 * TILE;
 /// Strips packed side by side where columns are neighbours in memory: rows are then read in runs of 512 bytes.
 const GROUP: usize = 8;
-/// The same for few rows, whose sums are visited after each tile of k instead: rows of B are read in long runs.
-const WIDE_GROUP: usize = 96;
+/// Columns that [`Unit::multiply_neighbours`] multiplies at once: two lines of memory a term.
+pub(super) const NEIGHBOURS: usize = 64;
+/// Numbers that [`Unit::multiply_neighbours`] needs room for: two tiles of k, as one is filled while the other is used.
+pub(super) const ROOM: usize = 2 * NEIGHBOURS * DEPTH;
+
+/// A stored number takes about as long to read from a cache that cores share as this many operations take.
+pub(super) const READING: usize = 4;
 
 /// What multiplies tiles.
 pub(super) trait Unit {
@@ -80,6 +85,20 @@ pub(super) trait Unit {
         columns: *const u16,
         to: *mut f32,
         add: bool,
+    );
+    /// `c[rows of begin][64 columns] (+)=` one tile row of A (as for [`Unit::multiply`]) by 64 columns of B that are
+    /// neighbours in memory, over `depth` tiles: term k of the columns starts at `b + k * b_stride`. The chains are those
+    /// of [`Unit::multiply`]. `room` holds [`ROOM`] numbers for what is interleaved.
+    ///
+    /// # Safety
+    /// As [`Unit::multiply`].
+    unsafe fn multiply_neighbours(
+        depth: usize,
+        a: *const u16,
+        b: (*const u16, usize),
+        c: (*mut f32, usize),
+        add: bool,
+        room: *mut u16,
     );
     /// Packs two rows of 32 neighbouring numbers into one pair row of each of two tiles, [`TILE`] apart.
     ///
@@ -149,6 +168,11 @@ where
         // SAFETY: passed on to the caller.
         return unsafe { units_rows::run::<V, U, A, B>(problem, operand) };
     }
+    if B::STORED && problem.rows <= SIDE && problem.b.lane_stride == 1 && problem.depth.is_multiple_of(DEPTH)
+    {
+        // SAFETY: passed on to the caller.
+        return unsafe { units_neighbours::run::<V, U, A, B>(problem, operand) };
+    }
     let row_tiles = problem.rows.div_ceil(SIDE);
     let depth_tiles = problem.depth.div_ceil(DEPTH);
     with_scratch(row_tiles * depth_tiles * TILE, |a: &mut [u16]| {
@@ -164,11 +188,8 @@ where
         });
 
         let neighbours = B::STORED && problem.b.lane_stride == 1;
-        let (group, chunk) = match neighbours {
-            true if problem.rows <= SIDE => (WIDE_GROUP, 1),
-            true => (GROUP, CHUNK),
-            false => (1, CHUNK),
-        };
+        let group = if neighbours { GROUP } else { 1 };
+        let chunk = CHUNK;
         let row_pairs = row_tiles.div_ceil(2);
         let col_pairs = problem.cols.div_ceil(2 * SIDE);
         let operations = problem.rows * problem.depth * problem.cols / 8;
@@ -298,7 +319,11 @@ impl<V, U, B> Tiles<'_, V, U, B> {
 
 /// Copies a window of a matrix to another's; each is a start and a stride.
 #[inline(always)]
-unsafe fn copy_window(from: (*mut f32, usize), to: (*mut f32, usize), (rows, cols): (usize, usize)) {
+pub(super) unsafe fn copy_window(
+    from: (*mut f32, usize),
+    to: (*mut f32, usize),
+    (rows, cols): (usize, usize),
+) {
     for row in 0..rows {
         // SAFETY: both have `rows x cols` here, by the caller's promise, and do not overlap.
         unsafe { std::ptr::copy_nonoverlapping(from.0.add(row * from.1), to.0.add(row * to.1), cols) };
@@ -307,7 +332,11 @@ unsafe fn copy_window(from: (*mut f32, usize), to: (*mut f32, usize), (rows, col
 
 /// Adds the bias to finished chains.
 #[inline(always)]
-unsafe fn add_bias(bias: *const f32, (c, stride): (*mut f32, usize), (rows, cols): (usize, usize)) {
+pub(super) unsafe fn add_bias(
+    bias: *const f32,
+    (c, stride): (*mut f32, usize),
+    (rows, cols): (usize, usize),
+) {
     // SAFETY: C has `rows x cols` here and the bias `cols`, by the caller's promise.
     unsafe {
         for row in 0..rows {

@@ -5,7 +5,7 @@
 use super::pack::Strip;
 use super::simd::{Body, Vector};
 use super::tile::Problem;
-use super::units::{Bf16Bits, DEPTH, SIDE, TILE, Unit};
+use super::units::{Bf16Bits, DEPTH, READING, SIDE, TILE, Unit};
 use super::workspace::{share, with_scratch};
 use crate::cpu::parallel;
 use std::marker::PhantomData;
@@ -35,7 +35,7 @@ where
         }
         let packed: &[u16] = packed;
         let col_tiles = problem.cols.div_ceil(SIDE);
-        let tasks = parallel::task_count(col_tiles, SIDE * problem.depth * 2);
+        let tasks = parallel::task_count(col_tiles, SIDE * problem.depth * READING);
         parallel::for_each_task(tasks, |task| {
             let tiles = share(col_tiles, tasks, task);
             // SAFETY: tasks own disjoint columns of C; A is packed.

@@ -19,6 +19,16 @@ struct Entry {
     function: Function,
 }
 
+/// An event that somebody holds.
+#[derive(Debug)]
+pub(super) struct Recorded {
+    pub(super) stream: Stream,
+    /// How many allocations the pool had made.
+    pub(super) allocations: u64,
+    /// Whether the compute stream waits for it already.
+    pub(super) settled: bool,
+}
+
 /// Where a download lands.
 #[derive(Debug)]
 pub(super) struct Landing {
@@ -38,8 +48,10 @@ pub(super) struct State {
     pub(super) captures: Vec<Capture>,
     /// What happened when the device was lost, and what to do.
     pub(super) lost: Option<(String, String)>,
-    /// Events by mark: the stream, and how many allocations the pool had made.
-    pub(super) events: HashMap<u64, (Stream, u64)>,
+    /// Events by mark.
+    pub(super) events: HashMap<u64, Recorded>,
+    /// Whether the copy stream was given anything that the compute stream may not have waited for.
+    pub(super) copying: bool,
     pub(super) landings: HashMap<u64, Landing>,
     next_landing: u64,
     /// Downloads whose ticket was dropped, oldest first.
@@ -61,6 +73,7 @@ impl State {
             captures: Vec::new(),
             lost: None,
             events: HashMap::new(),
+            copying: false,
             landings: HashMap::new(),
             next_landing: 0,
             unwanted: VecDeque::new(),
@@ -173,6 +186,20 @@ impl State {
         self.next_landing
     }
 
+    /// Lets the compute stream wait for everything that the copy stream was given: a graph does not say what it reads.
+    pub(super) fn settle_copies(&mut self) -> Outcome<()> {
+        if !std::mem::take(&mut self.copying) {
+            return Ok(());
+        }
+        let mark = self.driver.record(Stream::Copy)?;
+        let waited = self.driver.wait(Stream::Compute, mark);
+        self.driver.forget(mark);
+        for event in self.events.values_mut() {
+            event.settled |= event.stream == Stream::Copy;
+        }
+        waited
+    }
+
     /// Waits for everything.
     pub(super) fn synchronise(&mut self) -> Outcome<()> {
         self.driver.synchronise()?;
@@ -191,7 +218,8 @@ impl State {
             pinned_bytes,
             launches: self.launches,
             graph_launches: self.graph_launches,
-            arenas: self.pool.counts().to_vec(),
+            arenas: self.pool.books().counts().to_vec(),
+            peak: self.pool.books().peak(),
             held: self.pool.held(),
             kernels: self.driver.kernel_counts(),
         }

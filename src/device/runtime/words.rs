@@ -15,7 +15,7 @@ pub(super) fn out_of_memory(
     let free = state.driver.memory_free().unwrap_or(0);
     let (_, taken) = state.pool.taken();
     let mut held = Vec::new();
-    for count in state.pool.counts().iter().filter(|count| count.held > 0) {
+    for count in state.pool.books().counts().iter().filter(|count| count.held > 0) {
         held.push(format!("{} {}", count.arena.name(), bytes_in_words(count.held)));
     }
     let held = if held.is_empty() { "nothing".into() } else { held.join(", ") };

@@ -1,5 +1,6 @@
 //! Reinforcement learning parts of a story, and what every model is asked at the end.
 
+use super::asks::{self, Closing};
 use super::progress::{Entry, Tally, marks};
 use super::{Event, Sample, Story, form};
 use crate::base::Result;
@@ -7,13 +8,10 @@ use crate::learn::policy_report::Report;
 use crate::learn::soft_policy::SoftStatistics;
 use crate::ops::policy_loss::Statistic;
 use crate::rollout::audit::worse;
-use crate::rollout::group::Thoughts;
 use crate::run::adapters;
 use crate::run::evaluation::{Ask, Share};
 use crate::run::metrics::Record;
-use crate::run::recipe::EvaluationMode;
 use crate::run::reinforcement::{Arm, ArmPlan, SoftPlan};
-use crate::run::settings;
 use std::ops::ControlFlow;
 use std::time::Instant;
 
@@ -187,12 +185,8 @@ impl Story<'_> {
             return Ok(None);
         }
         let began = Instant::now();
-        let all = &self.problems.valid.items;
-        let items = if keys.problems == 0 { all } else { &all[..keys.problems.min(all.len())] };
-        let ask = Ask {
-            soft: plan.soft.and_then(SoftPlan::asked).map(SoftPlan::quiet),
-            ..Ask::deterministic(self.curriculum.max_latent_stage + 1)
-        };
+        let items = asks::between(self.recipe, &self.problems.valid.items);
+        let ask = asks::plain(&self.curriculum, plan.soft);
         let scores = self.examiner().ask(&self.student.model, items, &ask)?.scores(1)?;
         self.spend("evaluation", began);
         let what = format!("after {update} updates of {name}, validation");
@@ -211,15 +205,10 @@ impl Story<'_> {
         watch: &mut dyn FnMut(&Event) -> ControlFlow<()>,
     ) -> Result<()> {
         let began = Instant::now();
-        let keys = &self.recipe.evaluation;
-        let soft = soft.and_then(SoftPlan::asked);
-        let base = Ask {
-            soft: soft.map(SoftPlan::quiet),
-            ..Ask::deterministic(self.curriculum.max_latent_stage + 1)
-        };
+        let ways = Closing::of(self.recipe, &self.curriculum, soft);
         let (model, test) = (&self.student.model, &self.problems.test.items);
         let examiner = self.examiner();
-        let greedy = examiner.ask(model, test, &base)?;
+        let greedy = examiner.ask(model, test, &ways.plain)?;
         let det = greedy.scores(1)?;
         let _ = watch(&Event::Evaluated { what: &format!("{name}, test"), scores: &det });
         let accuracy = |ask: &Ask, items: &[crate::run::problems::Item]| -> Result<Share> {
@@ -230,26 +219,17 @@ impl Story<'_> {
             right: marks(&greedy),
             det,
             modes: Default::default(),
-            removed: accuracy(&Ask { thoughts: Thoughts::Removed, ..base.clone() }, test)?,
-            shuffled: accuracy(&Ask { thoughts: Thoughts::Shuffled, ..base.clone() }, test)?,
+            removed: accuracy(&ways.removed, test)?,
+            shuffled: accuracy(&ways.shuffled, test)?,
             shifted: Default::default(),
             tally: self.progress.tally,
         };
-        for mode in &keys.modes {
-            let masking = settings::masking(&self.recipe.mask, self.recipe.mask.scope);
-            let temperature = Some(keys.temperature);
-            let samples = keys.masks;
-            let ask = match mode {
-                EvaluationMode::Det => continue,
-                EvaluationMode::Mc => Ask { masking, samples, ..base.clone() },
-                EvaluationMode::Temp => Ask { temperature, samples, soft, ..base.clone() },
-                EvaluationMode::McTemp => Ask { masking, temperature, samples, soft, ..base.clone() },
-            };
-            let scores = examiner.ask(model, test, &ask)?.scores(keys.k)?;
+        for (mode, ask) in &ways.modes {
+            let scores = examiner.ask(model, test, ask)?.scores(self.recipe.evaluation.k)?;
             entry.modes.insert(mode.to_string(), scores);
         }
         for set in &self.problems.shifted {
-            entry.shifted.insert(set.name.clone(), accuracy(&base, &set.items)?);
+            entry.shifted.insert(set.name.clone(), accuracy(&ways.plain, &set.items)?);
         }
         self.progress.entries.push(entry);
         self.spend("evaluation", began);

@@ -5,6 +5,7 @@
 //! on to the same bits: data order, masks and tokens are functions of seed and place.
 
 mod arms;
+pub(super) mod asks;
 mod closing;
 mod progress;
 mod stages;
@@ -14,10 +15,11 @@ pub use progress::{Entry, Progress, StageResult, Tally};
 
 use super::adapters;
 use super::checkpoints::{Checkpoints, Keep, TrainState};
+use super::dry_run;
 use super::evaluation::{Examiner, Scores};
 use super::folder::RunFolder;
 use super::metrics::{Lines, Record};
-use super::problems::{self, Problems};
+use super::problems::Problems;
 use super::recipe::{Arm as ArmKey, Recipe, Variant};
 use super::reinforcement::{self, ArmPlan};
 use super::schooling::{self, Phase};
@@ -189,10 +191,9 @@ impl<'a> Story<'a> {
             ));
         }
         let curriculum = settings::curriculum(recipe);
+        let problems = dry_run::problems(recipe, device)?;
+        dry_run::admit(recipe, &problems, device)?;
         let mut student = Student::of(recipe, device)?;
-        let longest = longest(recipe, &student.model);
-        let problems =
-            problems::load(recipe, &student.tokenizer, student.markers.stop, &curriculum, longest)?;
         student.describe_latents(form(recipe, &curriculum, &student).latents);
         adapters::keep_base(recipe, &mut student, &folder.models())?;
         let keep = Keep { last: recipe.run.keep_last, best: recipe.run.keep_best };
@@ -276,16 +277,7 @@ impl<'a> Story<'a> {
     }
 
     fn examiner(&self) -> Examiner<'_> {
-        Examiner {
-            curriculum: &self.curriculum,
-            markers: self.student.markers,
-            tokenizer: &self.student.tokenizer,
-            extractor: settings::extractor(self.recipe),
-            max_new_tokens: self.recipe.grpo.max_new_tokens,
-            batch: self.recipe.evaluation.batch,
-            seed: self.recipe.seed,
-            hrpo: &self.recipe.hrpo,
-        }
+        asks::examiner(self.recipe, &self.curriculum, &self.student)
     }
 
     /// Ends a part: the next one begins with its first update.

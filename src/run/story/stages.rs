@@ -1,5 +1,6 @@
 //! Supervised parts of a story.
 
+use super::asks::phase_examiner;
 use super::progress::StageResult;
 use super::{Event, Story};
 use crate::base::Result;
@@ -24,14 +25,7 @@ impl Story<'_> {
         }
         let began = Instant::now();
         let ask = Ask::deterministic(phase.stage);
-        let mut examiner = self.examiner();
-        examiner.curriculum = &phase.curriculum;
-        // An answer in words takes as many tokens as the longest that was trained.
-        let answer = |item: &crate::run::problems::Item| {
-            let problems = self.problems.train.items.len();
-            phase.at_end(&item.tokens, problems, &self.student.markers).answer.len()
-        };
-        examiner.max_new_tokens = self.problems.valid.items.iter().map(answer).max().unwrap_or(1) + 2;
+        let examiner = phase_examiner(self.recipe, phase, &self.student, &self.problems);
         let scores = examiner.ask(&self.student.model, &self.problems.valid.items, &ask)?.scores(1)?;
         self.spend("evaluation", began);
         let _ =

@@ -28,10 +28,9 @@ use crate::ops::{Tensor, View};
 
 /// Uploads f64 values as a tensor of `dtype` (f32 or f64).
 pub fn tensor(device: &Device, shape: impl Into<Shape>, values: &[f64], dtype: Dtype) -> Result<Tensor> {
-    match dtype {
-        Dtype::F64 => Tensor::from_host(device, shape, values),
-        _ => Tensor::from_host(device, shape, &values.iter().map(|&v| v as f32).collect::<Vec<_>>()),
-    }
+    let mut tensor = Tensor::zeros(device, shape, dtype)?;
+    tensor.upload_numbers(0, values)?;
+    Ok(tensor)
 }
 
 /// Downloads a float tensor as f64 values.

@@ -1,7 +1,7 @@
 //! What keys may be set to, where that is one of a few names.
 
-use crate::base::Dtype;
 use crate::device::Matmul;
+use crate::model::Precision;
 use crate::ops::mask::SiteKind;
 use crate::rollout::masks::{Mode, Scope};
 use crate::run::recipe::keys::{self, Setting, choices, named};
@@ -260,7 +260,11 @@ choices! {
 }
 
 named!(Matmul { "auto" => Matmul::Auto, "latch" => Matmul::Own, "cublaslt" => Matmul::Library, });
-named!(Dtype { "f32" => Dtype::F32, "bf16" => Dtype::Bf16, });
+named!(Precision {
+    "f32" => Precision::F32,
+    "bf16" => Precision::Bf16,
+    "bf16-activations" => Precision::Bf16Activations,
+});
 named!(Scope { "latent" => Scope::Latent, "prompt+latent" => Scope::PromptLatent, "all" => Scope::All, });
 named!(Mode {
     "shared" => Mode::Shared,

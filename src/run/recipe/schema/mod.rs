@@ -4,8 +4,8 @@
 mod choices;
 
 use super::keys::{self, ANY, KeyInfo, Keys, Setting, above, below, between, section};
-use crate::base::Dtype;
 use crate::device::Matmul;
+use crate::model::Precision;
 use crate::ops::mask::SiteKind;
 use crate::rollout::masks::{Mode, Scope};
 pub use choices::*;
@@ -68,8 +68,9 @@ section! {
         mlp_hidden: usize, between(1.0, 1e6);
         /// Longest sequence of a fresh model, latents included.
         max_positions: usize, between(8.0, 1e6);
-        /// How matrices are stored; arithmetic is f32 either way.
-        dtype: Dtype, ANY;
+        /// bf16 = matrices in bf16 under f32 activations; bf16-activations = activations, tape and KV cache too (on a GPU).
+        /// Sums, log-probabilities, gradients of parameters and the optimiser are f32 in all of them.
+        dtype: Precision, ANY;
     }
 }
 
@@ -421,8 +422,14 @@ section! {
 }
 
 section! {
-    /// Checkpoints, and what the terminal shows.
+    /// Memory, checkpoints, and what the terminal shows.
     RunKeys {
+        /// Keep each layer's input alone for the backward pass and compute the rest again: the same bits, less memory, a
+        /// forward pass more.
+        recompute: bool, ANY;
+        /// Positions of a supervised batch that are on the tape at once; larger batches run in parts, whose gradients add
+        /// up to the same but for rounding.
+        positions_at_once: usize, between(1.0, MANY);
         /// Updates between checkpoints; 0 = only at the end of each stage.
         checkpoint_every: usize, between(0.0, MANY);
         /// Newest checkpoints that are kept.
