@@ -233,7 +233,7 @@ fn threads_share_a_device_and_each_captures_its_own_steps() {
 /// What `--no-graphs` turns off has no say in the results (run/devices.rs tests that it turns it off).
 #[test]
 fn the_binaries_write_the_same_bytes_without_graphs() {
-    let model = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/qwen3");
+    let model = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/qwen3");
     let text = |more: &[&str]| {
         let base = ["--model", model.to_str().unwrap(), "--device", "sim", "--prompt-ids", "5,6"];
         let how = ["--prompt-ids", "9,1,4", "--latents", "4", "--temperature", "1", "-n", "8", "--json"];

@@ -1,6 +1,7 @@
 //! Gradients against an independent computation and against differences; masks under which log-probabilities hold.
 
 use super::*;
+use latch::model::Precision;
 use latch::verify::models::{in_precision, rounded};
 use latch::verify::rounding;
 
