@@ -187,8 +187,9 @@ fn work(arguments: &Arguments, device: &Device) -> Result<()> {
             Ok::<Student, Error>(student)
         };
     let base = Asking { curriculum: &curriculum, extractor, seed: arguments.seed, hrpo: &gating.hrpo };
-    let blank = load(&device.accountant(None), arguments.dtype, Student::load_blank)?;
-    let (items, skipped) = items(arguments, &blank)?;
+    // The problems are read with the tokenizer of a model that is given back at once.
+    let (items, skipped) =
+        items(arguments, &load(&device.accountant(None), arguments.dtype, Student::load_blank)?)?;
     let plan =
         room::Plan { rows: arguments.batch.max(1), tokens: arguments.max_new_tokens, dtype: arguments.dtype };
     let rehearse = |plan: &room::Plan, device: &Device| {

@@ -43,7 +43,8 @@ impl Buffer {
                 let storage = match dtype {
                     Dtype::F32 => Storage::F32(vec![0.0; elements]),
                     Dtype::F64 => Storage::F64(vec![0.0; elements]),
-                    Dtype::Bf16 => Storage::Bf16(vec![bf16::ZERO; elements]),
+                    // Pages that are zero already, as `vec!` takes them for the types it knows: nothing is written.
+                    Dtype::Bf16 => Storage::Bf16(bytemuck::zeroed_vec(elements)),
                     Dtype::U32 => Storage::U32(vec![0; elements]),
                     Dtype::I32 => Storage::I32(vec![0; elements]),
                 };

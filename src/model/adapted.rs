@@ -6,7 +6,7 @@ use super::architecture::{Architecture, LinearPlan};
 use super::families::Layout;
 use super::parameters::Gradients;
 use crate::base::rng::{Purpose, StreamKey};
-use crate::base::{Dtype, Error, Result};
+use crate::base::{Error, Result};
 use crate::device::{Arena, Identity};
 use crate::ops::linear::{self, Projection};
 use crate::ops::{Tensor, elementwise};
@@ -55,7 +55,9 @@ impl Model {
         for (index, parameter) in list.iter().enumerate() {
             let base = &self.parameters[parameter.of];
             let whole = parameter.part == Part::Whole;
-            let dtype = if whole { base.dtype() } else { self.adapter_dtype() };
+            // A and B are of the activations' dtype: beside bf16 activations products read bf16 alone, and the optimiser's
+            // f32 masters are what is trained, as for every other bf16 matrix.
+            let dtype = if whole { base.dtype() } else { self.dtype() };
             let mut tensor = Tensor::zeros(&self.device, parameter.shape, dtype)?;
             if whole {
                 elementwise::copy(base.view(), tensor.view_mut())?;
@@ -68,12 +70,6 @@ impl Model {
         self.adapters = Some(Adapters::new(config, list, tensors));
         self.identity = Identity::fresh();
         Ok(())
-    }
-
-    /// The dtype of A and B: the activations', for beside bf16 activations products read bf16 alone. The optimiser's f32
-    /// masters of them are what is trained then, as for every other bf16 matrix.
-    fn adapter_dtype(&self) -> Dtype {
-        self.dtype()
     }
 
     /// The adapter, where there is one.
