@@ -1,6 +1,7 @@
 //! Whole models with bf16 activations on devices that run the shipped PTX: beside f64, and beside themselves.
 
 use crate::gpu_models::example;
+use crate::models::hidden_bits;
 use crate::parity::gpu::devices;
 use crate::{rollouts, soft};
 use latch::base::Dtype;
@@ -8,8 +9,7 @@ use latch::device::Device;
 use latch::learn::optimizer::{self, Optimizer};
 use latch::learn::supervised::{Limits as Batches, Trainer};
 use latch::model::{
-    AdapterConfig, Embeddings, Model, Precision, Projector, Record, Room, RowPlan, Segment, Sequences,
-    SequencesPlan, Truncation,
+    AdapterConfig, Embeddings, Model, Precision, Projector, Record, Room, Sequences, Truncation,
 };
 use latch::ops::mask::{MaskSet, SiteKind};
 use latch::rollout::audit::Audit;
@@ -82,39 +82,18 @@ fn model(family: &str, device: &Device, precision: Precision) -> Model {
     in_precision(&exact, device, precision).unwrap()
 }
 
-/// The final hidden states of the last row, cut at `cuts`, with other rows beside it.
-fn hidden(model: &Model, count: usize, cuts: &[usize], others: usize) -> Vec<u64> {
-    let rows = vec![RowPlan::own(count); others + 1];
-    let plan = SequencesPlan { rows, record: Record::Nothing, tape_positions: count * (others + 1) };
-    let mut sequences = Sequences::new(model, &plan).unwrap();
-    let tokens: Vec<u32> = (0..count as u32).map(|i| (i * 7 + i * i) % 50).collect();
-    let (mut bits, mut start) = (Vec::new(), 0);
-    for &end in cuts.iter().chain([&count]) {
-        let mut segment = Segment::new();
-        for other in 0..others {
-            segment.extend_tokens(other as u32, &tokens[..end - start]);
-        }
-        segment.extend_tokens(others as u32, &tokens[start..end]);
-        let at = model.forward(&mut sequences, &segment, None).unwrap();
-        let own = sequences.hidden(at.end - (end - start)..at.end).unwrap();
-        assert_eq!(own.dtype(), Dtype::Bf16);
-        bits.extend(soft::bits(&own.numbers().unwrap()));
-        start = end;
-    }
-    bits
-}
-
 #[test]
 fn a_row_has_the_same_bits_in_any_batch_and_any_cut() {
     for device in devices() {
         for family in ["gpt2", "llama", "qwen2", "qwen3"] {
             let model = model(family, &device, HALF);
-            let whole = hidden(&model, 70, &[], 0);
+            assert_eq!(model.dtype(), Dtype::Bf16);
+            let whole = hidden_bits(&model, 70, &[], 0);
             let name = format!("{} {family}", device.name());
-            assert_eq!(whole, hidden(&model, 70, &[1, 2, 30, 63, 64, 65], 0), "{name}: cuts");
-            assert_eq!(whole, hidden(&model, 70, &[], 2), "{name}: a batch");
+            assert_eq!(whole, hidden_bits(&model, 70, &[1, 2, 30, 63, 64, 65], 0), "{name}: cuts");
+            assert_eq!(whole, hidden_bits(&model, 70, &[], 2), "{name}: a batch");
             let one_by_one: Vec<usize> = (62..70).collect();
-            assert_eq!(whole, hidden(&model, 70, &one_by_one, 1), "{name}: token by token");
+            assert_eq!(whole, hidden_bits(&model, 70, &one_by_one, 1), "{name}: token by token");
         }
     }
 }

@@ -45,7 +45,7 @@ pub fn random(config: Config, seed: u64, dtype: Dtype, device: &Device) -> Model
 }
 
 /// The bits of the final hidden states of the last row, cut at `cuts`, with `others` beside it that say something else.
-pub fn hidden_bits(model: &Model, count: usize, cuts: &[usize], others: usize) -> Vec<u32> {
+pub fn hidden_bits(model: &Model, count: usize, cuts: &[usize], others: usize) -> Vec<u64> {
     let rows = vec![RowPlan::own(count); others + 1];
     let plan = SequencesPlan { rows, record: Record::Nothing, tape_positions: count * (others + 1) };
     let mut sequences = Sequences::new(model, &plan).unwrap();
@@ -58,11 +58,18 @@ pub fn hidden_bits(model: &Model, count: usize, cuts: &[usize], others: usize) -
         }
         segment.extend_tokens(others as u32, &tokens[start..end]);
         let at = model.forward(&mut sequences, &segment, None).unwrap();
-        let at = at.end - (end - start)..at.end;
-        bits.extend(sequences.hidden(at).unwrap().download::<f32>().unwrap().iter().map(|v| v.to_bits()));
+        let own = sequences.hidden(at.end - (end - start)..at.end).unwrap();
+        assert_eq!(own.dtype(), model.dtype());
+        bits.extend(own.numbers().unwrap().iter().map(|v| v.to_bits()));
         start = end;
     }
     bits
+}
+
+/// The slope of `at` at 0: central differences of two step sizes, whose error falls from h^2 to h^4 (Richardson).
+pub fn slope(mut at: impl FnMut(f64) -> f64) -> f64 {
+    let mut central = |h: f64| (at(h) - at(-h)) / (2.0 * h);
+    (4.0 * central(1e-6) - central(2e-6)) / 3.0
 }
 
 /// How far `found` lies from `expected`, over the norm of what was expected, which is not 0.
