@@ -2,7 +2,7 @@
 
 use crate::gpu_models::example;
 use crate::models::hidden_bits;
-use crate::parity::gpu::devices;
+use crate::parity::gpu::{self, devices};
 use crate::{rollouts, soft};
 use latch::base::Dtype;
 use latch::device::Device;
@@ -115,7 +115,7 @@ fn rollouts_are_computed_again_to_the_bit() {
     ];
     for (family, scope, mode, share, record) in cases {
         let [captured, eager] = [true, false].map(|graphs| {
-            let device = Device::simulated();
+            let device = gpu::device();
             device.use_graphs(graphs);
             let model = model(family, &device, HALF);
             let drawing = rollouts::drawing(scope, mode, share);
@@ -246,7 +246,7 @@ fn soft_steps_are_replayed_to_the_bit_and_their_gradients_are_those_of_f64() {
 
 #[test]
 fn the_cache_and_the_tape_take_half_the_bytes() {
-    let device = Device::simulated();
+    let device = gpu::device();
     let [single, half] = [Precision::F32, HALF].map(|precision| model("qwen3", &device, precision));
     for record in [Record::Nothing, Record::Everything, Record::LayerInputs] {
         let room = Room { rows: 2, slots: 4096, longest: 64, tape_positions: 64, soft: Default::default() };

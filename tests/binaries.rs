@@ -1,5 +1,6 @@
 //! The binaries as a user meets them: output, files, exit codes, messages.
 
+use crate::parity::gpu;
 use safetensors::SafeTensors;
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -109,7 +110,7 @@ fn generate_refuses_what_cannot_be_done() {
         &["/nonexistent", "cannot open"],
     );
     refuses(
-        &generate(&["--model", model, "--prompt-ids", "1", "--device", "cuda"]),
+        &generate(&["--model", model, "--prompt-ids", "1", "--device", "cuda:4096"]),
         1,
         &["cuda", "--device cpu"],
     );
@@ -318,7 +319,7 @@ const MINIATURE: [&str; 8] = [
 fn train_runs_on_the_simulated_gpu() {
     let work = tempfile::tempdir().unwrap();
     let out = work.path().join("run");
-    let mut arguments = vec!["--device", "sim", "--quiet", "--out", out.to_str().unwrap()];
+    let mut arguments = vec!["--device", gpu::name(), "--quiet", "--out", out.to_str().unwrap()];
     arguments.extend(MINIATURE.iter().flat_map(|set| ["--set", set]));
     let tables = stdout(&train(&arguments));
     assert!(tables.contains("dropout_latent"), "{tables}");
@@ -327,7 +328,7 @@ fn train_runs_on_the_simulated_gpu() {
     assert_eq!(summary["models"][1]["tally"]["replay_gap"], 0.0);
     assert_eq!(summary["models"][1]["tally"]["rollouts"], 16);
     let environment = std::fs::read_to_string(out.join("environment.json")).unwrap();
-    assert!(environment.contains("\"sim\""), "{environment}");
+    assert!(environment.contains(&format!("\"{}", gpu::name())), "{environment}");
 }
 
 /// The same with bf16 activations; and what is said where they cannot be had.
@@ -340,7 +341,7 @@ fn train_runs_with_bf16_activations_on_the_simulated_gpu() {
     arguments.extend(MINIATURE.iter().chain(&sets).flat_map(|set| ["--set", set]));
     let on_cpu = train(&[&arguments[..], &["--device", "cpu"]].concat());
     refuses(&on_cpu, 2, &["model.dtype", "bf16-activations on the cpu", "--device cuda"]);
-    let tables = stdout(&train(&[&arguments[..], &["--device", "sim"]].concat()));
+    let tables = stdout(&train(&[&arguments[..], &["--device", gpu::name()]].concat()));
     assert!(tables.contains("dropout_latent"), "{tables}");
     let summary: serde_json::Value =
         serde_json::from_str(&std::fs::read_to_string(out.join("summary.json")).unwrap()).unwrap();
@@ -348,18 +349,18 @@ fn train_runs_with_bf16_activations_on_the_simulated_gpu() {
     assert_eq!(summary["models"][1]["tally"]["rollouts"], 16);
     // A rollout as it was logged, in the precision it was sampled in.
     let place = format!("{}:2", out.join("samples.jsonl").display());
-    let again = stdout(&generate(&["--replay", &place, "--device", "sim", "--json"]));
+    let again = stdout(&generate(&["--replay", &place, "--device", gpu::name(), "--json"]));
     let again: serde_json::Value = serde_json::from_str(&again).unwrap();
     assert_eq!(again["same"], true, "{again}");
     let model = out.join("models").join("dropout_latent");
     let of_words = ["--model", model.to_str().unwrap(), "--limit", "2", "--bound", "12", "--steps", "2"];
-    let precise = ["--max-new-tokens", "4", "--dtype", "bf16-activations", "--device", "sim", "--json"];
+    let precise = ["--max-new-tokens", "4", "--dtype", "bf16-activations", "--device", gpu::name(), "--json"];
     let scores = run(env!("CARGO_BIN_EXE_evaluate"), &[&of_words[..], &precise].concat());
     let scores: serde_json::Value = serde_json::from_str(&stdout(&scores)).unwrap();
     assert_eq!(scores["problems"], 2, "{scores}");
     let asked = ["--model", model.to_str().unwrap(), "--prompt", "2 + 3 =", "--latents", "2"];
     let precise = ["--max-new-tokens", "4", "--dtype", "bf16-activations"];
-    stdout(&generate(&[&asked[..], &precise, &["--device", "sim"]].concat()));
+    stdout(&generate(&[&asked[..], &precise, &["--device", gpu::name()]].concat()));
     refuses(
         &generate(&[&asked[..], &precise, &["--device", "cpu"]].concat()),
         2,
@@ -370,7 +371,7 @@ fn train_runs_with_bf16_activations_on_the_simulated_gpu() {
 /// LEPO in miniature, on the CPU and with every kernel in the simulator.
 #[test]
 fn train_runs_soft_latents_on_the_cpu_and_on_the_simulated_gpu() {
-    for (device, estimator) in [("cpu", "soft_ce"), ("sim", "soft_ce"), ("sim", "pathwise")] {
+    for (device, estimator) in [("cpu", "soft_ce"), (gpu::name(), "soft_ce"), (gpu::name(), "pathwise")] {
         let work = tempfile::tempdir().unwrap();
         let out = work.path().join("run");
         let estimator = format!("lepo.estimator={estimator}");

@@ -4,6 +4,7 @@
 use crate::binaries;
 use crate::gpu_models::{example, on};
 use crate::models;
+use crate::parity::gpu;
 use crate::rollouts::{self, members, prompts};
 use latch::base::Dtype;
 use latch::device::{Device, Statistics, TrafficCount};
@@ -17,7 +18,7 @@ use std::ops::ControlFlow;
 /// A simulated GPU that captures, and one that does not.
 fn both() -> [Device; 2] {
     [true, false].map(|graphs| {
-        let device = Device::simulated();
+        let device = gpu::device();
         device.use_graphs(graphs);
         device
     })
@@ -119,7 +120,7 @@ fn gradients_through_captured_latents_are_the_eager_ones() {
 
 #[test]
 fn a_replayed_step_is_one_launch_and_uploads_nothing() {
-    let device = Device::simulated();
+    let device = gpu::device();
     let model = on(&device, &rollouts::model(Dtype::F32));
     for record in [Record::Nothing, Record::Everything] {
         // What a batch costs whose answers have so many tokens, once all its steps are known.
@@ -194,7 +195,7 @@ fn a_model_that_was_trained_runs_its_captured_steps_with_the_new_weights() {
 
 #[test]
 fn steps_that_are_not_captured_are_counted() {
-    let device = Device::simulated();
+    let device = gpu::device();
     let model = qwen(&device).with_random_projector(latch::model::Projector::of(24), 3).unwrap();
     let drawing = rollouts::drawing(Scope::Latent, Mode::None, true);
     let form = Form { max_new_tokens: 1, end: Vec::new(), ..rollouts::form() };
@@ -210,7 +211,7 @@ fn steps_that_are_not_captured_are_counted() {
 
 #[test]
 fn threads_share_a_device_and_each_captures_its_own_steps() {
-    let device = Device::simulated();
+    let device = gpu::device();
     let drawing = rollouts::drawing(Scope::Latent, Mode::Shared, true);
     let run = |device: &Device| {
         let model = qwen(device);
@@ -219,7 +220,7 @@ fn threads_share_a_device_and_each_captures_its_own_steps() {
         let found: Vec<_> = (0..3).map(|group| sample(&mut rollouts, &model, group)).collect();
         (found, latch::device::Traffic::products_here() - before)
     };
-    let alone = run(&Device::simulated());
+    let alone = run(&gpu::device());
     let together: Vec<_> = std::thread::scope(|scope| {
         let threads: Vec<_> = (0..3).map(|_| scope.spawn(|| run(&device))).collect();
         threads.into_iter().map(|thread| thread.join().unwrap()).collect()
@@ -235,7 +236,7 @@ fn threads_share_a_device_and_each_captures_its_own_steps() {
 fn the_binaries_write_the_same_bytes_without_graphs() {
     let model = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/qwen3");
     let text = |more: &[&str]| {
-        let base = ["--model", model.to_str().unwrap(), "--device", "sim", "--prompt-ids", "5,6"];
+        let base = ["--model", model.to_str().unwrap(), "--device", gpu::name(), "--prompt-ids", "5,6"];
         let how = ["--prompt-ids", "9,1,4", "--latents", "4", "--temperature", "1", "-n", "8", "--json"];
         let all: Vec<&str> =
             base.iter().chain(&how).chain(&["--ignore-eos", "-q"]).chain(more).copied().collect();
@@ -262,7 +263,7 @@ fn the_binaries_write_the_same_bytes_without_graphs() {
             "grpo.arms=[\"dropout_latent\"]",
             "run.checkpoint_every=0",
         ];
-        let mut all = vec!["--device", "sim", "--quiet", "--out", out.to_str().unwrap()];
+        let mut all = vec!["--device", gpu::name(), "--quiet", "--out", out.to_str().unwrap()];
         all.extend(sets.iter().flat_map(|set| ["--set", set]).chain(more.iter().copied()));
         binaries::stdout(&binaries::train(&all));
         let weights =

@@ -1,6 +1,7 @@
 //! Binaries on soft latents, gates and switching.
 
 use crate::binaries::{refuses, run, stdout, train};
+use crate::parity::gpu;
 use latch::run::recipe::{BUILT_IN, Recipe};
 use serde_json::Value;
 use std::path::{Path, PathBuf};
@@ -39,7 +40,7 @@ fn train_runs_soft_tokens_on_the_cpu_and_on_the_simulated_gpu() {
         // Trains groups of equal rewards too, and lets a reference read what was read.
         "grpo.kl_beta=0.01",
     ];
-    for device in ["cpu", "sim"] {
+    for device in ["cpu", gpu::name()] {
         let work = tempfile::tempdir().unwrap();
         let out = work.path().join("run");
         trained(&out, device, "lepo", &soft);

@@ -1,5 +1,6 @@
 //! Switching between tokens and mixtures: against the rule step by step on the host, in any batch, and from any seed.
 
+use crate::parity::gpu;
 use crate::soft::{model, prompts};
 use latch::base::Dtype;
 use latch::device::Device;
@@ -144,7 +145,7 @@ fn a_cap_bounds_switches_and_asks_for_the_answer() {
 #[test]
 fn the_simulated_gpu_switches_as_the_cpu_does() {
     let cpu = model("llama", Dtype::F32, &Device::cpu());
-    let device = Device::open("sim").unwrap();
+    let device = gpu::device();
     let gpu = model("llama", Dtype::F32, &device);
     let options = SwitchedOptions { max_new_tokens: 5, ..options(Law::Greedy) };
     let (a, b) =

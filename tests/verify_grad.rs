@@ -1,5 +1,6 @@
 //! The gradient checker itself: everything passes, and every planted fault is found.
 
+use crate::parity::gpu;
 use latch::base::{Dtype, Result};
 use latch::cpu::parallel;
 use latch::model::Truncation;
@@ -205,8 +206,15 @@ fn binary(arguments: &[&str]) -> (Option<i32>, String, String) {
 
 #[test]
 fn the_binary_compares_models_with_bf16_activations() {
-    let asked =
-        ["--device", "sim", "--dtype", "bf16-activations", "--only", "model llama, latent", "--tensors"];
+    let asked = [
+        "--device",
+        gpu::name(),
+        "--dtype",
+        "bf16-activations",
+        "--only",
+        "model llama, latent",
+        "--tensors",
+    ];
     let (code, table, _) = binary(&asked);
     assert_eq!(code, Some(0), "{table}");
     for expected in

@@ -150,7 +150,8 @@ mod tests {
 
     #[test]
     fn cuda_is_a_sentence_never_a_panic() {
-        let message = Device::open("cuda").unwrap_err().to_string();
+        // No machine has so many, and most have none.
+        let message = Device::open("cuda:4096").unwrap_err().to_string();
         assert!(message.contains("--device cpu"), "{message}");
     }
 }

@@ -1,6 +1,7 @@
 //! Gates in files and on a simulated GPU.
 
 use super::*;
+use crate::parity::gpu;
 use latch::verify::models::{in_precision, rounded};
 use latch::verify::rounding::bound;
 
@@ -89,7 +90,7 @@ fn apart(found: &[f64], expected: &[f64]) -> f64 {
 
 #[test]
 fn the_simulated_gpu_runs_gated_rollouts_and_their_gradients() {
-    let device = Device::open("sim").unwrap();
+    let device = gpu::device();
     let (gpu, cpu) = (model("llama", Dtype::F32, &device), model("llama", Dtype::F32, &Device::cpu()));
     let (trajectories, values, gradients) = run(&gpu, None);
     let (_, again, _) = run(&gpu, Some(&trajectories));
@@ -107,7 +108,7 @@ fn the_simulated_gpu_runs_gated_rollouts_and_their_gradients() {
 
 #[test]
 fn gated_rollouts_with_bf16_activations_have_the_gradients_of_f64() {
-    let device = Device::open("sim").unwrap();
+    let device = gpu::device();
     let mut exact = model("llama", Dtype::F64, &Device::cpu());
     let gpu = rounded(&mut exact, &device, Precision::Bf16Activations).unwrap();
     let (trajectories, values, gradients) = run(&gpu, None);

@@ -10,10 +10,25 @@ use latch::verify::gradient::normals;
 use latch::verify::tolerance::{Tolerance, root_mean_square};
 use std::sync::OnceLock;
 
-/// Devices that run the shipped PTX: the simulator, and a real GPU where there is one. Without one a line says so;
-/// with `REQUIRE_CUDA=1` its absence is a failure.
+/// Names the one device that tests of kernels and of models on a GPU use: `sim` or `cuda`.
+const CHOICE: &str = "LATCH_TEST_DEVICE";
+
+fn choice() -> Option<&'static str> {
+    match std::env::var(CHOICE).ok().as_deref() {
+        None | Some("") => None,
+        Some("sim") => Some("sim"),
+        Some("cuda") => Some("cuda"),
+        Some(other) => panic!("{CHOICE}={other}: expected sim or cuda"),
+    }
+}
+
+/// Devices that run the shipped PTX: the simulator, and a real GPU where there is one, or the one that
+/// `LATCH_TEST_DEVICE` names. Without a GPU a line says so; with `REQUIRE_CUDA=1` its absence is a failure.
 pub fn devices() -> Vec<Device> {
     static SAID: OnceLock<()> = OnceLock::new();
+    if choice().is_some() {
+        return vec![device()];
+    }
     let mut devices = vec![Device::open("sim").expect("the simulator needs nothing")];
     match Device::open("cuda") {
         Ok(device) => devices.push(device),
@@ -24,6 +39,17 @@ pub fn devices() -> Vec<Device> {
         }
     }
     devices
+}
+
+/// What `--device` is told in tests that use one device that runs the shipped PTX: `sim` unless `LATCH_TEST_DEVICE` says
+/// otherwise.
+pub fn name() -> &'static str {
+    choice().unwrap_or("sim")
+}
+
+/// A device of its own of that name.
+pub fn device() -> Device {
+    Device::open(name()).unwrap_or_else(|error| panic!("{CHOICE}={}: {error}", name()))
 }
 
 /// The dtypes that activations have on a GPU.
@@ -92,8 +118,12 @@ pub fn compare(what: &str, dtype: Dtype, terms: usize, found: &[f64], expected: 
     }
 }
 
-/// Simulators that run the blocks of a kernel, and the warps of a block, in two different orders.
+/// Simulators that run the blocks of a kernel, and the warps of a block, in two different orders; on a card, which orders
+/// them as it likes, that card twice.
 pub fn orders() -> [Device; 2] {
+    if name() == "cuda" {
+        return [device(), device()];
+    }
     [0, 0x5eed]
         .map(|block_order| Device::simulated_with(SimulatorOptions { block_order, ..Default::default() }))
 }

@@ -1,6 +1,7 @@
 //! What is refused, and in which words.
 
 use super::*;
+use crate::parity::gpu;
 
 #[test]
 fn settings_out_of_range_are_named() {
@@ -124,7 +125,7 @@ fn shapes_and_dtypes_are_named() {
 
 #[test]
 fn supports_go_up_and_come_down() {
-    for device in [Device::cpu(), Device::open("sim").unwrap()] {
+    for device in [Device::cpu(), gpu::device()] {
         let mut support = Support::reserve(&device, 4, 3).unwrap();
         let ids = [4, 9, 0, 2, 0, 0];
         support.upload(1..3, &ids, &[2, 1]).unwrap();
