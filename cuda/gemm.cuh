@@ -134,14 +134,55 @@ struct Output {
     }
 };
 
+// A warp's totals of 16 SLABS rows and 8 EIGHTS columns, as fragments, through `out`, shared memory of its own, to rows of
+// C: 16 bytes a lane where C allows.
+template <u32 SLABS, u32 EIGHTS>
+struct Totals {
+    static constexpr u32 ROWS = SLABS * 16, COLUMNS = EIGHTS * 8;
+    static constexpr u32 OUT_ROWS = ROWS < 32 ? ROWS : 32, OUT_PITCH = COLUMNS + 8, OUT = OUT_ROWS * OUT_PITCH * 4;
+
+    static __device__ __forceinline__ void write(const float (&total)[SLABS][EIGHTS][4], float *out, const Output &to,
+                                                 u32 row, u32 col, u32 lane) {
+        constexpr u32 LANES = COLUMNS / 4;
+        bool aligned = to.aligned();
+        float bias[4];
+        col += lane % LANES * 4;
+        to.load_bias(bias, col);
+#pragma unroll 1
+        for (u32 first = 0; first < ROWS; first += OUT_ROWS) {
+            __syncwarp();
+#pragma unroll
+            for (u32 i = 0; i < ROWS / 8; i++) {
+                // Registers have no index at run time: every pass stands here, and takes its own rows.
+                if (i * 8 / OUT_ROWS * OUT_ROWS != first) continue;
+#pragma unroll
+                for (u32 j = 0; j < EIGHTS; j++) {
+                    const float(&four)[4] = total[i / 2][j];
+                    float *pair = out + (i * 8 % OUT_ROWS + lane / 4) * OUT_PITCH + j * 8 + lane % 4 * 2;
+                    *reinterpret_cast<float2 *>(pair) = make_float2(four[i % 2 * 2], four[i % 2 * 2 + 1]);
+                }
+            }
+            __syncwarp();
+#pragma unroll 1
+            for (u32 r = lane / LANES; r < OUT_ROWS; r += WARP / LANES) {
+                float sums[4];
+                load_four(sums, out + r * OUT_PITCH + lane % LANES * 4);
+                to.write(row + first + r, col, sums, bias, aligned);
+            }
+        }
+    }
+};
+
 // ---- the product --------------------------------------------------------------------------------------------------
 
-// A block's outputs, the grid of warps over them, and how many such grids share the chunks of k among them.
-template <u32 M_, u32 N_, u32 WARPS_M_, u32 WARPS_N_, u32 KGROUPS_>
+// A block's outputs, the grid of warps over them, how many such grids share the chunks of k among them, the bytes of k in
+// a line of a stage, and how many stages are in flight.
+template <u32 M_, u32 N_, u32 WARPS_M_, u32 WARPS_N_, u32 KGROUPS_, u32 LINE_, u32 STAGES_>
 struct Tile {
     static constexpr u32 M = M_, N = N_, WARPS_M = WARPS_M_, WARPS_N = WARPS_N_, KGROUPS = KGROUPS_;
+    static constexpr u32 LINE = LINE_, STAGES = STAGES_;
     static constexpr u32 GROUP_WARPS = WARPS_M * WARPS_N, THREADS = GROUP_WARPS * KGROUPS * WARP;
-    static_assert(N / WARPS_N == 32, "a warp owns 32 columns");
+    static_assert(N / WARPS_N == 16 || N / WARPS_N == 32, "a warp owns 16 or 32 columns");
     static_assert(KGROUPS == 1 || GROUP_WARPS == 1, "groups meet at __syncwarp");
 };
 
@@ -150,58 +191,85 @@ constexpr u32 K_CHUNK = 128;
 // Blocks that run together read few panels twice: tiles are visited in strips of this many rows of tiles.
 constexpr u32 STRIP = 16;
 
+// The first output of this block's tile.
+struct Place {
+    u32 row, col;
+};
+template <u32 M, u32 N>
+__device__ __forceinline__ Place place_of_block(u32 m, u32 n) {
+    u32 tiles_m = (m + M - 1) / M, tiles_n = (n + N - 1) / N;
+    u32 strip = blockIdx.x / (STRIP * tiles_n), inside = blockIdx.x % (STRIP * tiles_n);
+    u32 height = min(STRIP, tiles_m - strip * STRIP);
+    return {(strip * STRIP + inside % height) * M, inside / height * N};
+}
+
 template <typename TA, Axis AXIS_A, typename TB, Axis AXIS_B, Arithmetic ARITHMETIC, typename TILE>
 struct Product {
-    static constexpr u32 DEPTH = sizeof(TA) == 2 && sizeof(TB) == 2 ? 32 : 16;
-    static constexpr u32 STEP = ARITHMETIC == BF16 ? 16 : 8;
+    // k of a stage: the wider operand's line is full.
+    static constexpr u32 WIDER = sizeof(TA) > sizeof(TB) ? sizeof(TA) : sizeof(TB), DEPTH = TILE::LINE / WIDER;
+    static constexpr u32 STEP = ARITHMETIC == BF16 ? 16 : 8, STEPS = DEPTH / STEP;
     static constexpr u32 WARP_M = TILE::M / TILE::WARPS_M, SLABS = WARP_M / 16, PER_CHUNK = K_CHUNK / DEPTH;
+    static constexpr u32 WARP_N = TILE::N / TILE::WARPS_N, COLUMNS = WARP_N / 16, EIGHTS = WARP_N / 8;
     static constexpr u32 GROUP_THREADS = TILE::GROUP_WARPS * WARP;
     using PanelA = Panel<TA, AXIS_A, TILE::M, DEPTH>;
     using PanelB = Panel<TB, AXIS_B, TILE::N, DEPTH>;
 
-    // Shared memory: the pipelines of the groups, then what the groups exchange. Totals reuse the pipelines' room.
-    static constexpr u32 LIMIT = 48 * 1024;
-    static constexpr u32 STAGE = PanelA::BYTES + PanelB::BYTES;
+    // Shared memory, as much as the launch gives (product.rs): the pipelines of the groups, then what the groups exchange.
+    // Totals reuse the pipelines' room.
+    static constexpr u32 STAGES = TILE::STAGES, STAGE = PanelA::BYTES + PanelB::BYTES;
     static constexpr u32 PART = TILE::M * TILE::N * 4, EXCHANGE = (TILE::KGROUPS - 1) * PART;
-    static constexpr u32 FIT = (LIMIT - EXCHANGE) / (TILE::KGROUPS * STAGE), STAGES = FIT < 4 ? FIT : 4;
     static constexpr u32 PIPELINES = TILE::KGROUPS * STAGES * STAGE;
-    static constexpr u32 OUT_ROWS = WARP_M < 32 ? WARP_M : 32, OUT_PITCH = 40, OUT = OUT_ROWS * OUT_PITCH * 4;
-    static constexpr u32 TOTALS = TILE::GROUP_WARPS * OUT;
-    static constexpr u32 ROOM = (PIPELINES > TOTALS ? PIPELINES : TOTALS) + EXCHANGE;
-    static_assert(STAGES >= 2 && ROOM <= LIMIT, "two stages fit");
+    using Out = Totals<SLABS, EIGHTS>;
+    static_assert(STAGES >= 2 && PIPELINES >= TILE::GROUP_WARPS * Out::OUT, "two stages, and room for totals");
 
-    typedef float Sums[SLABS][4][4];
+    typedef float Sums[SLABS][EIGHTS][4];
 
+    // The fragments of one step. Words 2j and 2j + 1 of B belong to its j-th eight columns.
+    struct Fragments {
+        u32 a[SLABS][4], b[COLUMNS * 4];
 
-    // part += the panels of one stage. A lane reads them from start_a and start_b on.
-    static __device__ __forceinline__ void multiply(Sums &part, const unsigned char *stage, u32 start_a, u32 start_b) {
-        const unsigned char *room_a = stage, *room_b = stage + PanelA::BYTES;
+        __device__ __forceinline__ void load(const unsigned char *stage, u32 start_a, u32 start_b, u32 k) {
 #pragma unroll
-        for (u32 k = 0; k < DEPTH; k += STEP) {
-            // Words 2j and 2j + 1 of B belong to its j-th eight columns.
-            u32 b[8], b_small[8];
-#pragma unroll
-            for (u32 j = 0; j < 2; j++) {
+            for (u32 j = 0; j < COLUMNS; j++) {
                 u32(&four)[4] = *reinterpret_cast<u32(*)[4]>(b + 4 * j);
-                PanelB::template load<ARITHMETIC, SIDE_B>(four, room_b, start_b, j, k);
+                PanelB::template load<ARITHMETIC, SIDE_B>(four, stage + PanelA::BYTES, start_b, j, k);
             }
-            if constexpr (ARITHMETIC == SPLIT_TF32) split(b, b_small);
+#pragma unroll
+            for (u32 i = 0; i < SLABS; i++) PanelA::template load<ARITHMETIC, SIDE_A>(a[i], stage, start_a, i, k);
+        }
+    };
+
+    // part += the panels of one stage. A lane reads them from start_a and start_b on; while a step is multiplied, the
+    // next one's fragments are on their way to registers.
+    static __device__ __forceinline__ void multiply(Sums &part, const unsigned char *stage, u32 start_a, u32 start_b) {
+        Fragments now[2];
+        now[0].load(stage, start_a, start_b, 0);
+#pragma unroll
+        for (u32 s = 0; s < STEPS; s++) {
+            if (s + 1 < STEPS) now[(s + 1) % 2].load(stage, start_a, start_b, (s + 1) * STEP);
+            multiply(part, now[s % 2]);
+        }
+    }
+
+    static __device__ __forceinline__ void multiply(Sums &part, Fragments &now) {
+        if constexpr (ARITHMETIC == BF16) {
+#pragma unroll
+            for (u32 i = 0; i < SLABS; i++)
+#pragma unroll
+                for (u32 j = 0; j < EIGHTS; j++) mma_bf16(part[i][j], now.a[i], now.b[2 * j], now.b[2 * j + 1]);
+        } else {
+            u32 b_small[COLUMNS * 4];
+            split(now.b, b_small);
 #pragma unroll
             for (u32 i = 0; i < SLABS; i++) {
-                u32 a[4], a_small[4];
-                PanelA::template load<ARITHMETIC, SIDE_A>(a, room_a, start_a, i, k);
-                if constexpr (ARITHMETIC == BF16) {
+                u32 a_small[4];
+                split(now.a[i], a_small);
 #pragma unroll
-                    for (u32 j = 0; j < 4; j++) mma_bf16(part[i][j], a, b[2 * j], b[2 * j + 1]);
-                } else {
-                    split(a, a_small);
+                for (u32 j = 0; j < EIGHTS; j++) mma_tf32(part[i][j], a_small, now.b[2 * j], now.b[2 * j + 1]);
 #pragma unroll
-                    for (u32 j = 0; j < 4; j++) mma_tf32(part[i][j], a_small, b[2 * j], b[2 * j + 1]);
+                for (u32 j = 0; j < EIGHTS; j++) mma_tf32(part[i][j], now.a[i], b_small[2 * j], b_small[2 * j + 1]);
 #pragma unroll
-                    for (u32 j = 0; j < 4; j++) mma_tf32(part[i][j], a, b_small[2 * j], b_small[2 * j + 1]);
-#pragma unroll
-                    for (u32 j = 0; j < 4; j++) mma_tf32(part[i][j], a, b[2 * j], b[2 * j + 1]);
-                }
+                for (u32 j = 0; j < EIGHTS; j++) mma_tf32(part[i][j], now.a[i], now.b[2 * j], now.b[2 * j + 1]);
             }
         }
     }
@@ -215,75 +283,40 @@ struct Product {
 
     // Ends a chunk: total += part, where there are groups in the order of their chunks; part = 0.
     static __device__ __forceinline__ void add_part(Sums &total, Sums &part, float *exchange, u32 group, u32 lane) {
-        constexpr u32 EACH = SLABS * 16;
+        constexpr u32 EACH = SLABS * EIGHTS * 4;
+        float *totals = &total[0][0][0], *parts = &part[0][0][0];
         if constexpr (TILE::KGROUPS > 1) {
             if (group > 0) {
 #pragma unroll
-                for (u32 i = 0; i < EACH; i++)
-                    exchange[((group - 1) * EACH + i) * WARP + lane] = part[i / 16][i / 4 % 4][i % 4];
+                for (u32 i = 0; i < EACH; i++) exchange[((group - 1) * EACH + i) * WARP + lane] = parts[i];
             }
             __syncthreads();
         }
         if (group == 0) {
 #pragma unroll
-            for (u32 i = 0; i < EACH; i++) total[i / 16][i / 4 % 4][i % 4] += part[i / 16][i / 4 % 4][i % 4];
+            for (u32 i = 0; i < EACH; i++) totals[i] += parts[i];
             for (u32 other = 0; other + 1 < TILE::KGROUPS; other++) {
 #pragma unroll
-                for (u32 i = 0; i < EACH; i++)
-                    total[i / 16][i / 4 % 4][i % 4] += exchange[(other * EACH + i) * WARP + lane];
+                for (u32 i = 0; i < EACH; i++) totals[i] += exchange[(other * EACH + i) * WARP + lane];
             }
         }
         if constexpr (TILE::KGROUPS > 1) __syncthreads();
 #pragma unroll
-        for (u32 i = 0; i < EACH; i++) part[i / 16][i / 4 % 4][i % 4] = 0.0f;
-    }
-
-    // A warp's totals, through shared memory of its own, to rows of C.
-    static __device__ __forceinline__ void write(const Sums &total, float *out, const Output &to, u32 row, u32 col,
-                                                 u32 lane) {
-        bool aligned = to.aligned();
-        float bias[4];
-        col += lane % 8 * 4;
-        to.load_bias(bias, col);
-#pragma unroll 1
-        for (u32 first = 0; first < WARP_M; first += OUT_ROWS) {
-            __syncwarp();
-#pragma unroll
-            for (u32 i = 0; i < WARP_M / 8; i++) {
-                // Registers have no index at run time: every pass stands here, and takes its own rows.
-                if (i * 8 / OUT_ROWS * OUT_ROWS != first) continue;
-#pragma unroll
-                for (u32 j = 0; j < 4; j++) {
-                    const float(&four)[4] = total[i / 2][j];
-                    float *pair = out + (i * 8 % OUT_ROWS + lane / 4) * OUT_PITCH + j * 8 + lane % 4 * 2;
-                    *reinterpret_cast<float2 *>(pair) = make_float2(four[i % 2 * 2], four[i % 2 * 2 + 1]);
-                }
-            }
-            __syncwarp();
-#pragma unroll 1
-            for (u32 r = lane / 8; r < OUT_ROWS; r += 4) {
-                float sums[4];
-                load_four(sums, out + r * OUT_PITCH + lane % 8 * 4);
-                to.write(row + first + r, col, sums, bias, aligned);
-            }
-        }
+        for (u32 i = 0; i < EACH; i++) parts[i] = 0.0f;
     }
 
     // A block's tile of C[M,N]. `half`: C is bf16.
     static __device__ __forceinline__ void run(const TA *a, u32 stride_a, const TB *b, u32 stride_b, u32 m, u32 n,
                                                u32 k, void *c, u32 stride_c, bool add, bool half, const float *bias,
                                                void *activated) {
-        __shared__ __align__(128) unsigned char room[ROOM];
+        extern __shared__ __align__(128) unsigned char room[];
         u32 lane = threadIdx.x % WARP, warp = threadIdx.x / WARP;
         u32 group = TILE::KGROUPS > 1 ? warp : 0, member = TILE::KGROUPS > 1 ? lane : threadIdx.x;
         u32 warp_row = TILE::KGROUPS > 1 ? 0 : warp / TILE::WARPS_N * WARP_M;
-        u32 warp_col = TILE::KGROUPS > 1 ? 0 : warp % TILE::WARPS_N * 32;
+        u32 warp_col = TILE::KGROUPS > 1 ? 0 : warp % TILE::WARPS_N * WARP_N;
 
-        // Which tile.
-        u32 tiles_m = (m + TILE::M - 1) / TILE::M, tiles_n = (n + TILE::N - 1) / TILE::N;
-        u32 strip = blockIdx.x / (STRIP * tiles_n), inside = blockIdx.x % (STRIP * tiles_n);
-        u32 height = min(STRIP, tiles_m - strip * STRIP);
-        u32 row = (strip * STRIP + inside % height) * TILE::M, col = inside / height * TILE::N;
+        Place place = place_of_block<TILE::M, TILE::N>(m, n);
+        u32 row = place.row, col = place.col;
 
         Source<TA> from_a(a, stride_a, AXIS_A == K_CONTIGUOUS ? m : k, AXIS_A == K_CONTIGUOUS ? k : m);
         Source<TB> from_b(b, stride_b, AXIS_B == K_CONTIGUOUS ? n : k, AXIS_B == K_CONTIGUOUS ? k : n);
@@ -292,7 +325,7 @@ struct Product {
         u32 start_a = PanelA::template start<ARITHMETIC, SIDE_A>(warp_row, lane);
         u32 start_b = PanelB::template start<ARITHMETIC, SIDE_B>(warp_col, lane);
         unsigned char *pipeline = room + group * STAGES * STAGE;
-        float *exchange = reinterpret_cast<float *>(room + ROOM - EXCHANGE);
+        float *exchange = reinterpret_cast<float *>(room + PIPELINES);
         int chunks = (k + K_CHUNK - 1) / K_CHUNK;
         int rounds = (chunks + TILE::KGROUPS - 1) / TILE::KGROUPS;
         int stages = TILE::KGROUPS > 1 ? rounds * PER_CHUNK : (k + DEPTH - 1) / DEPTH;
@@ -324,8 +357,8 @@ struct Product {
         cp_async_wait<0>();
         if constexpr (TILE::KGROUPS == 1) __syncthreads();
         if (group > 0) return;
-        float *out = reinterpret_cast<float *>(room + (TILE::KGROUPS > 1 ? 0 : warp) * OUT);
+        float *out = reinterpret_cast<float *>(room + (TILE::KGROUPS > 1 ? 0 : warp) * Out::OUT);
         Output to{c, activated, bias, stride_c, m, n, add, sizeof(TA) == 2 && half};
-        write(total, out, to, row + warp_row, col + warp_col, lane);
+        Out::write(total, out, to, row + warp_row, col + warp_col, lane);
     }
 };

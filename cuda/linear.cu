@@ -9,56 +9,70 @@
 //   tn    [K,M]      [K,N]                                          dy, x (w[out,in]) or x, dy (w[in,out])
 //
 //   kernel linear_<form>_<operands>_<tile>
-//   operands   A     B                C             arithmetic                          depth of a stage, stages
-//   f32        f32   f32              f32           tf32 x 3                            16, 3 (square 4)
-//   rounded    f32   bf16 (tn: f32)   f32           bf16; f32 is rounded when read      16, 4 (tn wide: 3)
-//   bf16       bf16  bf16             f32 or bf16   bf16                                32, 3 (square 4)
+//   operands   A     B                C             arithmetic
+//   f32        f32   f32              f32           tf32 x 3
+//   rounded    f32   bf16 (tn: f32)   f32           bf16; f32 is rounded when read
+//   bf16       bf16  bf16             f32 or bf16   bf16
 //
-//   tile     outputs   threads                      grid                         shared
-//   wide     128x128   8 warps of 64x32             ceil(M/128) ceil(N/128)      48 KiB at most (pipeline; then totals)
-//   square   64x64     4 warps of 32x32             ceil(M/64) ceil(N/64)        32 KiB at most
-//   skinny   16x32     4 warps, one chunk of k each ceil(M/16) ceil(N/32)        42 KiB at most (and 6 of them parts)
+//   tile     outputs   threads                      grid                         shared (product.rs: Tile::shared_bytes)
+//   wide     64x128    4 warps of 64x32             ceil(M/64) ceil(N/128)       72 KiB (rounded 48): 3 stages of 128 bytes a line
+//   square   64x64     4 warps of 32x32             ceil(M/64) ceil(N/64)        48 KiB (rounded 36): 3 stages of 128 bytes a line
+//   skinny   16x32     4 warps, a chunk of k each   ceil(M/16) ceil(N/32)        42 KiB at most: 3 stages of 64 bytes, parts
+//   narrow   16x16     8 warps, a chunk of k each   ceil(M/16) ceil(N/16)        71 KiB at most: 2 stages of 128 bytes, parts
 //
 //   bytes    A is read ceil(N / tile's N) times, B ceil(M / tile's M) times, mostly from L2; C is written once
 //
-// Why three tiles: wide reads each panel least often and keeps the tensor cores busiest (16 mma a step for six
-// ldmatrix); square has four times the blocks where C is small; skinny is for decode, where reading B once is all
-// that counts: a block for 32 outputs, whose warps stream different chunks of k with 2-3 stages each in flight.
-// All have the same bits.
+// Why four tiles: wide reads each panel least often, 16 mma a step for six ldmatrix, and leaves room for three blocks on a
+// multiprocessor, whose barriers then hide behind each other; square has more blocks where C is small; skinny and narrow
+// are for decode, where reading B once is all that counts: a block for 32 (16) outputs, whose warps stream different
+// chunks of k. Skinny reads A half as often; narrow has more warps on every line where there are few columns.
+// On a GPU of compute capability 9.0, cuda/linear_sm90a.cu has wide and square for bf16 operands. All have the same bits.
+//
+// Seen on an H200, microseconds (cuBLASLt): bf16 4096x3072x768 wide 81, 4096x4096x4096 468; f32 4096x3072x768 374 (392);
+// bf16 with 8 rows: 4864x896 narrow 8.4 (8.3), 896x4864 narrow 14 (10), 151936x896 skinny 94 (77).
 //
 //   linear_bwd_bias_<dtype>   dbias[c] += sum_r dy[r,c]   in dy[R,C]   grid ceil(C/32)   block 256   reads dy once
 //
 // There a thread sums 16 bytes of columns over every 32nd (bf16: 64th) row, then a warp adds these sums in order.
 #include "gemm.cuh"
 
-using Wide = Tile<128, 128, 2, 4, 1>;
-using Square = Tile<64, 64, 2, 2, 1>;
-using Skinny = Tile<16, 32, 1, 1, 4>;
+using Wide = Tile<64, 128, 1, 4, 1, 128, 3>;
+using Square = Tile<64, 64, 2, 2, 1, 128, 3>;
+using Skinny = Tile<16, 32, 1, 1, 4, 64, 3>;
+using Narrow = Tile<16, 16, 1, 1, 8, 128, 2>;
 
 // Bits of `flags`.
 constexpr u32 ADD = 1, C_IS_BF16 = 2;
 
-#define PRODUCT(NAME, TA, AXIS_A, TB, AXIS_B, ARITHMETIC, TILE)                                                        \
-    KERNEL(TILE::THREADS)                                                                                              \
+// BLOCKS: what a multiprocessor should hold, by which the compiler counts its registers.
+#define PRODUCT(NAME, BLOCKS, TA, AXIS_A, TB, AXIS_B, ARITHMETIC, TILE)                                                \
+    KERNEL(TILE::THREADS, BLOCKS)                                                                                      \
     NAME(const TA *a, u32 stride_a, const TB *b, u32 stride_b, u32 m, u32 n, u32 k, void *c, u32 stride_c, u32 flags,  \
          const float *bias, void *activated) {                                                                         \
         Product<TA, AXIS_A, TB, AXIS_B, ARITHMETIC, TILE>::run(a, stride_a, b, stride_b, m, n, k, c, stride_c,         \
                                                                flags & ADD, flags & C_IS_BF16, bias, activated);       \
     }
 
-#define FORMS(OPERANDS, TA, TB, TB_TN, ARITHMETIC)                                                                     \
-    PRODUCT(linear_nt_##OPERANDS##_wide, TA, K_CONTIGUOUS, TB, K_CONTIGUOUS, ARITHMETIC, Wide)                         \
-    PRODUCT(linear_nt_##OPERANDS##_square, TA, K_CONTIGUOUS, TB, K_CONTIGUOUS, ARITHMETIC, Square)                     \
-    PRODUCT(linear_nt_##OPERANDS##_skinny, TA, K_CONTIGUOUS, TB, K_CONTIGUOUS, ARITHMETIC, Skinny)                     \
-    PRODUCT(linear_nn_##OPERANDS##_wide, TA, K_CONTIGUOUS, TB, OTHER_CONTIGUOUS, ARITHMETIC, Wide)                     \
-    PRODUCT(linear_nn_##OPERANDS##_square, TA, K_CONTIGUOUS, TB, OTHER_CONTIGUOUS, ARITHMETIC, Square)                 \
-    PRODUCT(linear_nn_##OPERANDS##_skinny, TA, K_CONTIGUOUS, TB, OTHER_CONTIGUOUS, ARITHMETIC, Skinny)                 \
-    PRODUCT(linear_tn_##OPERANDS##_wide, TA, OTHER_CONTIGUOUS, TB_TN, OTHER_CONTIGUOUS, ARITHMETIC, Wide)              \
-    PRODUCT(linear_tn_##OPERANDS##_square, TA, OTHER_CONTIGUOUS, TB_TN, OTHER_CONTIGUOUS, ARITHMETIC, Square)
+#define LARGE(FORM, WIDE_BLOCKS, ...)                                                                                  \
+    PRODUCT(FORM##_wide, WIDE_BLOCKS, __VA_ARGS__, Wide)                                                               \
+    PRODUCT(FORM##_square, 1, __VA_ARGS__, Square)
+#define FEW_ROWS(FORM, ...)                                                                                            \
+    PRODUCT(FORM##_skinny, 1, __VA_ARGS__, Skinny)                                                                     \
+    PRODUCT(FORM##_narrow, 1, __VA_ARGS__, Narrow)
 
-FORMS(f32, float, float, float, SPLIT_TF32)
-FORMS(rounded, float, bf16, float, BF16)
-FORMS(bf16, bf16, bf16, bf16, BF16)
+#define FORMS(OPERANDS, WIDE_BLOCKS, TA, TB, TB_TN, ARITHMETIC)                                                        \
+    LARGE(linear_nt_##OPERANDS, WIDE_BLOCKS, TA, K_CONTIGUOUS, TB, K_CONTIGUOUS, ARITHMETIC)                           \
+    FEW_ROWS(linear_nt_##OPERANDS, TA, K_CONTIGUOUS, TB, K_CONTIGUOUS, ARITHMETIC)                                     \
+    LARGE(linear_nn_##OPERANDS, WIDE_BLOCKS, TA, K_CONTIGUOUS, TB, OTHER_CONTIGUOUS, ARITHMETIC)                       \
+    LARGE(linear_tn_##OPERANDS, 2, TA, OTHER_CONTIGUOUS, TB_TN, OTHER_CONTIGUOUS, ARITHMETIC)
+
+FORMS(f32, 2, float, float, float, SPLIT_TF32)
+FORMS(rounded, 2, float, bf16, float, BF16)
+FORMS(bf16, 3, bf16, bf16, bf16, BF16)
+FEW_ROWS(linear_nn_rounded, float, K_CONTIGUOUS, bf16, OTHER_CONTIGUOUS, BF16)
+FEW_ROWS(linear_nn_bf16, bf16, K_CONTIGUOUS, bf16, OTHER_CONTIGUOUS, BF16)
+// Sixteen columns of f32 are too short a line for the swizzle.
+PRODUCT(linear_nn_f32_skinny, 1, float, K_CONTIGUOUS, float, OTHER_CONTIGUOUS, SPLIT_TF32, Skinny)
 
 // ---- dbias --------------------------------------------------------------------------------------------------------
 

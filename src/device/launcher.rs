@@ -188,6 +188,8 @@ pub trait Launcher: Debug + Send + Sync {
     /// # Errors
     /// What `body` returns; a call that cannot be part of a graph; a capture inside a capture.
     fn capture(&self, body: &mut dyn FnMut() -> Result<()>) -> Result<Graph>;
+    /// Whether the calling thread captures: then it may not allocate.
+    fn captures(&self) -> bool;
     /// Runs a graph on the compute stream.
     fn launch_graph(&self, graph: &Graph) -> Result<()>;
     /// Gives operation `index` of a graph, a launch, other arguments.

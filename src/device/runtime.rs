@@ -402,6 +402,10 @@ impl Launcher for Runtime {
         self.uses_graphs.store(on, Relaxed);
     }
 
+    fn captures(&self) -> bool {
+        self.lock().capture().is_some()
+    }
+
     fn capture(&self, body: &mut dyn FnMut() -> Result<()>) -> Result<Graph> {
         self.run_outside("a second capture begins", |state| {
             state.settle_copies()?;

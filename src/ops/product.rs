@@ -1,17 +1,25 @@
 //! Matrix products of a GPU, C = A B (+ bias) or C += A B: what linear maps and the output head launch. Kernels:
 //! cuda/gemm.cuh through cuda/linear.cu, where the order of summation is stated: it depends on K alone.
 //!
-//! Where the device has the vendor's library and it was chosen (gradients by default), it multiplies instead
-//! (product/library.rs), in an order of its own.
+//! ```text
+//! product/tiles     how C is cut into blocks, and the kernel of each form, dtype and tile
+//! product/hopper    the kernels of compute capability 9.0: the same bits, faster
+//! product/rounding  f32 factors rounded to bf16 in memory: the same bits, faster where products are large
+//! product/library   the vendor's library, where it is installed and was chosen (gradients by default): other bits
+//! ```
 //!
 //! Operands are addresses with strides, so that windows of weights and of workspaces need no copies. Callers have
 //! checked shapes and dtypes; see [`super::linear`].
 
+mod hopper;
 mod library;
+mod rounding;
+mod tiles;
 
-use super::launch::{ABSENT, arguments, kernels, size};
+use super::launch::{ABSENT, arguments, size};
 use crate::base::{Dtype, Error, Result};
 use crate::device::{Argument, Grid, Kernel, Launcher};
+use tiles::Tile;
 
 /// Which factors lie transposed in memory. C is `[m, n]`, row-major as everything.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -64,17 +72,6 @@ pub(in crate::ops) struct Product {
     pub gradient: bool,
 }
 
-/// How a kernel cuts C into blocks. All have the same bits.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(in crate::ops) enum Tile {
-    /// 128 x 128 outputs: reads each operand least often.
-    Wide,
-    /// 64 x 64: four times the blocks.
-    Square,
-    /// 16 x 32, with the chunks of k shared among four warps: few rows.
-    Skinny,
-}
-
 impl Strided {
     /// The matrix that starts `elements` elements further on.
     pub fn offset(self, elements: usize, dtype: Dtype) -> Strided {
@@ -83,45 +80,6 @@ impl Strided {
             other => other,
         };
         Strided { address, ..self }
-    }
-}
-
-impl Tile {
-    /// Rows and columns of C in a block.
-    fn outputs(self) -> [usize; 2] {
-        match self {
-            Tile::Wide => [128, 128],
-            Tile::Square => [64, 64],
-            Tile::Skinny => [16, 32],
-        }
-    }
-
-    /// Threads of a block; `__launch_bounds__` of the kernels.
-    fn threads(self) -> u32 {
-        match self {
-            Tile::Wide => 256,
-            Tile::Square | Tile::Skinny => 128,
-        }
-    }
-
-    fn blocks(self, m: usize, n: usize) -> usize {
-        let [rows, cols] = self.outputs();
-        m.div_ceil(rows) * n.div_ceil(cols)
-    }
-
-    /// The largest tile that still makes about as many blocks as a GPU has multiprocessors; skinny where one or a
-    /// few tiles of 16 rows hold all of them. [`Form::Tn`] has no skinny tile: its rows are a weight's.
-    pub fn choose(form: Form, m: usize, n: usize) -> Tile {
-        /// Multiprocessors of an A100 and an H100 are 108 and 132; a choice that is somewhat off costs little.
-        const BLOCKS: usize = 96;
-        let few = m <= 16 || (m <= 64 && Tile::Square.blocks(m, n) < BLOCKS / 2);
-        if form != Form::Tn && few {
-            Tile::Skinny
-        } else if m <= 64 || n <= 64 || Tile::Wide.blocks(m, n) < BLOCKS {
-            Tile::Square
-        } else {
-            Tile::Wide
-        }
     }
 }
 
@@ -137,28 +95,57 @@ impl Product {
         Product { form, operands, a, b, c, c_dtype, sizes, add: false, bias, activated, gradient: false }
     }
 
-    /// Runs it: by the library where that is to ([`Product::is_for_library`]) and C is all there is to write, else with
-    /// the tile that suits its size.
+    /// Runs it: by the library where that is to ([`Product::is_for_library`]) and C is all there is to write, else by the
+    /// kernel that suits its size and the device.
     pub fn launch(&self, gpu: &dyn Launcher) -> Result<()> {
         if self.activated == ABSENT && self.is_for_library(gpu)? {
             return self.launch_by_library(gpu);
         }
-        self.launch_with(gpu, Tile::choose(self.form, self.sizes[0], self.sizes[1]))
-    }
-
-    /// Runs it with a given tile.
-    fn launch_with(&self, gpu: &dyn Launcher, tile: Tile) -> Result<()> {
-        let [m, n, k] = self.sizes;
-        if m == 0 || n == 0 || (k == 0 && self.add) {
+        if self.is_empty() {
             return Ok(());
         }
+        let tile = Tile::choose(self, gpu.properties().multiprocessors);
+        // A step that is captured may take no memory; its few rows gain little.
+        if self.operands == Operands::Rounded && tile == Tile::Wide && !gpu.captures() {
+            return self.launch_rounded(gpu);
+        }
+        self.launch_own(gpu, tile)
+    }
+
+    /// Runs it by the device's kernel for `tile`.
+    fn launch_own(&self, gpu: &dyn Launcher, tile: Tile) -> Result<()> {
+        match hopper::choose(self, tile, gpu.properties()) {
+            Some(warpgroups) => self.launch_as(gpu, warpgroups.kernel, warpgroups.grid(self)?),
+            None => self.launch_with(gpu, tile),
+        }
+    }
+
+    /// Whether there is nothing to write.
+    fn is_empty(&self) -> bool {
+        let [m, n, k] = self.sizes;
+        m == 0 || n == 0 || (k == 0 && self.add)
+    }
+
+    /// Runs it with a given tile of cuda/linear.cu.
+    fn launch_with(&self, gpu: &dyn Launcher, tile: Tile) -> Result<()> {
+        let blocks = tile.blocks(self.sizes[0], self.sizes[1]);
+        let shared_bytes = tile.shared_bytes(self.form, self.operands);
+        let grid = Grid {
+            shared_bytes: size("shared memory of a product", shared_bytes)?,
+            ..Grid::linear(size("blocks of a product", blocks)?, tile.threads())
+        };
+        self.launch_as(gpu, tiles::kernel(self.form, self.operands, tile), grid)
+    }
+
+    /// Runs it as `kernel`, all of which take the same arguments.
+    fn launch_as(&self, gpu: &dyn Launcher, kernel: &'static Kernel, grid: Grid) -> Result<()> {
+        let [m, n, k] = self.sizes;
         let flags = if self.add { ADD } else { 0 }
             | match (self.c_dtype, self.operands) {
                 (Dtype::F32, _) => 0,
                 (Dtype::Bf16, Operands::Bf16) => C_IS_BF16,
                 (other, _) => return Err(Error::dtype("product", other, "f32, or bf16 from bf16 operands")),
             };
-        let grid = Grid::linear(size("blocks of a product", tile.blocks(m, n))?, tile.threads());
         let sized = |value| size("product", value);
         let arguments = arguments![
             self.a.address,
@@ -174,67 +161,8 @@ impl Product {
             self.bias,
             self.activated,
         ];
-        gpu.launch(kernel(self.form, self.operands, tile)?, grid, &arguments)
+        gpu.launch(kernel, grid, &arguments)
     }
-}
-
-kernels!("linear":
-    NT_F32_WIDE = "linear_nt_f32_wide",
-    NT_F32_SQUARE = "linear_nt_f32_square",
-    NT_F32_SKINNY = "linear_nt_f32_skinny",
-    NN_F32_WIDE = "linear_nn_f32_wide",
-    NN_F32_SQUARE = "linear_nn_f32_square",
-    NN_F32_SKINNY = "linear_nn_f32_skinny",
-    TN_F32_WIDE = "linear_tn_f32_wide",
-    TN_F32_SQUARE = "linear_tn_f32_square",
-    NT_ROUNDED_WIDE = "linear_nt_rounded_wide",
-    NT_ROUNDED_SQUARE = "linear_nt_rounded_square",
-    NT_ROUNDED_SKINNY = "linear_nt_rounded_skinny",
-    NN_ROUNDED_WIDE = "linear_nn_rounded_wide",
-    NN_ROUNDED_SQUARE = "linear_nn_rounded_square",
-    NN_ROUNDED_SKINNY = "linear_nn_rounded_skinny",
-    TN_ROUNDED_WIDE = "linear_tn_rounded_wide",
-    TN_ROUNDED_SQUARE = "linear_tn_rounded_square",
-    NT_BF16_WIDE = "linear_nt_bf16_wide",
-    NT_BF16_SQUARE = "linear_nt_bf16_square",
-    NT_BF16_SKINNY = "linear_nt_bf16_skinny",
-    NN_BF16_WIDE = "linear_nn_bf16_wide",
-    NN_BF16_SQUARE = "linear_nn_bf16_square",
-    NN_BF16_SKINNY = "linear_nn_bf16_skinny",
-    TN_BF16_WIDE = "linear_tn_bf16_wide",
-    TN_BF16_SQUARE = "linear_tn_bf16_square",
-);
-
-fn kernel(form: Form, operands: Operands, tile: Tile) -> Result<&'static Kernel> {
-    use {Form::*, Tile::*};
-    // Wide, square and skinny, by form.
-    let [nt, nn, tn]: [[&'static Kernel; 3]; 3] = match operands {
-        Operands::F32 => [
-            [&NT_F32_WIDE, &NT_F32_SQUARE, &NT_F32_SKINNY],
-            [&NN_F32_WIDE, &NN_F32_SQUARE, &NN_F32_SKINNY],
-            [&TN_F32_WIDE, &TN_F32_SQUARE, &TN_F32_SQUARE],
-        ],
-        Operands::Rounded => [
-            [&NT_ROUNDED_WIDE, &NT_ROUNDED_SQUARE, &NT_ROUNDED_SKINNY],
-            [&NN_ROUNDED_WIDE, &NN_ROUNDED_SQUARE, &NN_ROUNDED_SKINNY],
-            [&TN_ROUNDED_WIDE, &TN_ROUNDED_SQUARE, &TN_ROUNDED_SQUARE],
-        ],
-        Operands::Bf16 => [
-            [&NT_BF16_WIDE, &NT_BF16_SQUARE, &NT_BF16_SKINNY],
-            [&NN_BF16_WIDE, &NN_BF16_SQUARE, &NN_BF16_SKINNY],
-            [&TN_BF16_WIDE, &TN_BF16_SQUARE, &TN_BF16_SQUARE],
-        ],
-    };
-    let of_form = match form {
-        Nt => nt,
-        Nn => nn,
-        Tn => tn,
-    };
-    Ok(match tile {
-        Wide => of_form[0],
-        Square => of_form[1],
-        Skinny => of_form[2],
-    })
 }
 
 #[cfg(test)]
@@ -284,34 +212,29 @@ mod tests {
             let (a_stride, b_stride) = (round_up(a_shape.1), round_up(b_shape.1));
             let a = numbers(&device, a_shape.0 * a_stride, a_dtype);
             let b = numbers(&device, b_shape.0 * b_stride, b_dtype);
-            let run = |tile| {
+            let run = |way: &dyn Fn(&Product)| {
                 let c = numbers(&device, m * n, Dtype::F32);
                 let strided = |t: &Tensor, stride| Strided { address: t.view().address().unwrap(), stride };
                 let matrices = [strided(&a, a_stride), strided(&b, b_stride), strided(&c, n)];
                 let product = Product { add: true, ..Product::new(form, operands, matrices, sizes) };
-                product.launch_with(&**gpu, tile).unwrap();
+                way(&product);
                 c.download::<f32>().unwrap()
             };
-            let wide = run(Tile::Wide);
+            let tiled = |tile| run(&|product: &Product| product.launch_with(&**gpu, tile).unwrap());
+            let wide = tiled(Tile::Wide);
             assert_ne!(wide, numbers(&device, m * n, Dtype::F32).download::<f32>().unwrap());
-            for tile in [Tile::Square, Tile::Skinny] {
-                assert!(run(tile) == wide, "{form:?} {operands:?} stride + {pad}: {tile:?} has other bits");
+            for tile in [Tile::Square, Tile::Skinny, Tile::Narrow] {
+                if tile.exists(form, operands) {
+                    assert!(
+                        tiled(tile) == wide,
+                        "{form:?} {operands:?} stride + {pad}: {tile:?} has other bits"
+                    );
+                }
             }
-        }
-    }
-
-    #[test]
-    fn tiles_suit_their_sizes() {
-        for (form, m, n, tile) in [
-            (Form::Nt, 1, 50257, Tile::Skinny),
-            (Form::Nt, 64, 768, Tile::Skinny),
-            (Form::Nt, 64, 50257, Tile::Square),
-            (Form::Nn, 256, 768, Tile::Square),
-            (Form::Nt, 4096, 768, Tile::Wide),
-            (Form::Tn, 16, 50257, Tile::Square),
-            (Form::Tn, 3072, 768, Tile::Wide),
-        ] {
-            assert_eq!(Tile::choose(form, m, n), tile, "{form:?} {m} x {n}");
+            if operands == Operands::Rounded {
+                let rounded = run(&|product: &Product| product.launch_rounded(&**gpu).unwrap());
+                assert!(rounded == wide, "{form:?} stride + {pad}: rounded in memory");
+            }
         }
     }
 }

@@ -114,6 +114,9 @@ impl Launcher for Deaf {
     fn use_graphs(&self, on: bool) {
         self.inner.use_graphs(on)
     }
+    fn captures(&self) -> bool {
+        self.inner.captures()
+    }
     fn capture(&self, body: &mut dyn FnMut() -> Result<()>) -> Result<Graph> {
         self.inner.capture(body)
     }
