@@ -119,7 +119,10 @@ pub fn timed(
     let on_cpu = matches!(ours.device(), Device::Cpu(_));
     let (mut us, mut them) = (Side::new(), Side::new());
     let mut run: Option<Run> = None;
-    us.take(|| caught(|| Ok(run = Some(ours.prepare(name, count)?))).map(|()| Vec::new()));
+    us.take(|| {
+        run = Some(caught(|| ours.prepare(name, count))?);
+        Ok(Vec::new())
+    });
     them.take(|| theirs.times(name, 1, count).map(|_| Vec::new()));
     let mut roofline = match parts(name)? {
         (work, shape, precision) if on_cpu && work.starts_with("rollout") => {
