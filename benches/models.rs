@@ -7,13 +7,13 @@ use crate::workloads::{
     ANSWER, BATCH, Decode, GROUP, LENGTH, PREFILL, Prefill, Run, TrainStep, config, model,
 };
 use criterion::{Criterion, Throughput};
-use latch::base::Dtype;
-use latch::model::{Model, Record};
+use latch::device::Device;
+use latch::model::{Model, Precision, Record};
 use latch::rollout::masks::{Masking, Scope};
 use std::sync::Arc;
 
 fn small() -> Model {
-    model(config("small").expect("a known shape"), Dtype::F32)
+    model(config("small").expect("a known shape"), Precision::F32, &Device::cpu())
 }
 
 /// All of them; elements are tokens.

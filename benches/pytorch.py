@@ -9,10 +9,15 @@ Prints one JSON line per benchmark: name, shape, dtype, threads, cpu, median_ms,
 mib where they mean something (rates are taken from the fastest run). bf16 lines say whether the CPU has instructions for
 it ("bf16": "hardware" or "emulated").
 
+On a GPU (--device cuda) the same work under the dtypes f32 (TF32 products allowed), bf16 and bf16a, the last two being one
+thing here: a model in bf16 where nothing is trained, bf16 autocast over f32 weights where something is. Work is timed between
+two waits for the device.
+
 --serve reads one request per line on standard input, {"name": "train_step/small/f32", "iterations": 3}, and answers one
 line, {"name": ..., "threads": ..., "times_ms": [...]}, so that another program can alternate its runs with ours. Models
 stay warm between requests; the first request for a name also does the warm-up. Other requests: {"name": "info"} for
-versions, {"name": "forget"} to drop all models, "threads": N in any request. A failure answers {"name", "error"}.
+versions, {"name": "forget"} to drop all models, "threads": N, "rollouts": K (of a group) and "prompts": N (of an update) in
+any request. A failure answers {"name", "error"}.
 
 What is measured:
   gemm/MxKxN        x[M,K] @ w[N,K]^T into a buffer that exists already (as a linear layer, without the allocation)
@@ -29,13 +34,14 @@ What is measured:
   grpo_step_dropout/.. an update with the framework's dropout of 0.1, as model.train() has it: everywhere, new at each call
   rss/...           peak resident memory of a process that does three such steps (mib; import_mib = before the model)
   gap/...           largest |log-probability at the update - at the rollout| (nats) before the weights move
+  peak/...          on a GPU: peak memory of the device's tensors in three such steps (mib)
   triad/...         a = b + 2 c over three arrays of that size: what the memory gives at this moment
 
 Fair to PyTorch: waiting OpenMP threads sleep, the allocator keeps its memory and asks for huge pages (the process
 restarts itself once to set this), attention is torch's fused one, no hooks, gradients off where not needed. An update runs
 all its rollouts as one batch with a KV cache, in sampling and in the loss pass; it computes each prompt once for its group
 where masks allow that, reads the whole answer in one segment in the loss pass, and takes logits only where an answer token
-is predicted (pytorch_grpo.py). Weights are random; nothing is downloaded. Left out: torch.compile, quantisation, GPUs.
+is predicted (pytorch_grpo.py). Weights are random; nothing is downloaded. Left out: torch.compile, CUDA graphs, quantisation.
 """
 
 import argparse
@@ -50,7 +56,7 @@ import sys
 import time
 
 from pytorch_grpo import grpo_step, grpo_step_dropout, rollout, rollout_masked, rollout_shared
-from pytorch_work import GEMMS, MODELS, Warm, decode, gemm, prefill, train_step, triad
+from pytorch_work import GEMMS, MODELS, MODELS_OF_A_GPU, Place, Warm, decode, gemm, prefill, train_step, triad
 
 SETTINGS = {
     "OMP_WAIT_POLICY": "passive",
@@ -62,6 +68,8 @@ SETTINGS = {
 
 def names():
     """Every benchmark's name, WORK/SHAPE/DTYPE. Stable: other programs spell them."""
+    if Place.is_gpu():
+        return names_on_a_gpu()
     both = ("f32", "bf16")
     found = [f"triad/{s}/f32" for s in ("8mib", "128mib")]
     found += [f"gemm/{m}x{k}x{n}/{d}" for m, k, n in GEMMS for d in both]
@@ -72,6 +80,17 @@ def names():
     found += ["gap/grpo_step/small/f32", "gap/grpo_step_dropout/small/f32"]
     found += [f"rss/train_step/{m}/{d}" for m in MODELS[:2] for d in both]
     found += [f"rss/grpo_step/small/{d}" for d in both]
+    return found
+
+
+def names_on_a_gpu():
+    works = ("train_step", "grpo_step", "rollout_masked", "rollout_shared", "rollout", "decode", "prefill")
+    dtypes = ("f32", "bf16", "bf16a")
+    found = [f"{w}/{m}/{d}" for w in works for m in MODELS_OF_A_GPU for d in dtypes]
+    # The framework's dropout as GPT-2 has it.
+    found += [f"grpo_step_dropout/{m}/{d}" for m in ("small", "gpt2-124m", "tiny") for d in dtypes]
+    found += [f"{k}/{w}/{m}/{d}" for k in ("gap", "peak") for w in ("grpo_step", "train_step")[:1 if k == "gap" else 2]
+              for m in MODELS_OF_A_GPU for d in dtypes]
     return found
 
 
@@ -91,15 +110,22 @@ class Bench:
     def prepare(self, name):
         if name not in names():
             raise ValueError(f"unknown benchmark {name!r}; --list prints them")
-        if name not in self.ready:
+        key = self.key(name)
+        if key not in self.ready:
             work, shape, dtype = name.split("/")
             run, facts = WORK[work](self.warm, shape, dtype)
             start = time.perf_counter()
             run()
+            Place.wait()
             if time.perf_counter() - start < 5.0:
                 run()  # oneDNN and the allocator settle in the second run
-            self.ready[name] = run, facts
-        return self.ready[name]
+                Place.wait()
+            self.ready[key] = run, facts
+        return self.ready[key]
+
+    @staticmethod
+    def key(name):
+        return name, Place.rollouts, Place.prompts
 
     def times(self, name, iterations, budget=None):
         """Milliseconds of each run; with a budget in seconds it stops early, though not before three."""
@@ -108,6 +134,7 @@ class Bench:
         while len(taken) < iterations:
             before = time.perf_counter()
             run()
+            Place.wait()
             after = time.perf_counter()
             taken.append((after - before) * 1e3)
             if budget and after - start > budget and len(taken) >= 3:
@@ -118,15 +145,32 @@ class Bench:
         """The largest difference of log-probabilities in that many updates."""
         work, shape, dtype = name.removeprefix("gap/").split("/")
         run, _ = WORK[work](self.warm, shape, dtype)
-        return max(run() for _ in range(updates))
+        return max(float(run()) for _ in range(updates))
+
+    def peak(self, name):
+        """Most bytes of tensors on the device, in MiB, of three steps."""
+        import torch
+        work, shape, dtype = name.removeprefix("peak/").split("/")
+        if Place.kind() != "cuda":
+            raise ValueError("only a CUDA device tells its peak memory")
+        self.forget()
+        torch.cuda.reset_peak_memory_stats()
+        run, _ = WORK[work](self.warm, shape, dtype)
+        for _ in range(3):
+            run()
+        Place.wait()
+        return torch.cuda.max_memory_allocated() / 2**20
 
     def forget(self, name=None):
         """Drops one prepared benchmark, or with no name everything."""
         if name is None:
             self.warm, self.ready = Warm(), {}
         else:
-            self.ready.pop(name, None)
+            self.ready.pop(self.key(name), None)
         gc.collect()
+        if Place.kind() == "cuda":
+            import torch
+            torch.cuda.empty_cache()
 
 
 def peak_mib():
@@ -178,14 +222,16 @@ def bf16_in_hardware():
 
 def report(bench, name, repeat, budget, threads):
     line = {"name": name, "dtype": name.rsplit("/", 1)[1], "threads": threads, "cpu": cpu_capability()}
-    if line["dtype"] == "bf16":
+    if line["dtype"] == "bf16" and not Place.is_gpu():
         line["bf16"] = "hardware" if bf16_in_hardware() else "emulated"
     if name.startswith("rss/"):
         return {**line, **measure_rss(name, threads)}
     if name.startswith("gap/"):
         return {**line, "gap": bench.gap(name, 3)}
+    if name.startswith("peak/"):
+        return {**line, "mib": bench.peak(name)}
     taken = bench.times(name, repeat, budget)
-    facts, best = bench.ready[name][1], min(taken)
+    facts, best = bench.prepare(name)[1], min(taken)
     line |= {"shape": facts["shape"], "median_ms": round(statistics.median(taken), 4), "min_ms": round(best, 4),
              "n": len(taken)}
     if "flops" in facts:
@@ -210,16 +256,22 @@ def serve(threads):
             name, iterations = request["name"], int(request.get("iterations", 1))
             used = int(request.get("threads", threads))
             torch.set_num_threads(used)
+            Place.rollouts = int(request.get("rollouts", Place.rollouts))
+            Place.prompts = int(request.get("prompts", Place.prompts))
             answer = {"name": name, "threads": used}
             if name == "info":
                 answer |= {"torch": torch.__version__, "transformers": transformers.__version__, "cpu": cpu_capability(),
                            "bf16": "hardware" if bf16_in_hardware() else "emulated", "names": names()}
+                if Place.kind() == "cuda":
+                    answer["gpu"] = torch.cuda.get_device_name()
             elif name == "forget":
                 bench.forget()
             elif name in names() and name.startswith("rss/"):
                 answer |= measure_rss(name, used)
             elif name in names() and name.startswith("gap/"):
                 answer["gap"] = bench.gap(name, iterations)
+            elif name in names() and name.startswith("peak/"):
+                answer["mib"] = bench.peak(name)
             else:
                 answer["times_ms"] = [round(t, 4) for t in bench.times(name, iterations)]
         except Exception as error:  # one bad request must not end the other program's run
@@ -247,11 +299,15 @@ def main():
     parser.add_argument("--budget", type=float, default=20.0,
                         help="seconds after which a benchmark stops early, after three runs at least (default 20)")
     parser.add_argument("--threads", type=int, default=os.cpu_count(), help="torch threads (default all)")
+    parser.add_argument("--device", default="cpu", help="cpu (default), cuda, cuda:N, or sim: a GPU's names on the CPU")
+    parser.add_argument("--rollouts", type=int, default=8, help="rollouts of a group (default 8)")
+    parser.add_argument("--prompts", type=int, default=2, help="prompts of an update (default 2)")
     parser.add_argument("--serve", action="store_true", help="answer requests on standard input")
     parser.add_argument("--rss-child", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.repeat < 1 or options.threads < 1:
         parser.error("--repeat and --threads must be at least 1")
+    Place.device, Place.rollouts, Place.prompts = options.device, options.rollouts, options.prompts
     if options.list:
         print("\n".join(names()))
         return
@@ -265,13 +321,16 @@ def main():
     import transformers
     transformers.logging.set_verbosity_error()
     torch.set_num_threads(options.threads)
+    if Place.kind() == "cuda":
+        torch.cuda.set_device(torch.device(Place.device).index or 0)
+        torch.set_float32_matmul_precision("high")  # TF32
     if options.rss_child:
         print(json.dumps(rss_child(options.rss_child)))
     elif options.serve:
         serve(options.threads)
     else:
         bench = Bench()
-        if not options.only and not bf16_in_hardware():
+        if not options.only and not Place.is_gpu() and not bf16_in_hardware():
             print("no bf16 instructions here: bf16 is left out unless --only names it", file=sys.stderr)
             chosen = [n for n in chosen if not n.endswith("/bf16")]
         for name in chosen:

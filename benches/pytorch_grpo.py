@@ -6,9 +6,8 @@ latents back step by step (each needs the one before), then reads the end marker
 taken only where an answer token is predicted.
 """
 
-from pytorch_work import build, torch_dtype
+from pytorch_work import ANSWER, LATENTS, PROMPT, Place, autocast, build, random_ids, torch_dtype
 
-PROMPT, LATENTS, ANSWER, GROUP, PROMPTS = 64, 6, 32, 8, 2
 P = 0.1
 
 
@@ -25,16 +24,22 @@ class Held:
                 return x if self.mask is None else x * self.mask
 
         self.sites, self.masks = [], []
-        for block in net.base_model.h:
+        for block in getattr(net.base_model, "h", ()):
             block.attn.resid_dropout, block.mlp.dropout = Mask(), Mask()
             self.sites += [block.attn.resid_dropout, block.mlp.dropout]
-        self.width = net.config.n_embd
+        for block in getattr(net.base_model, "layers", ()):
+            # Llama and its kin have no dropout there: the mask stands behind the last product.
+            attention, mlp = Mask(), Mask()
+            block.self_attn.o_proj = torch.nn.Sequential(block.self_attn.o_proj, attention)
+            block.mlp.down_proj = torch.nn.Sequential(block.mlp.down_proj, mlp)
+            self.sites += [attention, mlp]
+        self.width = net.config.hidden_size
 
     def draw(self, rows, dtype):
         """New masks, not yet in force."""
         import torch
         shape = (len(self.sites), rows, 1, self.width)
-        self.masks = (torch.rand(shape) >= P).to(dtype) / (1 - P)
+        self.masks = (torch.rand(shape, device=Place.torch_device()) >= P).to(dtype) / (1 - P)
 
     def on(self):
         for site, mask in zip(self.sites, self.masks):
@@ -46,24 +51,25 @@ class Held:
 
 
 class Sampler:
-    """A model and prompts; what `group` rollouts of each prompt go through. Call it under the caller's gradient mode."""
+    """A model and prompts; what a group of rollouts of each prompt goes through. Call it under the caller's gradient mode.
+    """
 
     def __init__(self, net, prompts, held=None, share=True, share_thoughts=False):
         import torch
         self.net, self.body, self.head = net, net.base_model, net.get_output_embeddings()
-        self.prompts, self.rows = prompts, len(prompts) * GROUP
+        self.prompts, self.group, self.rows = prompts, Place.rollouts, len(prompts) * Place.rollouts
         self.held, self.share, self.share_thoughts = held, share, share_thoughts
-        self.end = torch.zeros(self.rows, 1, dtype=torch.int64)
+        self.end = torch.zeros(self.rows, 1, dtype=torch.int64, device=prompts.device)
 
     def think(self):
         """Prompts and latent steps; returns the cache."""
         from transformers import DynamicCache
         cache = DynamicCache(config=self.net.config)
-        ids = self.prompts if self.share else self.prompts.repeat_interleave(GROUP, 0)
+        ids = self.prompts if self.share else self.prompts.repeat_interleave(self.group, 0)
         z = self.body(input_ids=ids, past_key_values=cache, use_cache=True).last_hidden_state[:, -1:]
         if self.share and not self.share_thoughts:
-            cache.batch_repeat_interleave(GROUP)
-            z = z.repeat_interleave(GROUP, 0)
+            cache.batch_repeat_interleave(self.group)
+            z = z.repeat_interleave(self.group, 0)
         if self.held:
             self.held.on()
         for _ in range(LATENTS):
@@ -71,7 +77,7 @@ class Sampler:
         if self.held:
             self.held.off()
         if self.share_thoughts:
-            cache.batch_repeat_interleave(GROUP)
+            cache.batch_repeat_interleave(self.group)
         return cache
 
     def sample(self):
@@ -101,16 +107,17 @@ def rollout(warm, model, dtype, shared=False, masked=False):
     # Held masks replace modules of the model: it is not the one that others share.
     net = build(model, torch_dtype(dtype)).eval().requires_grad_(False) if masked else warm.get(model, dtype)
     held = Held(net) if masked else None
-    prompt = torch.randint(0, net.config.vocab_size, (1, PROMPT))
+    prompt = random_ids(net.config.vocab_size, 1, PROMPT)
     sampler = Sampler(net, prompt, held, share=shared or masked, share_thoughts=shared)
 
     def run():
         with torch.inference_mode():
             if held:
-                held.draw(GROUP, torch_dtype(dtype))
+                held.draw(sampler.rows, torch_dtype(dtype))
             return sampler.sample()
 
-    return run, {"shape": f"K {GROUP}, prompt {PROMPT}, {LATENTS} latents, {ANSWER} tokens", "tokens": GROUP * ANSWER}
+    return run, {"shape": f"K {sampler.group}, prompt {PROMPT}, {LATENTS} latents, {ANSWER} tokens",
+                 "tokens": sampler.rows * ANSWER}
 
 
 def rollout_shared(warm, model, dtype):
@@ -122,36 +129,37 @@ def rollout_masked(warm, model, dtype):
 
 
 def grpo_step(_warm, model, dtype, dropout=False):
-    """The function returns the largest |log-probability at the update - at the rollout|."""
+    """The function returns the largest |log-probability at the update - at the rollout|, a tensor."""
     import torch
     net = build(model, torch.float32, dropout=P if dropout else 0.0).train()
     optimiser = torch.optim.AdamW(net.parameters(), lr=1e-5, weight_decay=0.01, fused=True)
     held = None if dropout else Held(net)
     vocabulary = net.config.vocab_size
-    prompts = torch.randint(0, vocabulary, (PROMPTS, PROMPT))
+    prompts = random_ids(vocabulary, Place.prompts, PROMPT)
     # Framework dropout covers the prompt: a group cannot share it.
     sampler = Sampler(net, prompts, held, share=not dropout)
 
     def step():
-        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=dtype == "bf16"):
-            if held:
-                held.draw(sampler.rows, torch.float32)
-            with torch.no_grad():
-                tokens, old = sampler.sample()
-            rewards = (tokens[:, 0].float() / vocabulary).view(PROMPTS, GROUP)
-            advantages = (rewards - rewards.mean(1, keepdim=True)).view(-1, 1)
+        if held:
+            held.draw(sampler.rows, torch.float32)
+        with torch.no_grad(), autocast(dtype):
+            tokens, old = sampler.sample()
+        rewards = (tokens[:, 0].float() / vocabulary).view(-1, sampler.group)
+        advantages = (rewards - rewards.mean(1, keepdim=True)).view(-1, 1)
+        # A context of its own: autocast may remember weights that it rounded without a gradient.
+        with autocast(dtype):
             logp = sampler.score(tokens)
             ratio = (logp - old).exp()
             surrogate = torch.minimum(ratio * advantages, ratio.clamp(0.8, 1.2) * advantages)
-            loss = -surrogate.sum() / (PROMPTS * GROUP)
-        gap = (logp.detach() - old).abs().max().item()
+            loss = -surrogate.sum() / sampler.rows
+        gap = (logp.detach() - old).abs().max()
         loss.backward()
         optimiser.step()
         optimiser.zero_grad(set_to_none=True)
         return gap
 
-    return step, {"shape": f"{PROMPTS} x K {GROUP}, prompt {PROMPT}, {LATENTS} latents, {ANSWER} tokens",
-                  "tokens": PROMPTS * GROUP * ANSWER}
+    return step, {"shape": f"{len(prompts)} x K {sampler.group}, prompt {PROMPT}, {LATENTS} latents, {ANSWER} tokens",
+                  "tokens": sampler.rows * ANSWER}
 
 
 def grpo_step_dropout(warm, model, dtype):

@@ -4,22 +4,59 @@ Each work is a function (warm, shape, dtype) that returns (function to time, fac
 `bytes` or `tokens`. Nothing is imported from torch until work is prepared.
 """
 
-PROMPT, LATENTS, ANSWER, GROUP = 64, 6, 32, 8
+PROMPT, LATENTS, ANSWER = 64, 6, 32
 BATCH, LENGTH, PREFILL = 4, 64, 256
 GEMMS = [(256, 768, 3072), (1024, 1024, 1024), (768, 768, 3072), (8, 768, 3072), (1, 768, 50257)]
 MODELS = ("small", "gpt2-124m", "qwen2.5-0.5b")
+MODELS_OF_A_GPU = (*MODELS, "smollm2-135m", "tiny")
+
+
+class Place:
+    """Where everything lives, and how many rollouts there are; work takes what stands here when it is prepared."""
+
+    # cpu, cuda or cuda:N; `sim` runs on the CPU under a GPU's names, beside latch's simulated GPU.
+    device = "cpu"
+    rollouts, prompts = 8, 2
+
+    @classmethod
+    def torch_device(cls):
+        return "cpu" if cls.device == "sim" else cls.device
+
+    @classmethod
+    def kind(cls):
+        """The type of that device, as autocast names it."""
+        return cls.torch_device().split(":")[0]
+
+    @classmethod
+    def is_gpu(cls):
+        return cls.device != "cpu"
+
+    @classmethod
+    def wait(cls):
+        """Until a GPU has done everything that it was given."""
+        if cls.kind() == "cuda":
+            import torch
+            torch.cuda.synchronize()
 
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Models
 
 def config_of(model, dropout=0.0):
-    from transformers import GPT2Config, Qwen2Config
+    from transformers import GPT2Config, LlamaConfig, Qwen2Config
     everywhere = dict(resid_pdrop=dropout, embd_pdrop=dropout, attn_pdrop=dropout)
     if model == "small":
         return GPT2Config(vocab_size=1000, n_embd=256, n_layer=4, n_head=8, bos_token_id=0, eos_token_id=0, **everywhere)
+    if model == "tiny":
+        return GPT2Config(vocab_size=64, n_embd=32, n_layer=1, n_head=2, n_positions=512, bos_token_id=0, eos_token_id=0,
+                          **everywhere)
     if model == "gpt2-124m":
         return GPT2Config(**everywhere)
+    if model == "smollm2-135m":
+        return LlamaConfig(vocab_size=49152, hidden_size=576, intermediate_size=1536, num_hidden_layers=30,
+                           num_attention_heads=9, num_key_value_heads=3, max_position_embeddings=8192, rms_norm_eps=1e-5,
+                           tie_word_embeddings=True, bos_token_id=0, eos_token_id=0,
+                           rope_parameters={"rope_type": "default", "rope_theta": 100000.0})
     return Qwen2Config(vocab_size=151936, hidden_size=896, intermediate_size=4864, num_hidden_layers=24,
                        num_attention_heads=14, num_key_value_heads=2, max_position_embeddings=32768,
                        tie_word_embeddings=True, rope_parameters={"rope_type": "default", "rope_theta": 1000000.0})
@@ -29,7 +66,19 @@ def build(model, dtype, dropout=0.0):
     import torch
     from transformers import AutoModelForCausalLM
     torch.manual_seed(0)
-    return AutoModelForCausalLM.from_config(config_of(model, dropout), dtype=dtype, attn_implementation="sdpa")
+    with torch.device(Place.torch_device()):
+        return AutoModelForCausalLM.from_config(config_of(model, dropout), dtype=dtype, attn_implementation="sdpa")
+
+
+def random_ids(vocabulary, *shape):
+    import torch
+    return torch.randint(0, vocabulary, shape, device=Place.torch_device())
+
+
+def autocast(dtype):
+    """bf16 products over f32 weights, where `dtype` says so."""
+    import torch
+    return torch.autocast(Place.kind(), dtype=torch.bfloat16, enabled=dtype != "f32")
 
 
 def matmul_parameters(model):
@@ -51,7 +100,8 @@ class Warm:
 
 def torch_dtype(name):
     import torch
-    return {"f32": torch.float32, "bf16": torch.bfloat16}[name]
+    # bf16a is latch's name for activations in bf16 too, which torch's bf16 has anyway.
+    return {"f32": torch.float32, "bf16": torch.bfloat16, "bf16a": torch.bfloat16}[name]
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -70,10 +120,10 @@ def train_step(_warm, model, dtype):
     import torch
     net = build(model, torch.float32).train()
     optimiser = torch.optim.AdamW(net.parameters(), lr=1e-5, weight_decay=0.01, fused=True)
-    ids = torch.randint(0, net.config.vocab_size, (BATCH, LENGTH))
+    ids = random_ids(net.config.vocab_size, BATCH, LENGTH)
 
     def step():
-        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=dtype == "bf16"):
+        with autocast(dtype):
             loss = net(input_ids=ids, labels=ids, use_cache=False).loss
         loss.backward()
         optimiser.step()
@@ -86,7 +136,7 @@ def train_step(_warm, model, dtype):
 def prefill(warm, model, dtype):
     import torch
     net = warm.get(model, dtype)
-    ids = torch.randint(0, net.config.vocab_size, (1, PREFILL))
+    ids = random_ids(net.config.vocab_size, 1, PREFILL)
 
     def run():
         with torch.inference_mode():
@@ -99,7 +149,7 @@ def decode(warm, model, dtype):
     import torch
     from transformers import DynamicCache
     net = warm.get(model, dtype)
-    prompt = torch.randint(0, net.config.vocab_size, (1, PROMPT))
+    prompt = random_ids(net.config.vocab_size, 1, PROMPT)
     cache = DynamicCache(config=net.config)
     with torch.inference_mode():
         first = net(input_ids=prompt, past_key_values=cache, logits_to_keep=1).logits[:, -1].argmax(-1, keepdim=True)
@@ -107,7 +157,9 @@ def decode(warm, model, dtype):
     def run():
         token = first
         with torch.inference_mode():
-            cache.crop(PROMPT - cache.get_seq_length())  # minus what the last run appended
+            appended = cache.get_seq_length() - PROMPT
+            if appended:
+                cache.crop(-appended)
             for _ in range(ANSWER):
                 token = net(input_ids=token, past_key_values=cache).logits[:, -1].argmax(-1, keepdim=True)
 

@@ -1,7 +1,7 @@
 //! Rollouts of a group and whole Dropout-GRPO updates, by the engine that training uses; checked once before anything
 //! is timed. The shapes are those of benches/pytorch_grpo.py.
 
-use crate::workloads::{ANSWER, GROUP, LATENTS, PROMPT, tokens};
+use crate::workloads::{ANSWER, GROUP, LATENTS, PROMPT, settle, tokens};
 use latch::base::Result;
 use latch::learn::objective::Preset;
 use latch::learn::optimizer::{self, Optimizer};
@@ -117,6 +117,7 @@ impl Rollout {
         let go_on = |_, _| ControlFlow::Continue(());
         let sampled = self.rollouts.sample(&self.model, &self.prompts, &self.members, go_on);
         self.sampled = sampled.expect("it ran before");
+        settle(self.model.device());
         start.elapsed()
     }
 
@@ -200,6 +201,7 @@ impl GrpoStep {
     pub fn run(&mut self) -> Duration {
         let start = Instant::now();
         self.update().expect("it ran before");
+        settle(self.model.device());
         start.elapsed()
     }
 

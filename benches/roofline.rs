@@ -2,7 +2,7 @@
 //! weight once, the prompt's products run at the FMA peak.
 
 use crate::machine::{Times, peak_once, read_once};
-use crate::workloads::{ANSWER, GROUP, LATENTS, PROMPT};
+use crate::workloads::{ANSWER, LATENTS, PROMPT};
 use latch::model::Model;
 
 /// Weights above this many bytes live in memory: below it, a roofline by read bandwidth means little.
@@ -17,6 +17,7 @@ pub struct Roofline {
     element: f64,
     /// How often the prompt is computed.
     prompts: f64,
+    group: f64,
     data: Vec<f32>,
     read: Times,
     peak: Times,
@@ -24,8 +25,8 @@ pub struct Roofline {
 }
 
 impl Roofline {
-    /// The roofline of `model`'s rollouts, which compute the prompt once, or once each; none for a small model.
-    pub fn new(model: &Model, shared: bool) -> Option<Roofline> {
+    /// The roofline of a group of `model`'s rollouts, which compute the prompt once, or once each; none for a small model.
+    pub fn new(model: &Model, shared: bool, group: usize) -> Option<Roofline> {
         let head = model.head();
         // Matrices of the layers: neither the tied head nor the table of positions is multiplied with in a layer.
         let config = model.config();
@@ -38,7 +39,8 @@ impl Roofline {
             body: elements as f64,
             head: head.shape().elements() as f64,
             element: element as f64,
-            prompts: if shared { 1.0 } else { GROUP as f64 },
+            prompts: if shared { 1.0 } else { group as f64 },
+            group: group as f64,
             data: vec![1.0; 64 << 20],
             read: Times::default(),
             peak: Times::default(),
@@ -61,7 +63,7 @@ impl Roofline {
         let (body, head) = ((LATENTS + ANSWER) as f64 * self.body, ANSWER as f64 * self.head);
         let steps = self.element * (body + head) / read;
         let prefill = 2.0 * self.prompts * PROMPT as f64 * self.body / peak;
-        let products = 2.0 * GROUP as f64 * (body + head) / peak;
+        let products = 2.0 * self.group * (body + head) / peak;
         let roofline = 1e3 * (steps + prefill);
         format!(
             "  roofline {roofline:.0} ms (weights {:.0} at {:.1} GB/s, prefill {:.0} at {:.0} GFLOP/s; the steps' products alone {:.0}): ours / roofline {:.2}",

@@ -4,8 +4,8 @@
 use crate::machine::{Times, triad_once};
 use crate::reinforcement::{GrpoStep, PROMPTS, Plan, Rollout, masked};
 use crate::workloads::{Run, config, model};
-use latch::base::Dtype;
-use latch::model::Model;
+use latch::device::Device;
+use latch::model::{Model, Precision};
 use latch::rollout::masks::{Masking, Scope};
 use std::sync::Arc;
 use std::time::Duration;
@@ -17,7 +17,7 @@ type Table = fn(usize);
 pub const NAMES: [(&str, Table); 3] = [("masks", masks), ("scaling", scaling), ("update", update)];
 
 fn small() -> Model {
-    model(config("small").expect("a known shape"), Dtype::F32)
+    model(config("small").expect("a known shape"), Precision::F32, &Device::cpu())
 }
 
 fn rollout(plan: &Plan) -> Rollout {

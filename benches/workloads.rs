@@ -1,7 +1,7 @@
 //! The work that whole models are timed on. The shapes are those of benches/pytorch.py, so that one table can hold
 //! both; each kind of work checks its own result once before anything is timed.
 
-use latch::base::{Dtype, Result};
+use latch::base::Result;
 use latch::device::Device;
 use latch::learn::optimizer::{Optimizer, Settings};
 use latch::learn::supervised::{Example, Limits as BatchLimits, Trainer};
@@ -52,15 +52,34 @@ pub fn config(name: &str) -> Option<Config> {
             "max_position_embeddings":32768,"rms_norm_eps":1e-6,"hidden_act":"silu","tie_word_embeddings":true,
             "rope_theta":1000000.0}"#
         }
+        "smollm2-135m" => {
+            r#"{"model_type":"llama","architectures":["LlamaForCausalLM"],"vocab_size":49152,"hidden_size":576,
+            "num_attention_heads":9,"num_key_value_heads":3,"num_hidden_layers":30,"intermediate_size":1536,
+            "max_position_embeddings":8192,"rms_norm_eps":1e-5,"hidden_act":"silu","tie_word_embeddings":true,
+            "rope_theta":100000.0}"#
+        }
+        // For the simulator.
+        "tiny" => {
+            r#"{"model_type":"gpt2","architectures":["GPT2LMHeadModel"],"vocab_size":64,"n_embd":32,"n_head":2,
+            "n_layer":1,"n_positions":512,"activation_function":"gelu_new","layer_norm_epsilon":1e-5,
+            "tie_word_embeddings":true}"#
+        }
         _ => return None,
     };
     let json = serde_json::from_str(json).expect("the text above is JSON");
     Some(Config::from_json(json, Path::new(name)).expect("the shapes above are valid"))
 }
 
-/// A model of that shape with random weights on a device of its own, whose counters show what the work holds.
-pub fn model(config: Config, dtype: Dtype) -> Model {
-    Model::random(config, 1, &Device::cpu(), Precision::of(dtype)).expect("a valid configuration")
+/// A model of that shape with random weights.
+pub fn model(config: Config, precision: Precision, device: &Device) -> Model {
+    Model::random(config, 1, device, precision).expect("a valid configuration, and room for it")
+}
+
+/// Waits until a GPU has done everything that it was given.
+pub fn settle(device: &Device) {
+    if let Device::Gpu(gpu) = device {
+        gpu.synchronise().expect("a device that works");
+    }
 }
 
 /// Token ids without a pattern that matters.
@@ -98,6 +117,7 @@ impl TrainStep {
     pub fn run(&mut self) -> Duration {
         let start = Instant::now();
         self.trainer.step(&mut self.model, &self.batch, 1e-5).expect("it ran before");
+        settle(self.model.device());
         start.elapsed()
     }
 
@@ -123,7 +143,7 @@ impl Prefill {
             record: Record::Nothing,
             tape_positions: PREFILL,
         };
-        let logits = Tensor::zeros(model.device(), [1, model.config().vocab], model.dtype())?;
+        let logits = Tensor::zeros(model.device(), [1, model.config().vocab], model.dtype().accumulation())?;
         let mut prefill = Prefill { sequences: Sequences::new(&model, &plan)?, model, logits, segment };
         // The same row cut in two must give the same bits.
         prefill.run();
@@ -147,6 +167,7 @@ impl Prefill {
             self.model.logits(self.sequences.latest_hidden(), self.logits.view_mut())
         };
         run().expect("it ran before");
+        settle(self.model.device());
         start.elapsed()
     }
 }
@@ -194,7 +215,8 @@ impl Decode {
         let row = [&decode.prompt[0][..], &decode.answer[..ANSWER]].concat();
         let at = model.forward(&mut sequences, &Segment::of_tokens(0, &row), None)?;
         let vocabulary = model.config().vocab;
-        let mut logits = Tensor::zeros(model.device(), [ANSWER + 1, vocabulary], model.dtype())?;
+        let logits_dtype = model.dtype().accumulation();
+        let mut logits = Tensor::zeros(model.device(), [ANSWER + 1, vocabulary], logits_dtype)?;
         model.logits(sequences.hidden(at.end - ANSWER - 1..at.end)?, logits.view_mut())?;
         let predicted: Vec<u32> = logits.download::<f32>()?.chunks(vocabulary).map(largest).collect();
         assert_eq!(predicted, decode.answer, "greedy tokens");
@@ -209,6 +231,7 @@ impl Decode {
             start.get_or_insert_with(Instant::now);
             ControlFlow::Continue(())
         });
+        settle(self.model.device());
         let taken = start.expect("a token was sampled").elapsed();
         self.answer = sampled.expect("it ran before").remove(0).tokens;
         taken
