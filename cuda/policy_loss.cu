@@ -70,10 +70,11 @@ struct Token {
 
 // Value and derivative of the divergence's estimate at the difference of the log-probabilities.
 __device__ __forceinline__ void estimate(const Rule &rule, float difference, float &value, float &slope) {
-    float d = inside(difference, rule.difference_clamp), inverse = expf(-d);
+    // e^-D - 1 by itself: as a difference of numbers near 1 it has lost the digits that D leaves of k3.
+    float d = inside(difference, rule.difference_clamp), less = expm1f(-d);
     if (rule.estimator == K1) value = d, slope = 1.0f;
     else if (rule.estimator == K2) value = 0.5f * d * d, slope = d;
-    else value = inverse - 1.0f + d, slope = rule.estimator == K3 ? 1.0f - inverse : d;
+    else value = less + d, slope = rule.estimator == K3 ? -less : d;
     bool held = fabsf(difference) > rule.difference_clamp || fabsf(value) > rule.cap;
     value = inside(value, rule.cap);
     if (held) slope = 0.0f;

@@ -319,11 +319,11 @@ impl<T: Float> Penalty<T> {
         let (value, slope) = match self.estimator {
             Estimator::K1 => (d, T::ONE),
             Estimator::K2 => (T::from_f64(0.5) * d * d, d),
-            Estimator::K3 => {
-                let inverse = (-d).exp();
-                (inverse - T::ONE + d, T::ONE - inverse)
+            // e^-D - 1 by itself: as a difference of numbers near 1 it has lost the digits that D leaves of k3.
+            Estimator::K3 | Estimator::K3Plus => {
+                let less = T::from_f64((-d).to_f64().exp_m1());
+                (less + d, if self.estimator == Estimator::K3 { -less } else { d })
             }
-            Estimator::K3Plus => ((-d).exp() - T::ONE + d, d),
         };
         let held = difference.abs() > self.clamp || value.abs() > self.cap;
         (clamp(value, self.cap), if held { T::ZERO } else { slope })

@@ -101,7 +101,7 @@ fn linear_maps_by_the_library() {
     assert!(log.contains("library closed: 0 handles, 0 layouts, 0 products, 0 preferences"), "{log}");
     assert!(log.contains(NOTHING_LEFT), "{log}");
     // Forward products before the library was chosen, and gradients after our own kernels were.
-    for kernel in ["linear_nt_f32_skinny", "linear_nn_f32_skinny", "linear_tn_f32_square"] {
+    for kernel in ["linear_nt_f32_narrow", "linear_nn_f32_skinny", "linear_tn_f32_square"] {
         assert!(log.contains(&format!("launch {kernel} ")), "{kernel}: {log}");
     }
 }

@@ -3,7 +3,7 @@
 use half::bf16;
 use latch::base::rng::{Purpose, StreamKey};
 use latch::base::{Dtype, Shape};
-use latch::device::{Device, SimulatorOptions};
+use latch::device::{Device, Matmul, SimulatorOptions};
 use latch::ops::mask::{MaskAt, MaskKey, MaskSet, SiteKind, Sites};
 use latch::ops::{Tensor, View};
 use latch::verify::gradient::normals;
@@ -26,12 +26,17 @@ fn choice() -> Option<&'static str> {
 /// `LATCH_TEST_DEVICE` names. Without a GPU a line says so; with `REQUIRE_CUDA=1` its absence is a failure.
 pub fn devices() -> Vec<Device> {
     static SAID: OnceLock<()> = OnceLock::new();
+    let own = |device: Device| {
+        // These tests are about our kernels, also where a library is installed.
+        device.choose_matmul(Matmul::Own).expect("our kernels are always there");
+        device
+    };
     if choice().is_some() {
-        return vec![device()];
+        return vec![own(device())];
     }
     let mut devices = vec![Device::open("sim").expect("the simulator needs nothing")];
     match Device::open("cuda") {
-        Ok(device) => devices.push(device),
+        Ok(device) => devices.push(own(device)),
         Err(error) => {
             let required = std::env::var("REQUIRE_CUDA").is_ok_and(|value| value == "1");
             assert!(!required, "REQUIRE_CUDA=1: {error}");
@@ -39,6 +44,13 @@ pub fn devices() -> Vec<Device> {
         }
     }
     devices
+}
+
+/// A real GPU whose library multiplies, or a line that says why there is none.
+pub fn library() -> Option<Device> {
+    let opened =
+        Device::open("cuda").and_then(|device| device.choose_matmul(Matmul::Library).map(|()| device));
+    opened.inspect_err(|error| println!("skipped: no library of matrix products ({error})")).ok()
 }
 
 /// What `--device` is told in tests that use one device that runs the shipped PTX: `sim` unless `LATCH_TEST_DEVICE` says

@@ -292,7 +292,7 @@ fn gpu_results_agree_with_the_reference() {
         (130, 264, 136, 8..136),
         (5, 768, 100, 1..34),
     ];
-    for device in gpu::devices() {
+    for device in gpu::devices().into_iter().chain(gpu::library()) {
         for kind in KINDS {
             for (rows, inputs, total, outputs) in shapes.clone() {
                 for layout in [Layout::OutIn, Layout::InOut] {
