@@ -6,6 +6,9 @@
     python tools/ptx.py --check         compile everything again and compare with what is committed
     python tools/ptx.py --report        assemble for sm_80, 86, 89, 90 and write ptx/REPORT.md
 
+A file whose stem ends in _sm90a uses what Hopper alone has: it is compiled for compute_90a, assembled for sm_90a, and
+its registers stand in the report's column sm_90.
+
 Users need none of this: the PTX is committed and the driver compiles it. The compiler comes from PyPI, pinned in
 tools/requirements-ptx.txt: NVRTC 12.1, because its PTX is `.version 8.1`, which every driver since 530 takes; and
 a newer ptxas, which sees whether all listed GPUs take it. With LATCH_CUDA_PYTHON unset, the script makes a virtual
@@ -26,8 +29,21 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 CUDA, PTX = ROOT / "cuda", ROOT / "ptx"
 COMPILER = "nvrtc 12.1.105"
-FLAGS = ["--gpu-architecture=compute_80", "--std=c++17"]
 TARGETS = ["sm_80", "sm_86", "sm_89", "sm_90"]
+
+
+def is_hopper(stem):
+    return stem.endswith("_sm90a")
+
+
+def flags(stem):
+    architecture = "compute_90a" if is_hopper(stem) else "compute_80"
+    return [f"--gpu-architecture={architecture}", "--std=c++17"]
+
+
+def targets(stem):
+    """Columns of the report that a file has numbers for, and the architecture that ptxas assembles it for."""
+    return {"sm_90": "sm_90a"} if is_hopper(stem) else {target: target for target in TARGETS}
 
 
 def site_packages():
@@ -63,7 +79,7 @@ def sources(stem):
 def sources_hash(stem):
     """SHA-256 over what determines the output."""
     digest = hashlib.sha256()
-    digest.update((COMPILER + " " + " ".join(FLAGS)).encode())
+    digest.update((COMPILER + " " + " ".join(flags(stem))).encode())
     for path in sources(stem):
         digest.update(path.name.encode() + b"\0" + path.read_bytes())
     return digest.hexdigest()
@@ -81,7 +97,7 @@ class Nvrtc:
         library, program = self.library, ctypes.c_void_p()
         source = path.read_bytes()
         library.nvrtcCreateProgram(ctypes.byref(program), source, path.name.encode(), 0, None, None)
-        options = [f.encode() for f in [*FLAGS, f"-I{CUDA}", f"-I{self.include}"]]
+        options = [f.encode() for f in [*flags(path.stem), f"-I{CUDA}", f"-I{self.include}"]]
         array = (ctypes.c_char_p * len(options))(*options)
         failed = library.nvrtcCompileProgram(program, len(options), array)
         size = ctypes.c_size_t()
@@ -115,11 +131,13 @@ def report(site, stems):
     ptxas = site / "nvidia" / "cuda_nvcc" / "bin" / "ptxas"
     rows, spilled = {}, []
     for stem in stems:
-        for target in TARGETS:
-            command = [ptxas, "-v", f"-arch={target}", PTX / f"{stem}.ptx", "-o", "/dev/null"]
+        for target, architecture in targets(stem).items():
+            command = [ptxas, "-v", f"-arch={architecture}", PTX / f"{stem}.ptx", "-o", "/dev/null"]
             done = subprocess.run(command, capture_output=True, text=True)
             if done.returncode:
-                raise SystemExit(f"ptxas refuses ptx/{stem}.ptx for {target}:\n{done.stderr}")
+                raise SystemExit(f"ptxas refuses ptx/{stem}.ptx for {architecture}:\n{done.stderr}")
+            if "Potential Performance Loss" in done.stderr:
+                raise SystemExit(f"ptxas runs products of ptx/{stem}.ptx one after the other:\n{done.stderr}")
             for entry, stack, spill, rest in re.findall(
                 r"Compiling entry function '(\w+)'.*?(\d+) bytes stack frame, (\d+) bytes spill stores.*?Used (.*?)\n",
                 done.stderr,
@@ -136,14 +154,15 @@ def report(site, stems):
         "# What ptxas makes of each kernel",
         "",
         "Made by `tools/ptx.py --report` (ptxas 12.9.86). Registers a thread on each target; static shared memory,",
-        "stack and spill stores in bytes, the largest over the targets.",
+        "stack and spill stores in bytes, the largest over the targets. A file of `_sm90a` is for that target alone; its",
+        "registers stand under sm_90.",
         "",
         "| file | kernel | " + " | ".join(TARGETS) + " | shared | stack | spills |",
         "|---|---|" + "---|" * (len(TARGETS) + 3),
     ]
     for (stem, entry), found in sorted(rows.items()):
-        registers = [str(found[t][0]) for t in TARGETS]
-        worst = [str(max(found[t][i] for t in TARGETS)) for i in (1, 2, 3)]
+        registers = [str(found[t][0]) if t in found else "-" for t in TARGETS]
+        worst = [str(max(of_target[i] for of_target in found.values())) for i in (1, 2, 3)]
         lines.append(f"| {stem} | {entry} | " + " | ".join(registers + worst) + " |")
     (PTX / "REPORT.md").write_text("\n".join(lines) + "\n")
     print(f"ptx/REPORT.md: {len(rows)} kernels; spills: {', '.join(spilled) or 'none'}")

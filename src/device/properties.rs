@@ -78,6 +78,33 @@ impl Properties {
         }
         Ok(())
     }
+
+    /// Checks that a GPU of this compute capability takes PTX of a `.target`, such as `sm_80` (this and later ones) or
+    /// `sm_90a` (9.0 alone).
+    ///
+    /// # Errors
+    /// A target that it does not take, by the file's name.
+    pub fn check_target(&self, file: &str, target: &str) -> Result<()> {
+        let (major, minor) = self.compute_capability;
+        let (number, alone) = match target.strip_suffix('a') {
+            Some(number) => (number, true),
+            None => (target, false),
+        };
+        let asks = number.strip_prefix("sm_").and_then(|number| number.parse::<u32>().ok());
+        let has = 10 * major + minor;
+        let takes = asks.is_some_and(|asks| if alone { has == asks } else { has >= asks });
+        if takes {
+            return Ok(());
+        }
+        let only = if alone { " and runs on no other GPU" } else { "" };
+        Err(Error::device(
+            format!(
+                "{file} is compiled for {target}{only}; {} is of compute capability {major}.{minor}",
+                self.name
+            ),
+            "choose the kernel by the GPU's compute capability (Properties::compute_capability), as src/ops/product.rs does",
+        ))
+    }
 }
 
 /// What a kernel cost so far; only the simulator counts.
@@ -131,6 +158,22 @@ pub(super) mod tests {
             most_threads: [1024, 1024, 64],
             most_threads_of_a_block: 1024,
             most_shared_bytes: 99 * 1024,
+        }
+    }
+
+    #[test]
+    fn targets_and_the_gpus_that_take_them() {
+        let takes = |compute_capability, target| {
+            Properties { compute_capability, ..small() }.check_target("ptx/t.ptx", target).is_ok()
+        };
+        for later in [(8, 0), (8, 9), (9, 0), (12, 0)] {
+            assert!(takes(later, "sm_80"), "{later:?}");
+            assert_eq!(takes(later, "sm_90a"), later == (9, 0), "{later:?}");
+        }
+        assert!(!takes((7, 5), "sm_80") && !takes((8, 0), "sm_86") && !takes((9, 0), "compute_80"));
+        let message = small().check_target("ptx/t.ptx", "sm_90a").unwrap_err().to_string();
+        for part in ["ptx/t.ptx", "sm_90a", "no other GPU", "a small GPU", "8.0"] {
+            assert!(message.contains(part), "{part}: {message}");
         }
     }
 

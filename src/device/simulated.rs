@@ -25,6 +25,9 @@ use std::sync::Arc;
 pub struct SimulatorOptions {
     /// Bytes of device memory.
     pub memory_bytes: u64,
+    /// Which GPU it is, by compute capability: 8.0 has what every GPU has that kernels of `sm_80` run on; 9.0 is a Hopper,
+    /// which also runs kernels of `sm_90a` and has 227 KiB of shared memory for a block.
+    pub compute_capability: (u32, u32),
     /// Host threads that run blocks; 0 takes as many as the host has.
     pub threads: usize,
     /// Who looks at every access: by default the checker, which also counts what memory costs.
@@ -45,6 +48,7 @@ impl Default for SimulatorOptions {
         let observer: Option<Arc<dyn Observer>> = Some(Arc::new(Checker::new()));
         SimulatorOptions {
             memory_bytes: 16 << 30,
+            compute_capability: (8, 0),
             threads: 0,
             observer,
             replaced: Vec::new(),
@@ -107,17 +111,19 @@ struct Simulated {
 
 impl Simulated {
     fn new(options: SimulatorOptions) -> Simulated {
+        let (major, minor) = options.compute_capability;
+        let hopper = options.compute_capability == (9, 0);
         let properties = Properties {
-            name: "simulated sm_80".into(),
-            compute_capability: (8, 0),
-            multiprocessors: 108,
+            name: format!("simulated sm_{major}{minor}"),
+            compute_capability: options.compute_capability,
+            multiprocessors: if hopper { 132 } else { 108 },
             memory_bytes: options.memory_bytes as usize,
-            l2_bytes: 40 << 20,
+            l2_bytes: if hopper { 50 << 20 } else { 40 << 20 },
             most_blocks: [i32::MAX as u32, 65_535, 65_535],
             most_threads: [1024, 1024, 64],
             most_threads_of_a_block: 1024,
             // What every target from sm_80 on has, not the 163 KiB of sm_80 itself.
-            most_shared_bytes: 99 * 1024,
+            most_shared_bytes: if hopper { 227 * 1024 } else { 99 * 1024 },
         };
         let machine = Machine::new(sim::Options {
             memory_bytes: options.memory_bytes,
@@ -258,6 +264,7 @@ impl Driver for Simulated {
             Some((_, text)) => Arc::new(read(text)?),
             None => PROGRAMS.of(kernel.ptx, || read(kernel.ptx))?,
         };
+        self.properties.check_target(&format!("ptx/{}.ptx", kernel.stem), program.target())?;
         program.entry(kernel.entry).map_err(Error::from)?;
         self.functions.push(Loaded { kernel, program, launches: 0, counters: Counters::default() });
         Ok(self.functions.len() - 1)

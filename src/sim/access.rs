@@ -179,7 +179,7 @@ pub enum SyncKind {
     Match,
     /// `redux.sync`.
     Reduce,
-    /// `ldmatrix`, `mma`: all lanes of the warp, no ordering of memory.
+    /// `ldmatrix`, `mma`, `wgmma`: all lanes of the warp, no ordering of memory.
     Matrix,
 }
 
@@ -263,6 +263,19 @@ pub trait BlockObserver: Send {
 
     /// Lanes execute a fence.
     fn fence(&mut self, active: u32, scope: Scope, at: Place) -> Result<()>;
+
+    /// Lanes let products of warpgroups see what they wrote to shared memory (`fence.proxy.async`).
+    fn proxy_fence(&mut self, active: u32, at: Place) -> Result<()>;
+
+    /// A warp issues a product (`wgmma.mma_async`) that reads 16 bytes of shared memory at each of these offsets, until
+    /// a wait covers its group.
+    fn product_read(&mut self, chunks: &[u32], at: Place) -> Result<()>;
+
+    /// A warp closes its current group of products (`wgmma.commit_group`).
+    fn product_commit(&mut self, at: Place) -> Result<()>;
+
+    /// A warp waits until at most `pending` of its newest groups of products are under way (`wgmma.wait_group`).
+    fn product_wait(&mut self, pending: u32, at: Place) -> Result<()>;
 
     /// Lanes exit.
     fn exit(&mut self, active: u32, at: Place) -> Result<()>;

@@ -8,6 +8,7 @@ use super::fault::{Fault, Kind, Result};
 use super::instruction::{Barrier, BarrierReduce, Op};
 use super::launch::Grid;
 use super::warp::{Outcome, Wait, Warp};
+use super::warpgroup::{self, Alike};
 
 /// Barriers of a block.
 const BARRIERS: usize = 16;
@@ -30,6 +31,8 @@ pub(super) struct Shared {
     pub hints: Vec<u32>,
     /// Instructions of warps so far.
     pub steps: u64,
+    /// What the warps of each warpgroup have in common.
+    pub warpgroups: Vec<Alike>,
     barriers: [State; BARRIERS],
 }
 
@@ -121,6 +124,7 @@ impl Block {
             hits: vec![[0; 2]; instructions],
             hints: vec![0; instructions],
             steps: 0,
+            warpgroups: Vec::new(),
             barriers: Default::default(),
         };
         Block { warps, shared }
@@ -139,6 +143,8 @@ impl Block {
         self.shared.local.fill(0);
         self.shared.barriers = Default::default();
         self.shared.steps = 0;
+        self.shared.warpgroups.clear();
+        self.shared.warpgroups.resize(grid.warps.div_ceil(warpgroup::WARPS), Alike::default());
         for warp in &mut self.warps {
             warp.start(grid, block);
         }
@@ -166,6 +172,9 @@ impl Block {
             if self.shared.steps > grid.patience {
                 return Err(self.endless(grid));
             }
+        }
+        if let Some(fault) = self.shared.uneven_warpgroup(grid) {
+            return Err(fault);
         }
         match self.shared.observer.take() {
             Some(observer) => observer.end().map_err(|fault| grid.place_block(fault, block)),

@@ -31,11 +31,11 @@ pub enum Class {
     Atomic,
     /// `cp.async` and its groups.
     Copy,
-    /// Barriers and fences.
+    /// Barriers and fences, what orders products of warpgroups included.
     Barrier,
     /// Shuffles, votes, matches.
     Warp,
-    /// `mma`.
+    /// `mma`, `wgmma.mma_async`.
     Matrix,
 }
 

@@ -32,6 +32,14 @@ pub enum Kind {
     CopyNotVisible,
     /// A write to bytes that an asynchronous copy under way reads or writes.
     CopyDisturbed,
+    /// A product of a warpgroup reads bytes of shared memory that no `fence.proxy.async` made visible to it.
+    ProxyFence,
+    /// A write to bytes of shared memory that a product of a warpgroup under way reads.
+    ProductDisturbed,
+    /// An access to a product's accumulators without the wait or the fence that it needs.
+    ProductRegisters,
+    /// An instruction of a warpgroup that its warps do not execute alike.
+    Warpgroup,
     /// The mask of a `*.sync` instruction does not name the lanes that execute it.
     SyncMask,
     /// A barrier that some threads of a warp or of the block do not reach.

@@ -21,6 +21,8 @@ pub(super) struct Instruction {
     pub class: Class,
     /// Whether it stands for a whole instruction in the counts; later parts do not.
     pub counts: bool,
+    /// Registers that it reads (`false`) or writes and that accumulate products of warpgroups elsewhere.
+    pub accumulators: Box<[(u32, bool)]>,
 }
 
 /// Banks of registers.
@@ -143,13 +145,54 @@ pub(super) enum ReduceOp {
 #[derive(Clone, Debug)]
 pub(super) enum Meeting {
     Warp,
-    Shuffle { mode: ShuffleMode, d: u32, valid: Option<u32>, a: u32, b: u32, c: u32 },
-    Vote { mode: VoteMode, d: u32, a: u32, negated: bool },
-    MatchAny { bank: Bank, d: u32, a: u32 },
-    MatchAll { bank: Bank, d: u32, valid: Option<u32>, a: u32 },
-    Reduce { op: ReduceOp, d: u32, a: u32 },
-    LoadMatrix { address: Address, d: Vec<u32>, transposed: bool },
+    Shuffle {
+        mode: ShuffleMode,
+        d: u32,
+        valid: Option<u32>,
+        a: u32,
+        b: u32,
+        c: u32,
+    },
+    Vote {
+        mode: VoteMode,
+        d: u32,
+        a: u32,
+        negated: bool,
+    },
+    MatchAny {
+        bank: Bank,
+        d: u32,
+        a: u32,
+    },
+    MatchAll {
+        bank: Bank,
+        d: u32,
+        valid: Option<u32>,
+        a: u32,
+    },
+    Reduce {
+        op: ReduceOp,
+        d: u32,
+        a: u32,
+    },
+    LoadMatrix {
+        address: Address,
+        d: Vec<u32>,
+        transposed: bool,
+    },
     Multiply(Box<super::matrix::Multiply>),
+    /// What a warp does for its warpgroup.
+    Warpgroup(Box<Warpgroup>),
+}
+
+/// `wgmma`.
+#[derive(Clone, Debug)]
+pub(super) enum Warpgroup {
+    Fence,
+    Commit,
+    /// Groups that may stay under way.
+    Wait(u32),
+    Multiply(super::warpgroup::Product),
 }
 
 /// What a barrier computes for the threads that wait at it.
@@ -202,6 +245,8 @@ pub(super) enum Op {
     ActiveMask(u32),
     Barrier(Box<Barrier>),
     Fence(Scope),
+    /// Lets products of warpgroups see what the thread wrote to shared memory.
+    ProxyFence,
     Copy(Box<Copy>),
     CopyCommit,
     /// Groups that may stay under way; `None` waits for all copies.

@@ -324,9 +324,13 @@ fn tally(code: &Code, block: &Block) -> Counters {
         }
         if instruction.class == Class::Matrix
             && let Op::Meet(meeting, _) = &instruction.op
-            && let Meeting::Multiply(multiply) = &**meeting
         {
-            counters.matrix_multiply_adds += hits * multiply.multiply_adds();
+            counters.matrix_multiply_adds += hits
+                * match &**meeting {
+                    Meeting::Multiply(multiply) => multiply.multiply_adds(),
+                    Meeting::Warpgroup(work) => work.multiply_adds(),
+                    _ => 0,
+                };
         }
     }
     counters

@@ -76,14 +76,7 @@ impl Multiply {
                 }
             }
         }
-        for (row, sum) in sums.iter_mut().enumerate() {
-            for k in 0..self.depth {
-                let factor = a[row][k];
-                for col in 0..8 {
-                    sum[col] += factor * b[k][col];
-                }
-            }
-        }
+        accumulate(&a, &b, &mut sums, self.depth);
         for lane in 0..LANES {
             let (group, place) = (lane / 4, lane % 4);
             for (i, &register) in self.d.iter().enumerate() {
@@ -102,6 +95,19 @@ impl Multiply {
         match self.factor {
             Factor::F16 => [from_f16(low), from_f16(high)],
             _ => [from_bf16(low), from_bf16(high)],
+        }
+    }
+}
+
+/// Adds A B to the sums, term by term in ascending order of k.
+#[inline]
+pub(super) fn accumulate(a: &[[f32; 16]; 16], b: &[[f32; 8]; 16], sums: &mut [[f32; 8]; 16], depth: usize) {
+    for (row, sum) in sums.iter_mut().enumerate() {
+        for k in 0..depth {
+            let factor = a[row][k];
+            for col in 0..8 {
+                sum[col] += factor * b[k][col];
+            }
         }
     }
 }

@@ -28,7 +28,7 @@ impl Warp {
             Meeting::Vote { .. } => SyncKind::Vote,
             Meeting::MatchAny { .. } | Meeting::MatchAll { .. } => SyncKind::Match,
             Meeting::Reduce { .. } => SyncKind::Reduce,
-            Meeting::LoadMatrix { .. } | Meeting::Multiply(_) => SyncKind::Matrix,
+            Meeting::LoadMatrix { .. } | Meeting::Multiply(_) | Meeting::Warpgroup(_) => SyncKind::Matrix,
         };
         let sync = WarpSync { kind, mask, active, live: self.live, at };
         observer.warp_sync(&sync).map_err(|fault| grid.place(fault, at, active.trailing_zeros()))
@@ -101,6 +101,10 @@ impl Warp {
             Meeting::Multiply(multiply) => {
                 self.whole_warp(grid, shared, pc, active)?;
                 multiply.run(&mut self.registers);
+            }
+            Meeting::Warpgroup(work) => {
+                self.whole_warp(grid, shared, pc, active)?;
+                self.warpgroup(grid, shared, pc, work)?;
             }
         }
         Ok(())

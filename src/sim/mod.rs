@@ -21,6 +21,7 @@ mod convert;
 mod copies;
 pub mod counters;
 mod decode;
+mod descriptor;
 pub mod fault;
 mod float;
 mod half;
@@ -44,6 +45,7 @@ mod store;
 pub mod traffic;
 mod transfer;
 mod warp;
+mod warpgroup;
 mod windows;
 
 pub use counters::Counters;

@@ -143,8 +143,9 @@ pub struct ReportRow {
     pub file: String,
     /// Name of the entry.
     pub kernel: String,
-    /// Registers of a thread, by [`TARGETS`].
-    pub registers: [u32; 4],
+    /// Registers of a thread, by [`TARGETS`]; `None` where the file is not for that one. Those of `sm_90a` count as
+    /// `sm_90`'s.
+    pub registers: [Option<u32>; 4],
     /// Bytes of static shared memory.
     pub shared_bytes: u32,
     /// Bytes of stack of a thread.
@@ -170,19 +171,27 @@ pub fn report_rows(text: &str) -> Result<Vec<ReportRow>> {
     let rows = lines.skip(1).take_while(|(_, line)| line.starts_with('|'));
     rows.map(|(number, line)| {
         let cells: Vec<&str> = line.trim_matches('|').split('|').map(str::trim).collect();
-        let numbers: Option<Vec<u32>> = cells.iter().skip(2).map(|cell| cell.parse().ok()).collect();
+        let count = |cell: &&str| match *cell {
+            "-" => Some(None),
+            digits => digits.parse::<u32>().ok().map(Some),
+        };
+        let numbers: Option<Vec<Option<u32>>> = cells.iter().skip(2).map(count).collect();
         match (cells.as_slice(), numbers.as_deref()) {
-            ([file, kernel, ..], Some(&[a, b, c, d, shared_bytes, stack_bytes, spilled_bytes])) => {
-                Ok(ReportRow {
-                    file: file.to_string(),
-                    kernel: kernel.to_string(),
-                    registers: [a, b, c, d],
-                    shared_bytes,
-                    stack_bytes,
-                    spilled_bytes,
-                })
-            }
-            _ => Err(wrong(number, &format!("a row that is not file, kernel and 7 numbers: `{line}`"))),
+            (
+                [file, kernel, ..],
+                Some(&[a, b, c, d, Some(shared_bytes), Some(stack_bytes), Some(spilled_bytes)]),
+            ) => Ok(ReportRow {
+                file: file.to_string(),
+                kernel: kernel.to_string(),
+                registers: [a, b, c, d],
+                shared_bytes,
+                stack_bytes,
+                spilled_bytes,
+            }),
+            _ => Err(wrong(
+                number,
+                &format!("a row that is not file, kernel, 4 registers (or -) and 3 numbers: `{line}`"),
+            )),
         }
     })
     .collect()
@@ -230,11 +239,15 @@ mod tests {
     fn rows_of_the_report() {
         let text = "# What\n\n| file | kernel | sm_80 | sm_86 | sm_89 | sm_90 | shared | stack | spills |\n\
                     |---|---|---|---|---|---|---|---|---|\n\
-                    | rmsnorm | rmsnorm_fwd_f32 | 30 | 31 | 32 | 33 | 32 | 0 | 0 |\n";
+                    | rmsnorm | rmsnorm_fwd_f32 | 30 | 31 | 32 | 33 | 32 | 0 | 0 |\n\
+                    | linear_sm90a | linear_nt | - | - | - | 168 | 0 | 0 | 0 |\n";
         let rows = report_rows(text).unwrap();
-        assert_eq!(rows.len(), 1);
-        assert_eq!((rows[0].kernel.as_str(), rows[0].registers), ("rmsnorm_fwd_f32", [30, 31, 32, 33]));
+        assert_eq!(rows.len(), 2);
+        let registers = [30, 31, 32, 33].map(Some);
+        assert_eq!((rows[0].kernel.as_str(), rows[0].registers), ("rmsnorm_fwd_f32", registers));
         assert_eq!(rows[0].shared_bytes, 32);
+        assert_eq!(rows[1].registers, [None, None, None, Some(168)]);
+        assert!(report_rows(&text.replace("| 32 | 0 | 0 |", "| - | 0 | 0 |")).is_err());
         let message = report_rows(&text.replace("| 33 |", "|")).unwrap_err().to_string();
         assert!(message.contains("REPORT.md:5"), "{message}");
         assert!(report_rows("nothing").is_err());

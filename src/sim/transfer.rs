@@ -107,6 +107,11 @@ impl Warp {
                 )
             }
             Op::Fence(scope) => self.fence(grid, shared, *scope, active, place),
+            Op::ProxyFence => match &mut shared.observer {
+                Some(observer) => observer.proxy_fence(active, place),
+                None => Ok(()),
+            }
+            .map_err(|fault| grid.place(fault, place, active.trailing_zeros())),
             Op::Copy(copy) => self.copy(grid, shared, pc, copy, active, place),
             Op::CopyCommit => {
                 self.copies.commit(active);

@@ -13,6 +13,7 @@ use super::fault::{Fault, Kind, Result};
 use super::instruction::{Bank, Instruction, Meeting, Op};
 use super::launch::Grid;
 use super::registers::Registers;
+use super::warpgroup::Products;
 
 /// Why a group stands still.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -51,6 +52,7 @@ pub(super) struct Warp {
     pub live: u32,
     pub groups: Vec<Group>,
     pub copies: Copies,
+    pub products: Products,
     /// Lets another group run first after one has had its turn.
     rotation: usize,
 }
@@ -90,6 +92,7 @@ impl Warp {
             live: 0,
             groups: Vec::new(),
             copies: Copies::default(),
+            products: Products::new(grid),
             rotation: 0,
         }
     }
@@ -109,6 +112,7 @@ impl Warp {
         self.groups.clear();
         self.groups.push(Group { pc: 0, mask: self.started, wait: Wait::Ready });
         self.copies.clear();
+        self.products.clear();
         self.rotation = 0;
     }
 
@@ -275,6 +279,9 @@ impl Warp {
             let hits = &mut shared.hits[pc as usize];
             hits[0] += 1;
             hits[1] += u64::from(active.count_ones());
+            if !instruction.accumulators.is_empty() && active != 0 {
+                self.touch_accumulators(grid, shared, pc, instruction, active)?;
+            }
             match &instruction.op {
                 Op::Lanes(run, operands) => {
                     (run.call)(&mut self.registers, operands, active);

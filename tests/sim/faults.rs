@@ -9,7 +9,7 @@ use latch::sim::fault::{Fault, Kind, Result};
 use latch::sim::{Launch, Machine, Options, Program};
 use std::sync::Arc;
 
-const FILES: [(&str, &str); 7] = [
+const FILES: [(&str, &str); 8] = [
     ("bounds", include_str!("faults/bounds.ptx")),
     ("uninitialised", include_str!("faults/uninitialised.ptx")),
     ("shared_races", include_str!("faults/shared_races.ptx")),
@@ -17,6 +17,7 @@ const FILES: [(&str, &str); 7] = [
     ("barriers", include_str!("faults/barriers.ptx")),
     ("copies", include_str!("faults/copies.ptx")),
     ("masks", include_str!("faults/masks.ptx")),
+    ("products", include_str!("faults/products.ptx")),
 ];
 
 /// What the host does wrong in the faulty run.
@@ -64,6 +65,10 @@ const fn between(entry: &'static str) -> Case {
 
 const fn copy(entry: &'static str, kind: Kind) -> Case {
     Case { input_bytes: 1024, ..case("copies", entry, kind) }
+}
+
+const fn product(entry: &'static str, kind: Kind) -> Case {
+    Case { threads: 128, n: 128, input_bytes: 10240, ..case("products", entry, kind) }
 }
 
 const CASES: &[Case] = &[
@@ -124,6 +129,24 @@ const CASES: &[Case] = &[
     Case { n: 50, ..case("masks", "names_lanes_that_exited", Kind::SyncMask) },
     Case { thread: Some(31), ..case("masks", "does_not_name_itself", Kind::SyncMask) },
     case("masks", "matrix_in_a_branch", Kind::SyncMask),
+    product("no_proxy_fence", Kind::ProxyFence),
+    product("proxy_fence_before_the_copies_arrive", Kind::ProxyFence),
+    product("proxy_fence_of_the_reader", Kind::ProxyFence),
+    product("copies_not_waited_for", Kind::CopyNotVisible),
+    product("no_barrier_before_the_product", Kind::SharedRace),
+    product("registers_read_before_the_wait", Kind::ProductRegisters),
+    product("registers_written_before_the_wait", Kind::ProductRegisters),
+    product("group_never_closed", Kind::ProductRegisters),
+    product("one_group_too_few_is_waited_for", Kind::ProductRegisters),
+    product("no_fence_after_the_registers_were_set", Kind::ProductRegisters),
+    product("no_fence_at_all", Kind::ProductRegisters),
+    product("no_fence_after_the_result_was_read", Kind::ProductRegisters),
+    product("registers_of_another_shape", Kind::ProductRegisters),
+    product("operand_written_under_way", Kind::ProductDisturbed),
+    product("operand_copied_over_under_way", Kind::ProductDisturbed),
+    product("operand_written_before_the_others_waited", Kind::SharedRace),
+    product("a_warp_takes_another_way", Kind::Warpgroup),
+    product("warps_with_other_descriptors", Kind::Warpgroup),
 ];
 
 /// The text of the faulty twin; line numbers stay.
@@ -197,8 +220,15 @@ fn judge(case: &Case, text: &str, fault: &Fault) -> Option<String> {
         Some(_) => {}
     }
     let others = marked(text, case.entry, "OTHER");
-    let races =
-        matches!(case.kind, Kind::SharedRace | Kind::GlobalRace | Kind::CopyNotVisible | Kind::CopyDisturbed);
+    let races = matches!(
+        case.kind,
+        Kind::SharedRace
+            | Kind::GlobalRace
+            | Kind::CopyNotVisible
+            | Kind::CopyDisturbed
+            | Kind::ProxyFence
+            | Kind::ProductDisturbed
+    );
     match &site.other {
         None if races => Some("no other party".into()),
         Some(other) if races && !others.is_empty() && !others.contains(&other.line) => {

@@ -3,8 +3,9 @@
 use super::Launch;
 use super::copies::Copies;
 use super::global::Part;
-use super::now::{Now, Touch};
+use super::now::{Clash, Now, Touch};
 use super::order::{Arrived, Order, lanes_of};
+use super::products::Products;
 use super::publish::{Board, Mail};
 use super::report::{Actor, lanes_in_words, verb};
 use super::shared::SharedShadow;
@@ -32,15 +33,16 @@ struct Waiting {
 /// The checker of one block.
 #[derive(Debug)]
 pub struct BlockCheck {
-    launch: Arc<Launch>,
-    block: [u32; 3],
-    index: u32,
-    order: Order,
-    mail: Mail,
+    pub(super) launch: Arc<Launch>,
+    pub(super) block: [u32; 3],
+    pub(super) index: u32,
+    pub(super) order: Order,
+    pub(super) mail: Mail,
     /// What was published in shared memory.
     board: Board,
-    shared: SharedShadow,
+    pub(super) shared: SharedShadow,
     copies: Copies,
+    pub(super) products: Products,
     barriers: HashMap<u32, Waiting>,
     /// A thread that has exited, if any has.
     gone: Option<Actor>,
@@ -61,6 +63,7 @@ impl BlockCheck {
             board: Board::default(),
             shared: SharedShadow::new(bytes, warps, grain),
             copies: Copies::new(warps),
+            products: Products::new(warps),
             barriers: HashMap::new(),
             gone: None,
             traffic: launch.meter.is_some().then(Traffic::default),
@@ -120,7 +123,13 @@ impl BlockCheck {
             (now.lane, now.readers) = (lane, if whole { !0 } else { 1 << lane });
             if let Err((offset, clash)) = shared.touch(&now, touch, access.addresses[lane], access.bytes) {
                 let who = Actor { block: self.block, warp, lane, line: access.at.line };
-                return Err(launch.launched.shared(who, touch, access.bytes, offset, clash));
+                let fault = launch.launched.shared(who, touch, access.bytes, offset, clash);
+                return Err(match self.products.reader_of(offset, 1) {
+                    Some((thread, line)) if clash == Clash::Multiplied => launch
+                        .launched
+                        .with_party(fault, launch.launched.party(who, thread, line, "multiplies")),
+                    _ => fault,
+                });
             }
         }
         Ok(())
@@ -413,6 +422,29 @@ impl BlockObserver for BlockCheck {
             let warp = at.warp as usize;
             lanes_of(active).for_each(|lane| self.mail.fence(&mut self.order, warp, lane, scope));
             self.order.advance(warp);
+        }
+        Ok(())
+    }
+
+    fn proxy_fence(&mut self, active: u32, at: Place) -> Result<()> {
+        if self.launch.checks {
+            self.publish_to_products(active, at);
+        }
+        Ok(())
+    }
+
+    fn product_read(&mut self, chunks: &[u32], at: Place) -> Result<()> {
+        if self.launch.checks { self.begin_product(chunks, at) } else { Ok(()) }
+    }
+
+    fn product_commit(&mut self, at: Place) -> Result<()> {
+        self.products.commit(at.warp as usize);
+        Ok(())
+    }
+
+    fn product_wait(&mut self, pending: u32, at: Place) -> Result<()> {
+        if self.launch.checks {
+            self.end_products(pending, at);
         }
         Ok(())
     }

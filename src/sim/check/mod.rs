@@ -6,11 +6,12 @@
 //! now       a thread at one moment, and what it can clash with
 //! shared    shadow of a block's shared memory          global    shadow of device memory in one launch
 //! written   which bytes of device memory were written  copies    cp.async under way
-//! block     one block's observer                       report    faults in words
+//! products  operands of wgmma, and proxy fences        report    faults in words
+//! block     one block's observer
 //! ```
 //!
 //! It finds uninitialised reads of global and shared memory, races in both, reads and writes that meet a copy under
-//! way, masks that do not name the lanes that come, barriers that some threads do not reach, and leaks. Bounds,
+//! way or a product of a warpgroup, masks that do not name the lanes that come, barriers that some threads do not reach, and leaks. Bounds,
 //! alignment and memory that was given back are the machine's own checks, and deadlock is its scheduler's.
 //!
 //! It does not look at local memory (one thread's own), and not at registers.
@@ -20,6 +21,7 @@ mod copies;
 mod global;
 mod now;
 mod order;
+mod products;
 mod publish;
 mod report;
 mod shared;

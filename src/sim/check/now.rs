@@ -50,6 +50,15 @@ pub enum Clash {
         /// The PTX line.
         line: u32,
     },
+    /// `thread` wrote it at `line`, and no `fence.proxy.async` of that thread lies between that and the product.
+    Unfenced {
+        /// The thread of the block.
+        thread: usize,
+        /// The PTX line of what it did.
+        line: u32,
+    },
+    /// A product under way reads it.
+    Multiplied,
     /// `thread` touched it at `line`, and `reader` (a lane) does not know.
     Race {
         /// The lane that does not know.

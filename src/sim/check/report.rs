@@ -105,6 +105,25 @@ impl Launched {
                 };
                 self.with_party(fault.at_address(offset), self.party(who, thread, line, "copies to"))
             }
+            Clash::Unfenced { thread, line } => {
+                let fault = self.fault(
+                    Kind::ProxyFence,
+                    who,
+                    format!("a product {does} {bytes} bytes of shared memory whose writer executed no fence.proxy.async after them"),
+                    "let each thread that writes operands, or waited for its cp.async of them, execute fence.proxy.async \
+                     before the barrier that precedes the product",
+                );
+                self.with_party(fault.at_address(offset), self.party(who, thread, line, "wrote"))
+            }
+            Clash::Multiplied => self
+                .fault(
+                    Kind::ProductDisturbed,
+                    who,
+                    format!("{does} {bytes} bytes of shared memory that a product under way reads"),
+                    "let every warp of the warpgroup wait for the product (wgmma.wait_group) and pass a barrier before its \
+                     operands change",
+                )
+                .at_address(offset),
             Clash::Race { reader, thread, line, by } => {
                 let who = Actor { lane: reader, ..who };
                 let advice = if thread / LANES == who.warp {

@@ -7,6 +7,7 @@
 //! makes them known to everyone. Of atomics only the last is kept.
 
 use super::now::{Clash, Now, Touch};
+use super::products::Products;
 use crate::sim::access::LANES;
 
 /// What a cell holds.
@@ -53,6 +54,8 @@ pub struct SharedShadow {
     bytes: u32,
     cells: Vec<Cell>,
     rows: Vec<Readers>,
+    /// How many products of warpgroups read each 16 bytes; empty before the first one.
+    products: Vec<u32>,
     warps: usize,
     /// Barriers of the whole block so far, from 1.
     epoch: u32,
@@ -67,7 +70,7 @@ impl SharedShadow {
     /// The shadow of `bytes` bytes that nobody wrote, of a block of `warps` warps.
     pub fn new(bytes: u32, warps: usize, grain: u32) -> SharedShadow {
         let cells = vec![Cell::default(); bytes.div_ceil(grain) as usize];
-        SharedShadow { grain, bytes, cells, rows: Vec::new(), warps, epoch: 1 }
+        SharedShadow { grain, bytes, cells, rows: Vec::new(), products: Vec::new(), warps, epoch: 1 }
     }
 
     /// Bytes of a cell now.
@@ -107,6 +110,12 @@ impl SharedShadow {
         offset: u64,
         bytes: u32,
     ) -> Result<(), (u64, Clash)> {
+        if touch.writes() && !self.products.is_empty() {
+            let chunks = offset / 16..(offset + u64::from(bytes)).div_ceil(16);
+            if let Some(chunk) = chunks.into_iter().find(|&chunk| self.products[chunk as usize] > 0) {
+                return Err((offset.max(16 * chunk), Clash::Multiplied));
+            }
+        }
         for at in self.cells_of(offset, bytes) {
             if let Err(clash) = self.touch_cell(now, touch, at) {
                 return Err((at as u64 * u64::from(self.grain), clash));
@@ -188,6 +197,37 @@ impl SharedShadow {
             self.rows.resize(start + self.warps, Readers::default());
             self.rows[start + usize::from(cell.warp)] = cell.readers;
             self.rows[start + now.warp] = new;
+        }
+    }
+
+    /// A product begins to read 16 bytes.
+    pub fn lend(&mut self, now: &Now<'_>, fences: &Products, offset: u32) -> Result<(), (u64, Clash)> {
+        for at in self.cells_of(offset.into(), 16) {
+            let cell = self.cells[at];
+            let (thread, line) = (usize::from(cell.thread), cell.line);
+            let clash = match cell.state {
+                State::Unwritten => Some(Clash::Unwritten),
+                State::Copying => Some(Clash::Copying { thread, line }),
+                State::Plain | State::Strong => match now.ignorant(thread, cell.clock) {
+                    Some(reader) => Some(Clash::Race { reader, thread, line, by: "wrote" }),
+                    None if !fences.sees(now, thread, cell.clock) => Some(Clash::Unfenced { thread, line }),
+                    None => None,
+                },
+            };
+            if let Some(clash) = clash {
+                return Err((at as u64 * u64::from(self.grain), clash));
+            }
+        }
+        self.products.resize(self.bytes.div_ceil(16) as usize, 0);
+        self.products[offset as usize / 16] += 1;
+        Ok(())
+    }
+
+    /// A product has read 16 bytes: `now` waited for it.
+    pub fn give_back(&mut self, now: &Now<'_>, offset: u32) {
+        self.products[offset as usize / 16] -= 1;
+        for at in self.cells_of(offset.into(), 16) {
+            self.add_reader(now, at);
         }
     }
 

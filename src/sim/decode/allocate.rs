@@ -5,7 +5,7 @@
 //! places in order of their start. Lanes that part keep their values: an instruction writes its active lanes alone.
 
 use super::Code;
-use crate::sim::instruction::{Address, Bank, Barrier, Copy, Instruction, Meeting, Op};
+use crate::sim::instruction::{Address, Bank, Barrier, Copy, Instruction, Meeting, Op, Warpgroup};
 use std::collections::BTreeSet;
 
 /// Whether an instruction reads or writes a register.
@@ -28,6 +28,13 @@ pub(super) fn allocate(code: &mut Code) {
     code.specials.iter().for_each(|(index, _)| pinned[number(Bank::Words, *index)] = true);
     code.double_constants.iter().for_each(|(index, _)| pinned[number(Bank::Doubles, *index)] = true);
     code.predicate_constants.iter().for_each(|(index, _)| pinned[number(Bank::Predicates, *index)] = true);
+
+    // A product of a warpgroup may change its accumulators until somebody waits for it, whoever reads them: nothing
+    // else may take their places.
+    let mut accumulators: Vec<u32> = code.instructions.iter().flat_map(sums).copied().collect();
+    accumulators.sort_unstable();
+    accumulators.dedup();
+    accumulators.iter().for_each(|&index| pinned[number(Bank::Words, index)] = true);
 
     let lives = lives(code, total, &number);
     let mut place = vec![u32::MAX; total];
@@ -79,6 +86,39 @@ pub(super) fn allocate(code: &mut Code) {
         .for_each(|(index, _)| *index = place[number(Bank::Predicates, *index)]);
     [code.words, code.doubles, code.predicates] = used;
     code.unwritten = at_start;
+    code.accumulators = accumulators.iter().map(|&index| place[number(Bank::Words, index)]).collect();
+    code.unwritten[Bank::Words as usize].extend(&code.accumulators);
+    if !accumulators.is_empty() {
+        mark(code);
+    }
+}
+
+/// The registers in which an instruction sums a product of a warpgroup.
+fn sums(instruction: &Instruction) -> &[u32] {
+    if let Op::Meet(meeting, _) = &instruction.op
+        && let Meeting::Warpgroup(work) = &**meeting
+        && let Warpgroup::Multiply(product) = &**work
+    {
+        return &product.d;
+    }
+    &[]
+}
+
+/// Notes at each other instruction which accumulators of products it reads or writes.
+fn mark(code: &mut Code) {
+    let mut sums_up = vec![false; code.words as usize];
+    code.accumulators.iter().for_each(|&index| sums_up[index as usize] = true);
+    for instruction in &mut code.instructions {
+        let mut found = Vec::new();
+        if sums(instruction).is_empty() {
+            visit(instruction, &mut |bank, index: &mut u32, what| {
+                if bank == Bank::Words && sums_up.get(*index as usize) == Some(&true) {
+                    found.push((*index, what == Use::Write));
+                }
+            });
+        }
+        instruction.accumulators = found.into();
+    }
 }
 
 /// First and last place of each register's life: twice the instruction, plus one for a write. A register that may be
@@ -234,6 +274,7 @@ fn visit(instruction: &mut Instruction, see: &mut dyn FnMut(Bank, &mut u32, Use)
         | Op::Trap
         | Op::Nothing
         | Op::Fence(_)
+        | Op::ProxyFence
         | Op::CopyCommit
         | Op::CopyWait(_) => {}
         Op::BranchTable(_, index) => see(Words, index, Read),
@@ -329,6 +370,14 @@ fn meet(meeting: &mut Meeting, see: &mut dyn FnMut(Bank, &mut u32, Use)) {
             let sources = multiply.a.iter_mut().chain(&mut multiply.b).chain(&mut multiply.c);
             sources.for_each(|register| see(Words, register, Read));
             multiply.d.iter_mut().for_each(|register| see(Words, register, Write));
+        }
+        Meeting::Warpgroup(work) => {
+            if let Warpgroup::Multiply(product) = &mut **work {
+                product.descriptors.iter_mut().for_each(|register| see(Bank::Doubles, register, Read));
+                see(Predicates, &mut product.accumulates.0, Read);
+                // It reads them too, but they keep their places anyway.
+                product.d.iter_mut().for_each(|register| see(Words, register, Write));
+            }
         }
     }
 }

@@ -51,6 +51,8 @@ pub(in crate::sim) struct Code {
     pub specials: Vec<(u32, Special)>,
     /// Registers of each bank that may be read before they are written; they start as zero.
     pub unwritten: [Vec<u32>; 3],
+    /// Registers in which products of warpgroups are summed; each keeps its place for the whole kernel.
+    pub accumulators: Vec<u32>,
     /// Bytes of static shared memory, and where dynamic shared memory starts.
     pub static_shared: u32,
     pub dynamic_shared_at: u32,
@@ -81,6 +83,8 @@ pub(in crate::sim) struct Builder<'a> {
     shared: u64,
     local: u64,
     carry: Option<u32>,
+    /// Whether the file is for devices with warpgroups.
+    pub warpgroups: bool,
     /// Guard, line and class of the statement that is being decoded, and whether its first part was emitted.
     pub(super) guard: Option<Guard>,
     pub(super) line: u32,
@@ -206,7 +210,8 @@ impl<'a> Builder<'a> {
     pub fn emit(&mut self, op: Op) {
         let class = self.class.unwrap_or(Class::Integer);
         let counts = !std::mem::replace(&mut self.started, true);
-        self.code.instructions.push(Instruction { op, guard: self.guard, line: self.line, class, counts });
+        let (guard, line, accumulators) = (self.guard, self.line, Box::default());
+        self.code.instructions.push(Instruction { op, guard, line, class, counts, accumulators });
     }
 
     /// Adds a branch, or a branch through a table, to a label that may come later.

@@ -133,6 +133,13 @@ impl<'a> Decoder<'_, 'a> {
                 Some(2) => Scope::System,
                 _ => return Err(self.unknown("the scope")),
             }
+        } else if self.takes("proxy") {
+            if !self.takes("async") {
+                return Err(self.unknown("the proxy"));
+            }
+            self.takes("shared::cta");
+            self.builder.emit(Op::ProxyFence);
+            return Ok(());
         } else {
             self.takes_one(&["sc", "acq_rel"]);
             self.scope()

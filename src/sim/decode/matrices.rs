@@ -1,11 +1,12 @@
-//! `ldmatrix` and `mma`.
+//! `ldmatrix`, `mma` and `wgmma`.
 
 use super::Decoder;
 use crate::sim::counters::Class;
-use crate::sim::fault::Result;
-use crate::sim::instruction::{Meeting, Op};
+use crate::sim::fault::{Fault, Kind, Result};
+use crate::sim::instruction::{Meeting, Op, Warpgroup};
 use crate::sim::matrix::{Factor, Multiply};
 use crate::sim::program::Type;
+use crate::sim::warpgroup::Product;
 
 impl Decoder<'_, '_> {
     /// Decodes the statement if it is of this kind.
@@ -13,6 +14,7 @@ impl Decoder<'_, '_> {
         match self.head {
             "ldmatrix" => self.load_matrix()?,
             "mma" => self.multiply()?,
+            "wgmma" => self.warpgroup()?,
             _ => return Ok(false),
         }
         Ok(true)
@@ -78,6 +80,72 @@ impl Decoder<'_, '_> {
         let multiply = Multiply { factor, depth, half_result, a, b, c, d };
         self.builder.emit(Op::Meet(Box::new(Meeting::Multiply(Box::new(multiply))), None));
         Ok(())
+    }
+
+    /// `wgmma`: products of bf16 matrices that both lie in shared memory, with f32 sums.
+    fn warpgroup(&mut self) -> Result<()> {
+        if !self.builder.warpgroups {
+            return Err(Fault::new(
+                Kind::UnknownInstruction,
+                format!(
+                    "`{}` in a file whose target is not sm_90a, which alone has it",
+                    self.statement.opcode
+                ),
+                "compile the file for compute_90a: its name ends in _sm90a, and tools/ptx.py does the rest",
+            ));
+        }
+        self.class(Class::Barrier);
+        let what = self.takes_one(&["fence", "commit_group", "wait_group", "mma_async"]);
+        if !self.takes("sync") || !self.takes("aligned") {
+            return Err(self.unknown("the form"));
+        }
+        let work = match what {
+            Some(0) => Warpgroup::Fence,
+            Some(1) => Warpgroup::Commit,
+            Some(2) => {
+                let pending = u32::try_from(self.immediate(0)?);
+                Warpgroup::Wait(pending.map_err(|_| self.unknown("the number of groups"))?)
+            }
+            Some(3) => Warpgroup::Multiply(self.warpgroup_product()?),
+            _ => return Err(self.unknown("the form")),
+        };
+        match &work {
+            Warpgroup::Fence | Warpgroup::Commit => self.expect_operands(0)?,
+            Warpgroup::Wait(_) => self.expect_operands(1)?,
+            Warpgroup::Multiply(_) => self.expect_operands(8)?,
+        }
+        self.builder.emit(Op::Meet(Box::new(Meeting::Warpgroup(Box::new(work))), None));
+        Ok(())
+    }
+
+    /// `m64nNk16.f32.bf16.bf16 d, a-descriptor, b-descriptor, scale-d, scale-a, scale-b, transposed-a, transposed-b`.
+    fn warpgroup_product(&mut self) -> Result<Product> {
+        self.class(Class::Matrix);
+        let [shape, "f32", "bf16", "bf16"] = self.modifiers[..] else {
+            return Err(self.unknown("the types"));
+        };
+        let columns = shape.strip_prefix("m64n").and_then(|rest| rest.strip_suffix("k16"));
+        let columns = columns.and_then(|n| n.parse::<usize>().ok());
+        let Some(columns) = columns.filter(|n| n.is_multiple_of(8) && (8..=256).contains(n)) else {
+            return Err(self.unknown("the shape"));
+        };
+        self.modifiers.clear();
+        let d = self.fragment(0, Type::F32, columns / 2, true)?;
+        let descriptors = [self.source(1, Type::B64)?, self.source(2, Type::B64)?];
+        let accumulates = self.predicate(3)?;
+        let sign = |index| match self.immediate(index)? {
+            1 => Ok(false),
+            -1 => Ok(true),
+            _ => Err(self.unknown("the scale")),
+        };
+        let negated = sign(4)? != sign(5)?;
+        let flag = |index| match self.immediate(index)? {
+            0 => Ok(false),
+            1 => Ok(true),
+            _ => Err(self.unknown("the layout")),
+        };
+        let transposed = [flag(6)?, flag(7)?];
+        Ok(Product { columns, d, descriptors, accumulates, negated, transposed })
     }
 
     fn fragment(&mut self, index: usize, ty: Type, count: usize, result: bool) -> Result<Vec<u32>> {

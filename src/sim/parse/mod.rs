@@ -204,6 +204,7 @@ fn entry<'a>(cursor: &mut Cursor<'a>, parsed: &mut Parsed, module: &Module<'a>) 
         return Err(cursor.fault(format!("entry `{name}` stands there twice")));
     }
     let mut builder = Builder::default();
+    builder.warpgroups = parsed.target == "sm_90a";
     body(cursor, module, symbols, &mut builder)?;
     let code = builder.code();
     if code.instructions.len() > u32::MAX as usize {

@@ -12,6 +12,7 @@ mod integers;
 mod lanes;
 mod matrices;
 mod memory;
+mod warpgroups;
 
 use latch::sim::{Fault, Launch, Machine, Options, Program};
 
