@@ -168,7 +168,7 @@ impl Product {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::device::Device;
+    use crate::device::{Device, SimulatorOptions};
     use crate::ops::Tensor;
     use half::bf16;
 
@@ -189,7 +189,8 @@ mod tests {
     /// strides of a multiple of 16 bytes and others take different ways to shared memory.
     #[test]
     fn tiles_have_the_same_bits() {
-        let device = Device::open("sim").unwrap();
+        let hopper = SimulatorOptions { compute_capability: (9, 0), ..Default::default() };
+        let device = Device::simulated_with(hopper);
         let Device::Gpu(gpu) = &device else { panic!("the simulator is a GPU") };
         let sizes @ [m, n, k] = [83, 150, 296];
         for (form, operands, pad) in [Form::Nt, Form::Nn, Form::Tn].into_iter().flat_map(|form| {
@@ -230,6 +231,14 @@ mod tests {
                         "{form:?} {operands:?} stride + {pad}: {tile:?} has other bits"
                     );
                 }
+            }
+            let kernels = hopper::kernels_of(form).filter(|_| operands == Operands::Bf16 && pad == 8);
+            for warpgroups in kernels.into_iter().flatten() {
+                let found = run(&|product: &Product| {
+                    let grid = warpgroups.grid(product).unwrap();
+                    product.launch_as(&**gpu, warpgroups.kernel, grid).unwrap();
+                });
+                assert!(found == wide, "{form:?}: {warpgroups:?} has other bits");
             }
             if operands == Operands::Rounded {
                 let rounded = run(&|product: &Product| product.launch_rounded(&**gpu).unwrap());

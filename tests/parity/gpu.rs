@@ -46,6 +46,11 @@ pub fn devices() -> Vec<Device> {
     devices
 }
 
+/// A simulated Hopper, for operations that have kernels for compute capability 9.0.
+pub fn hopper() -> Device {
+    Device::simulated_with(SimulatorOptions { compute_capability: (9, 0), ..Default::default() })
+}
+
 /// A real GPU whose library multiplies, or a line that says why there is none.
 pub fn library() -> Option<Device> {
     let opened =

@@ -292,7 +292,7 @@ fn gpu_results_agree_with_the_reference() {
         (130, 264, 136, 8..136),
         (5, 768, 100, 1..34),
     ];
-    for device in gpu::devices().into_iter().chain(gpu::library()) {
+    for device in gpu::devices().into_iter().chain([gpu::hopper()]).chain(gpu::library()) {
         for kind in KINDS {
             for (rows, inputs, total, outputs) in shapes.clone() {
                 for layout in [Layout::OutIn, Layout::InOut] {
@@ -332,7 +332,7 @@ fn gpu_results_agree_at_a_real_size() {
 #[test]
 fn gpu_rows_depend_on_themselves_alone() {
     let (rows, inputs, total) = (130, 392, 200);
-    for device in gpu::devices() {
+    for device in gpu::devices().into_iter().chain([gpu::hopper()]) {
         for (kind, layout) in KINDS.into_iter().zip([Layout::OutIn, Layout::InOut, Layout::OutIn]) {
             let p = Projection::whole(layout, inputs, total);
             let given = Given::new(kind, rows, &p, total);
@@ -399,7 +399,7 @@ fn gpu_results_of_bf16_activations_may_be_f32() {
 #[test]
 fn gpu_fused_gelu_has_the_bits_of_gelu() {
     let (rows, p) = (19, Projection { layout: Layout::InOut, inputs: 24, outputs: 3..40 });
-    for device in gpu::devices() {
+    for device in gpu::devices().into_iter().chain([gpu::hopper()]) {
         for kind in KINDS {
             let given = Given::new(kind, rows, &p, 50);
             let x = gpu::tensor(&device, [rows, 24], &given.x, kind.0);

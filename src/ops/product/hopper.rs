@@ -45,6 +45,19 @@ fn is_aligned(factor: Strided) -> bool {
         && factor.stride.is_multiple_of(8)
 }
 
+/// Wide and square kernels of a form, where there are some.
+pub(super) fn kernels_of(form: Form) -> Option<[Warpgroups; 2]> {
+    let [wide, square]: [&'static Kernel; 2] = match form {
+        Form::Nt => [&NT_WIDE, &NT_SQUARE],
+        Form::Nn => [&NN_WIDE, &NN_SQUARE],
+        Form::Tn => return None,
+    };
+    Some([
+        Warpgroups { kernel: wide, outputs: [128, 128], stages: 5 },
+        Warpgroups { kernel: square, outputs: [64, 64], stages: 4 },
+    ])
+}
+
 /// The kernel for `product` in the place of linear.cu's `tile`, where there is one for this device.
 pub(super) fn choose(product: &Product, tile: Tile, properties: &Properties) -> Option<Warpgroups> {
     if properties.compute_capability != (9, 0)
@@ -54,15 +67,10 @@ pub(super) fn choose(product: &Product, tile: Tile, properties: &Properties) -> 
     {
         return None;
     }
-    let (wide, square) = match product.form {
-        Form::Nt => (&NT_WIDE, &NT_SQUARE),
-        Form::Nn => (&NN_WIDE, &NN_SQUARE),
-        Form::Tn => return None,
-    };
-    let wide = Warpgroups { kernel: wide, outputs: [128, 128], stages: 5 };
+    let [wide, square] = kernels_of(product.form)?;
     // A block fills a multiprocessor: too few of them, or a second round of a few, cost more than smaller tiles do.
     match 4 * wide.blocks(product) >= 5 * properties.multiprocessors as usize {
         true => Some(wide),
-        false => Some(Warpgroups { kernel: square, outputs: [64, 64], stages: 4 }),
+        false => Some(square),
     }
 }
