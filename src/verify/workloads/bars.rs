@@ -145,9 +145,6 @@ const fn miss(
 
 const GPT2: &str = super::GPT2_SMALL.name;
 const QWEN2: &str = super::QWEN.name;
-const ODD_PANEL: &str = "the last panel of a vocabulary of 50257 has 1105 columns, a fiftieth of the work: its rows of \
-    logits and of their gradient begin anywhere in a sector, and are read by single numbers";
-const PARTS: &str = "a row's parts of 12 bytes a chunk begin anywhere in a sector; a hundredth of the operation's bytes at most";
 const SITES: &str = "bound by Philox, 800 operations for 4 bytes: a site's bitmap of 896 bits is not a whole number of sectors";
 const RANKS: &str =
     "ids go to their places in a sorted list by bisection; a twentieth of the operation's bytes";
@@ -160,17 +157,6 @@ const KEPT_IDS: &str = "kept ids lie anywhere in their row of logits: a sector f
 
 /// The committed list.
 pub const KNOWN_MISSES: &[KnownMiss] = &[
-    miss(GPT2, "linear_nt_f32_square", "log_probability forward", Bar::Sectors, 1.14, ODD_PANEL),
-    miss(GPT2, "linear_nt_f32_square", "log_probability backward", Bar::Sectors, 1.14, ODD_PANEL),
-    miss(GPT2, "linear_nt_rounded_square", "log_probability forward", Bar::Sectors, 1.18, ODD_PANEL),
-    miss(GPT2, "linear_nt_rounded_square", "log_probability backward", Bar::Sectors, 1.18, ODD_PANEL),
-    miss(GPT2, "linear_nt_bf16_square", "log_probability forward", Bar::Sectors, 1.26, ODD_PANEL),
-    miss(GPT2, "linear_nt_bf16_square", "log_probability backward", Bar::Sectors, 1.26, ODD_PANEL),
-    miss(GPT2, "linear_tn_f32_square", "log_probability backward", Bar::Sectors, 2.42, ODD_PANEL),
-    miss(GPT2, "linear_tn_rounded_square", "log_probability backward", Bar::Sectors, 2.42, ODD_PANEL),
-    miss(GPT2, "linear_tn_bf16_square", "log_probability backward", Bar::Sectors, 4.14, ODD_PANEL),
-    miss(GPT2, "log_probability_fwd_finish_f32", "log_probability forward", Bar::Sectors, 1.16, PARTS),
-    miss(QWEN2, "log_probability_fwd_finish_f32", "log_probability forward", Bar::Sectors, 1.20, PARTS),
     miss(QWEN2, "mask_fill", "mask fill", Bar::Sectors, 1.18, SITES),
     miss(GPT2, "scatter_ranks", "embedding backward soft replayed", Bar::Sectors, 2.13, RANKS),
     miss(QWEN2, "scatter_ranks", "embedding backward soft replayed", Bar::Sectors, 2.11, RANKS),
