@@ -354,7 +354,7 @@ fn result_dtype(activations: Dtype, found: Dtype) -> Dtype {
 }
 
 /// How a GPU multiplies such activations; [`expect_weight`] has admitted them and said whether the weight is `mixed`.
-fn operands(activations: Dtype, mixed: bool) -> Operands {
+pub(in crate::ops) fn operands(activations: Dtype, mixed: bool) -> Operands {
     match (activations, mixed) {
         (Dtype::Bf16, _) => Operands::Bf16,
         (_, true) => Operands::Rounded,
@@ -363,7 +363,7 @@ fn operands(activations: Dtype, mixed: bool) -> Operands {
 }
 
 /// Rows on a GPU.
-fn rows_of(view: View) -> Result<Strided> {
+pub(in crate::ops) fn rows_of(view: View) -> Result<Strided> {
     Ok(Strided { address: view.address()?, stride: view.cols() })
 }
 
