@@ -51,7 +51,7 @@ struct Arguments {
     /// Whose sizes
     #[arg(long, value_enum, default_value = "all")]
     shape: Shape,
-    /// f32; bf16 activations and matrices; mixed: bf16 matrices under f32 activations, as models run
+    /// f32; bf16 activations and matrices; mixed: bf16 matrices under f32 activations, as models run; hopper: bf16 products on compute capability 9.0
     #[arg(long, value_enum, default_value = "all")]
     dtype: Kind,
     /// Sequences of a training step, and rollouts of one group
@@ -84,13 +84,14 @@ enum Kind {
     F32,
     Mixed,
     Bf16,
+    Hopper,
 }
 
 impl Kind {
     /// The activations' dtype, and whether matrices are bf16 beside f32.
     fn dtypes(self) -> (Dtype, bool) {
         match self {
-            Kind::Bf16 => (Dtype::Bf16, false),
+            Kind::Bf16 | Kind::Hopper => (Dtype::Bf16, false),
             Kind::Mixed => (Dtype::F32, true),
             Kind::F32 | Kind::All => (Dtype::F32, false),
         }
@@ -99,7 +100,7 @@ impl Kind {
     /// How a model of this kind holds numbers.
     fn precision(self) -> Precision {
         match self {
-            Kind::Bf16 => Precision::Bf16Activations,
+            Kind::Bf16 | Kind::Hopper => Precision::Bf16Activations,
             Kind::Mixed => Precision::Bf16,
             Kind::F32 | Kind::All => Precision::F32,
         }
@@ -111,7 +112,17 @@ impl Kind {
             Kind::F32 => "f32",
             Kind::Mixed => "bf16 matrices under f32 activations",
             Kind::Bf16 => "bf16 activations",
+            Kind::Hopper => "bf16 activations on compute capability 9.0",
         }
+    }
+
+    fn compute_capability(self) -> (u32, u32) {
+        if self == Kind::Hopper { (9, 0) } else { (8, 0) }
+    }
+
+    /// Whether a workload has a table of its own here: Hopper has kernels of its own for products alone.
+    fn differs(self, name: &str) -> bool {
+        self != Kind::Hopper || name.starts_with("linear")
     }
 }
 
@@ -126,7 +137,7 @@ impl Arguments {
 
     fn kinds(&self) -> Vec<Kind> {
         match self.dtype {
-            Kind::All => vec![Kind::F32, Kind::Mixed, Kind::Bf16],
+            Kind::All => vec![Kind::F32, Kind::Mixed, Kind::Bf16, Kind::Hopper],
             one => vec![one],
         }
     }
@@ -166,8 +177,14 @@ fn run(arguments: &Arguments) -> Result<()> {
     let mut verdicts = Verdicts::default();
     for size in arguments.sizes() {
         for kind in arguments.kinds() {
-            let heads = kernels::table(arguments, size, kind, &mut verdicts)?;
-            steps::table(arguments, size, kind, &heads, &mut verdicts)?;
+            let heads = kernels::table(arguments, size, kind, arguments.length, &mut verdicts)?;
+            match kind {
+                // Few positions and many have other tiles.
+                Kind::Hopper => {
+                    kernels::table(arguments, size, kind, 8 * arguments.length, &mut verdicts)?;
+                }
+                _ => steps::table(arguments, size, kind, &heads, &mut verdicts)?,
+            }
         }
     }
     let extent = arguments.extent();

@@ -8,11 +8,12 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 /// A device that counts, and runs a sample of large grids or all of every grid.
-pub fn device(sample: bool) -> Device {
+pub fn device(sample: bool, compute_capability: (u32, u32)) -> Device {
     let observer = Arc::new(Checker::only_counters());
     Device::simulated_with(SimulatorOptions {
         observer: Some(observer),
         sample,
+        compute_capability,
         ..SimulatorOptions::default()
     })
 }

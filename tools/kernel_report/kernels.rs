@@ -27,22 +27,23 @@ pub struct Heads {
     pub draw: Extra,
 }
 
-/// Prints the table, and returns what whole steps need of it.
-pub fn table(arguments: &Arguments, size: Size, kind: Kind, verdicts: &mut Verdicts) -> Result<Heads> {
+/// Prints the table for sequences of `length` positions, and returns what whole steps need of it.
+pub fn table(
+    arguments: &Arguments,
+    size: Size,
+    kind: Kind,
+    length: usize,
+    verdicts: &mut Verdicts,
+) -> Result<Heads> {
     let (dtype, rounded) = kind.dtypes();
     let mut heads = Heads::default();
     let needed = |name: &str| arguments.wants("steps") && matches!(name, HEAD | DRAW);
-    let chosen: Vec<_> = all().into_iter().filter(|w| arguments.wants(w.name) || needed(w.name)).collect();
+    let wanted = |name: &str| (arguments.wants(name) || needed(name)) && kind.differs(name);
+    let chosen: Vec<_> = all().into_iter().filter(|w| wanted(w.name)).collect();
     if chosen.is_empty() {
         return Ok(heads);
     }
-    println!(
-        "\n{} in {}: {} sequences of {} positions",
-        size.name,
-        kind.name(),
-        arguments.sequences,
-        arguments.length
-    );
+    println!("\n{} in {}: {} sequences of {} positions", size.name, kind.name(), arguments.sequences, length);
     print!(
         "{:36} {:>8} {:>8} {:>6} {:>8} {:>5} {:>6} {:>9} {:>9} {:>6}",
         "operation, kernel", "launches", "sectors", "banks", "tensor", "fma", "local", "MB", "floor", "ratio"
@@ -51,8 +52,8 @@ pub fn table(arguments: &Arguments, size: Size, kind: Kind, verdicts: &mut Verdi
     println!();
     for workload in chosen {
         // A device for each, so that memory of one does not stand beside the next.
-        let device = device(true);
-        let (sequences, length) = (arguments.sequences, arguments.length);
+        let device = device(true, kind.compute_capability());
+        let sequences = arguments.sequences;
         let setting = Setting { device: &device, size, dtype, rounded, sequences, length };
         let mut work = (workload.make)(&setting)?;
         let mut seen = Seen::of(&device)?;

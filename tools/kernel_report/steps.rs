@@ -165,7 +165,7 @@ impl Run {
         [rows, prompt]: [usize; 2],
         sample: bool,
     ) -> Result<Run> {
-        let device = device(sample);
+        let device = device(sample, Kind::All.compute_capability());
         let model = Model::random(config(size, layers)?, 0, &device, precision)?;
         Ok(Run { size, layers, rows, prompt, device, model })
     }
