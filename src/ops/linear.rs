@@ -31,11 +31,11 @@ use std::ops::Range;
 
 pub use crate::cpu::gemm::Accumulate;
 
-kernels!("linear": BACKWARD_BIAS_F32 = "linear_bwd_bias_f32", BACKWARD_BIAS_BF16 = "linear_bwd_bias_bf16");
+kernels!("bias": BACKWARD_BIAS_F32 = "bias_bwd_f32", BACKWARD_BIAS_BF16 = "bias_bwd_bf16");
 
-/// Threads of a block of the bias kernels (`__launch_bounds__`), and the columns it sums.
+/// Threads of a block of the bias kernels (`__launch_bounds__`), and bytes of a row that it sums.
 const BLOCK: u32 = 256;
-const COLUMNS: usize = 32;
+const ROW_BYTES: usize = 32;
 
 /// How a weight lies in memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -328,7 +328,8 @@ fn backward_bias(gpu: &dyn Launcher, dy: View, p: &Projection, dbias: &Tensor) -
         return Ok(());
     }
     let kernel = by_dtype("linear dy", dy.dtype(), &BACKWARD_BIAS_F32, &BACKWARD_BIAS_BF16)?;
-    let grid = Grid::linear(size("linear outputs", outputs.div_ceil(COLUMNS))?, BLOCK);
+    let grid =
+        Grid::linear(size("linear outputs", (outputs * dy.dtype().size()).div_ceil(ROW_BYTES))?, BLOCK);
     let dbias = Strided { address: dbias.view().address()?, stride: 1 }.offset(p.outputs.start, Dtype::F32);
     let (rows, outputs) = (size("linear rows", rows)?, size("linear outputs", outputs)?);
     gpu.launch(kernel, grid, &arguments![dy.address()?, rows, outputs, dbias.address])
