@@ -102,6 +102,12 @@ __device__ __forceinline__ Source source(u32 prefix_len, u32 prefix_block, int o
     return s;
 }
 
+// How many lanes take a row of `chunks` chunks: a power of two, so that the 8 lanes of an access to shared memory never
+// belong to two rows, whose swizzles would let them meet.
+__device__ __forceinline__ u32 lanes_of_row(u32 chunks) {
+    return chunks > 16 ? 32 : chunks > 8 ? 16 : chunks > 4 ? 8 : chunks > 2 ? 4 : 2;
+}
+
 // Starts copying columns `first_chunk ..` of KEYS keys (or values) into a tile with rows of `stride` chunks, `chunks`
 // of them filled; what the source does not have becomes 0.
 template <class S, u32 KEYS = BLOCK_KEYS>
@@ -122,7 +128,7 @@ __device__ __forceinline__ void load_keys(u32 tile, const typename S::act *cache
             copy((i + threadIdx.x) / chunks, (i + threadIdx.x) % chunks);
         }
     } else {
-        u32 width = chunks > 16 ? 32 : chunks > 8 ? 16 : chunks > 4 ? 8 : chunks > 2 ? 4 : 2;
+        u32 width = lanes_of_row(chunks);
         for (u32 lane = threadIdx.x / width; lane < KEYS; lane += S::THREADS / width) {
             for (u32 chunk = threadIdx.x % width; chunk < chunks; chunk += width) copy(lane, chunk);
         }
@@ -138,11 +144,20 @@ __device__ __forceinline__ void load_rows(u32 tile, void *tile_pointer, const ty
     u32 chunks = 2 * dims.steps(), stride = dims.stride(), head_dim = dims.head_dim();
     if (dims.aligned()) {
         u32 available = head_dim / S::PER_CHUNK;
-        for (u32 i = threadIdx.x; i < rows * chunks; i += S::THREADS) {
-            u32 row = i / chunks, chunk = i % chunks;
+        auto copy = [&](u32 row, u32 chunk) {
             bool wanted = at[row] != NEVER && (S::EXACT || chunk < available);
             const act *from = data + (u64)at[row] * head_dim + chunk * S::PER_CHUNK;
             cp_async_16(chunk_address(tile, row, chunk, stride), wanted ? from : data, wanted);
+        };
+        if constexpr (S::EXACT) {
+            for (u32 i = threadIdx.x; i < rows * chunks; i += S::THREADS) copy(i / chunks, i % chunks);
+        } else {
+            u32 width = lanes_of_row(chunks);
+#pragma unroll 1
+            for (u32 row = threadIdx.x / width; row < rows; row += S::THREADS / width) {
+#pragma unroll 1
+                for (u32 chunk = threadIdx.x % width; chunk < chunks; chunk += width) copy(row, chunk);
+            }
         }
     } else {
         for (u32 i = threadIdx.x; i < rows * chunks * S::PER_CHUNK; i += S::THREADS) {
@@ -324,10 +339,12 @@ __device__ __forceinline__ void write_rows(typename S::act *out, const float (&s
     }
     if (!staged) return;
     __syncwarp();
+    // At most 16 chunks of bf16.
     u32 available = S::EXACT ? S::OUT_CHUNKS : min(head_dim / S::PER_CHUNK - first_chunk, chunks);
-    for (u32 i = lane; i < 16 * available; i += WARP) {
-        u32 r = first + i / available, chunk = i % available, row = at[r];
-        if (row == NEVER) continue;
+    u32 width = S::EXACT ? S::OUT_CHUNKS : lanes_of_row(available);
+    for (u32 i = lane; i < 16 * width; i += WARP) {
+        u32 r = first + i / width, chunk = i % width, row = at[r];
+        if (row == NEVER || (!S::EXACT && chunk >= available)) continue;
         uint4 value = *(const uint4 *)(staging + chunk_address(0, r, chunk, dims.stride()));
         *(uint4 *)(out + (u64)row * head_dim + (first_chunk + chunk) * S::PER_CHUNK) = value;
     }

@@ -1,22 +1,23 @@
 // Gradients of biases: sums of columns. Operation: src/ops/linear.rs.
 //
-//   bias_bwd_<dtype>   dbias[c] += sum_r dy[r,c]     in dy[R,C]     grid ceil(8 C a / 256)     block 256     shared 4 KiB
+//   bias_bwd_<dtype>   dbias[c] += sum_r dy[r,c]     in dy[R,C]     grid ceil(C / 16)     block 512     shared 8 KiB (bf16 16 KiB)
 //   bytes              reads dy once, a bytes a number, and reads and writes dbias
 //
-// A block takes one sector, 32 bytes, of every row: no fewer bytes can be asked for, and the fewer columns a block has
-// the more blocks there are. A gradient of 768 columns in f32 is 96 blocks, where 128 bytes a row would be 24 on a
-// device of a hundred multiprocessors. A thread has 16 bytes of every 128th row, with 8 loads in flight; then a warp
-// adds one column's 128 sums: its lanes those 32 apart, then each other. The order depends on R alone.
+// A block takes 16 columns, in bf16 one sector of every row, in f32 two: the fewer columns a block has the more blocks
+// there are. A gradient of 768 columns is 48 blocks, where 128 bytes a row would be 24 in f32 and 12 in bf16 on a device
+// of a hundred multiprocessors. A thread has 16 bytes of every 128th row (bf16: 256th), with 8 loads in flight; then a
+// warp adds a column's sums: its lanes those 32 apart, then each other. The order depends on R and the dtype alone.
 #include "vector.cuh"
 
-constexpr int BLOCK = 256, WARPS = BLOCK / WARP, IN_FLIGHT = 8;
+constexpr int BLOCK = 512, WARPS = BLOCK / WARP, IN_FLIGHT = 8;
+constexpr u32 COLUMNS = 16;
 
 template <typename T> __device__ __forceinline__ void backward(const T *dy, u32 rows, u32 cols, float *dbias) {
-    constexpr u32 CELL = WIDE<T>, COLUMNS = 2 * CELL, ROWS = BLOCK / 2;
-    // With so much between columns the two threads of a row write to different banks.
-    constexpr u32 PITCH = ROWS + 16 / CELL;
+    constexpr u32 CELL = WIDE<T>, LANES = COLUMNS / CELL, ROWS = BLOCK / LANES;
+    // With so much between columns the threads of neighbouring rows write to different banks.
+    constexpr u32 PITCH = ROWS + 2;
     __shared__ float parts[COLUMNS * PITCH];
-    u32 lane = threadIdx.x % 2 * CELL, first = threadIdx.x / 2, col = blockIdx.x * COLUMNS + lane;
+    u32 lane = threadIdx.x % LANES * CELL, first = threadIdx.x / LANES, col = blockIdx.x * COLUMNS + lane;
     float sums[CELL] = {};
     dy += col;
     if (multiples(16, dy) && cols % CELL == 0) {

@@ -3,25 +3,33 @@
 //   fill    bit i of site u of instance r = word i of Philox(stream_r, (u, step_r, i/4, attempt_r)) >= threshold
 //   apply   x[n,i] = bit ? x[n,i] * scale : 0        rows of instance -1 stay as they are
 //
-//   kernel         in                           out                         grid                        block   moved
-//   mask_fill      keys[I,4] sites[S,3]         bits[I,stride]              ceil(I*W/256) x S           256     4 I stride
-//   mask_apply_*   x[R,C] bits instance         x[R,C]                      ceil(R/each)                256     (2 a + 1/8) R C
+//   kernel         in                           out                  grid                   block   moved
+//   mask_fill      keys[I,4] sites[S,3]         bits[I,stride]       ceil(I*stride/256)     256     4 I stride
+//   mask_apply_*   x[R,C] bits instance         x[R,C]               ceil(R/each)           256     (2 a + 1/8) R C
 //
-// fill: a thread draws one word, eight blocks of Philox; y of the grid is the site, W the words of the widest one.
-// The work is arithmetic (some 800 operations for 4 bytes), so what counts is that neighbouring threads write
-// neighbouring words. Bits past a site's width are 0. The numbers are integers: they equal the CPU's bit for bit.
+// fill: a thread draws one word, eight blocks of Philox. The work is arithmetic (some 800 operations for 4 bytes), so
+// what counts is that no thread idles and that neighbouring threads write neighbouring words: threads go through the
+// words of all sites as they lie in memory, and look for their site among the S in shared memory (12 S bytes). Bits past
+// a site's width are 0. The numbers are integers: they equal the CPU's bit for bit.
 // apply is the backward kernel of masked_residual.cu in place; rows without a mask are neither read nor written.
 #include "masks.cuh"
 
 constexpr int BLOCK = 256;
 
-KERNEL(BLOCK) mask_fill(const u32 *keys, const u32 *sites, u32 threshold, u32 instances, u32 stride, u32 *bits) {
-    const u32 *site = sites + 3 * blockIdx.y;
-    u32 number = site[0], width = site[1], offset = site[2];
-    u32 words = (width + 31) / 32;
+// `sites`: number, width and first word of each, in the order of their words, which they fill without gaps.
+KERNEL(BLOCK)
+mask_fill(const u32 *keys, const u32 *sites, u32 count, u32 threshold, u32 instances, u32 stride, u32 *bits) {
+    extern __shared__ u32 table[];
+    for (u32 i = threadIdx.x; i < 3 * count; i += BLOCK) table[i] = sites[i];
+    __syncthreads();
     u64 thread = (u64)blockIdx.x * BLOCK + threadIdx.x;
-    if (thread >= (u64)instances * words) return;
-    u32 instance = (u32)(thread / words), word = (u32)(thread % words);
+    if (thread >= (u64)instances * stride) return;
+    u32 instance = (u32)(thread / stride), at = (u32)(thread % stride);
+    // The last site that begins at this word or before.
+    u32 site = 0;
+    for (u32 step = 1u << (31 - __clz(count)); step > 0; step /= 2)
+        if (site + step < count && table[3 * (site + step) + 2] <= at) site += step;
+    u32 number = table[3 * site], width = table[3 * site + 1], word = at - table[3 * site + 2];
     uint4 key = reinterpret_cast<const uint4 *>(keys)[instance];
     u32 drawn = 0;
 #pragma unroll 1
@@ -33,7 +41,7 @@ KERNEL(BLOCK) mask_fill(const u32 *keys, const u32 *sites, u32 threshold, u32 in
     }
     u32 used = width - 32 * word;
     if (used < 32) drawn &= (1u << used) - 1;
-    bits[(u64)instance * stride + offset + word] = drawn;
+    bits[thread] = drawn;
 }
 
 KERNEL(BLOCK) mask_apply_f32(float *x, const u32 *bits, const int *instance, u32 instances, u32 stride, u32 offset,

@@ -211,9 +211,6 @@ template <template <typename> class Norm, int BLOCK, typename act> struct NormBa
             Row<act, On> slope, input;
             hold(slope, on, dy + (u64)row * cols, true);
             hold(input, on, x + (u64)row * cols, true);
-            u32 next = row + BLOCK / On::THREADS;
-            expect(on, dy + (u64)next * cols, cols, next < end);
-            expect(on, x + (u64)next * cols, cols, next < end);
             const float *kept = statistics + (u64)row * Norm<On>::STATISTICS;
             norm.gather(on, slope, input, cols, kept, room);
             on.each([&](int k, u32 c) { write<On::N>(dx + (u64)row * cols + c, norm.dx(slope, input, k, c)); });

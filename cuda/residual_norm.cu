@@ -90,10 +90,6 @@ template <template <typename> class Norm, typename act> struct Backward {
             hold(slope, on, dnormed + at, true);
             hold(input, on, y + at, true);
             hold(stream, on, dy + at, true);
-            u32 next = row + BACKWARD / On::THREADS;
-            expect(on, dnormed + (u64)next * cols, cols, next < end);
-            expect(on, y + (u64)next * cols, cols, next < end);
-            expect(on, dy + (u64)next * cols, cols, next < end);
             norm.gather(on, slope, input, cols, statistics + (u64)row * Norm<On>::STATISTICS, room);
             MaskRow factor = mask.of(mask.bits ? mask.instance[row] : -1);
             MaskPieces<On> pieces;

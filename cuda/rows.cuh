@@ -71,14 +71,6 @@ __device__ __forceinline__ void hold(Row<act, On> &row, const On &on, const act 
     }
 }
 
-// Asks for a row that this team reads next, so that the memory's time passes while it works on another.
-template <typename act, typename On>
-__device__ __forceinline__ void expect(const On &on, const act *p, u32 cols, bool there) {
-    if (!there) return;
-    for (u32 c = on.thread * (128 / sizeof(act)); c < cols; c += On::THREADS * (128 / sizeof(act)))
-        asm volatile("prefetch.global.L2 [%0];" ::"l"(p + c));
-}
-
 // NARROW floats in shared memory, laid out so that neither threads that own pieces of 8 nor threads that copy pieces
 // of 4 meet in a bank: of each 8 numbers the first 4 lie in the lower half, the others in the upper half, which
 // begins 16 banks further.

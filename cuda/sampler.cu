@@ -23,15 +23,15 @@
 //
 //   kernels              grid               block   shared
 //   fwd, fwd_extents     R ceil(V / 4096)   128     none
-//   fwd_masses, certain  R ceil(V / 8192)   512     17 KiB
+//   fwd_masses, certain  R ceil(V / 4096)   512     17 KiB
 //   topk, wide           R                  512     26 KiB, 25 KiB
 //   fwd_score            R                  512     12 bytes a chunk of 1024 columns (dynamic)
-//   bwd_score, mixture   R ceil(V / 8192)   512     score as above
+//   bwd_score, mixture   R ceil(V / 4096)   512     score as above
 //   noise                N / 512            512     none
 //   bytes moved: 4 V a pass and a row, ids and weights of what is kept
 //
 // A draw needs the whole row, and a step has few rows: one block a row would leave most of a device idle. So what is
-// needed of all columns is done by many blocks a row, a warp 512 or 1024 columns with all of its loads in flight; what
+// needed of all columns is done by many blocks a row, a warp 256 or 1024 columns with all of its loads in flight; what
 // they leave (sampler_split.cuh) is little, and one block ends the row. Without filters that is the one which comes
 // last; with them it is a launch of its own. Noise costs more than a logit's bytes, so ids that cannot win get none:
 // whoever wins is not below the largest logit - 3.25, and no noise is above 17.
@@ -151,7 +151,7 @@ sampler_fwd_score_f32(const float *logits, u32 vocabulary, float scale, const u3
     log_probabilities[blockIdx.x] = score;
 }
 
-PIECE_KERNEL
+ROW_KERNEL
 sampler_bwd_score_f32(const float *dy, const float *logits, u32 vocabulary, float scale, const u32 *tokens, const u32 *ids,
                       const u32 *counts, u32 capacity, float *dlogits) {
     __shared__ u64 room[WARPS];

@@ -1,4 +1,4 @@
-// Cut and draw of one filter by many blocks a row (sampler_wide.cuh): each takes 8192 columns.
+// Cut and draw of one filter by many blocks a row (sampler_wide.cuh): each takes 4096 columns.
 //
 //   masses    amounts (masses for top-p, numbers for top-k) in buckets: in shared memory, then added to the row's
 //   certain   every block finds the cut bucket in the row's buckets; keeps and draws of its columns; adds its list
@@ -9,7 +9,7 @@
 #include "sampler_wide.cuh"
 
 // Columns of a block.
-constexpr u32 PIECE = WARPS * PASS;
+constexpr u32 PIECE = WARPS * RUN;
 
 // A block's row and columns; a row's blocks stand side by side.
 struct Piece {
@@ -21,8 +21,8 @@ struct Piece {
     }
     // The run of this thread's warp.
     __device__ __forceinline__ Wide wide(const Row &row, float scale, u64 *store, u64 *room, u32 *count) const {
-        u32 run = first + threadIdx.x / WARP * PASS;
-        return {row, scale, 0.0f, 0.0f, fraction_bits(row.cols), run, min(row.cols, run + 1), PASS,
+        u32 run = first + threadIdx.x / WARP * RUN;
+        return {row, scale, 0.0f, 0.0f, fraction_bits(row.cols), run, min(row.cols, run + 1), RUN,
                 store, room, nullptr, count, nullptr};
     }
 };
@@ -37,7 +37,7 @@ __device__ __forceinline__ void add_masses(const Piece &piece, const Row &row, c
     for (u32 i = threadIdx.x; i < BUCKETS; i += BLOCK) low[i] = high[i] = 0;
     if (!wide.extents(scratch)) return; // With barriers in it.
     u64 last = 0;
-    wide.pass([&](float logit, u32) {
+    wide.pass<PIECE_QUADS>([&](float logit, u32) {
         float s = __fmul_rn(logit, scale);
         u32 bucket = wide.bucket(s);
         u64 amount = by_mass ? mass_of(wide.weight(s), wide.fraction) : 1;
@@ -67,7 +67,7 @@ __device__ __forceinline__ Cut cut_of(const u64 *amounts, u32 k, u64 p, u64 *roo
         sum += two.x + two.y;
     }
     u64 before = block_scan(sum, room, total), amount = p ? share(p, total) : k;
-    Cut cut = {NO_BUCKET, 0, ~0ull, 0, 0};
+    Cut cut = {NO_BUCKET, 0, ~0ull, 0, 0, 0};
     if (!p && total <= k) return cut;
 #pragma unroll
     for (u32 i = 0; i < EACH; i++) {
@@ -80,6 +80,7 @@ __device__ __forceinline__ Cut cut_of(const u64 *amounts, u32 k, u64 p, u64 *roo
     __syncthreads();
     cut.bucket = *shared_bucket;
     cut.amount = *shared_amount;
+    cut.before = amount - cut.amount;
     return cut;
 }
 
@@ -93,18 +94,19 @@ __device__ __forceinline__ void draw_piece(const Piece &piece, const Row &row, c
     Wide wide = piece.wide(row, scale, list, room, &count);
     if (threadIdx.x == 0) count = 0;
     if (!wide.extents(scratch)) return;
-    Cut cut = {NO_BUCKET, 0, ~0ull, 0, 0};
+    Cut cut = {NO_BUCKET, 0, ~0ull, 0, 0, 0};
     if (k || top_p) cut = cut_of(scratch.amounts, k, top_p, room, &shared_bucket, &shared_amount);
     Drawn drawn = {-infinity(), FAULTY, 0};
-    // Half a run at a time leaves registers for two blocks a multiprocessor.
-    wide.end = min(row.cols, wide.first + PASS), wide.step = PASS / 2;
-    draw_certain<PASS_QUADS / 2>(wide, cut, min_p, stream, drawing, listing ? scratch.bitmap : nullptr, drawn);
+    // What the better buckets' masses are is known.
+    bool weighing = !top_p || min_p > 0.0f;
+    draw_certain<PIECE_QUADS>(wide, cut, min_p, stream, drawing, weighing, listing ? scratch.bitmap : nullptr, drawn);
     u64 mass = block_total(drawn.mass, room), best = block_largest(drawn.key(), room);
     Header *header = scratch.header;
     if (threadIdx.x == 0) {
-        if (mass) atomicAdd(&header->mass, mass);
         if (best) atomicMax(&header->best, best);
         if (piece.first == 0) header->amount = cut.amount;
+        if (piece.first == 0 && !weighing) mass = cut.before;
+        if (mass) atomicAdd(&header->mass, mass);
         if (count) place = atomicAdd(&header->listed, count);
     }
     __syncthreads();

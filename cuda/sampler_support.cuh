@@ -25,7 +25,8 @@ __device__ __forceinline__ Part part_of_row(const Row &row, float scale, float *
     return merge_parts<false>(parts, chunks);
 }
 
-// By the whole block; `parts` as above, `room` holds WARPS numbers.
+// By the whole block; `parts` as above, `room` holds WARPS numbers. A kept logit is a sector of its own, and few rows keep
+// more ids than there are threads: the logit of a thread's first place stays with it, those of others are read again.
 __device__ __forceinline__ Support support_of_row(const Row &row, float scale, u32 token, const u32 *ids, u32 count,
                                                   u32 capacity, float *parts, u64 *room) {
     if (count == 0) {
@@ -35,7 +36,7 @@ __device__ __forceinline__ Support support_of_row(const Row &row, float scale, u
     Support broken = {ids, 0, 0.0f, 0.0f, false};
     if (count > capacity) return broken;
     bool wrong = false, held = false;
-    float maximum = -infinity();
+    float maximum = -infinity(), own = 0.0f;
     for (u32 i = threadIdx.x; i < count; i += BLOCK) {
         u32 id = ids[i];
         if (id >= row.cols) {
@@ -43,6 +44,7 @@ __device__ __forceinline__ Support support_of_row(const Row &row, float scale, u
             continue;
         }
         float s = __fmul_rn(row.start[id], scale);
+        if (i == threadIdx.x) own = s;
         wrong |= !(s <= FINITE);
         held |= id == token;
         maximum = fmaxf(maximum, s);
@@ -52,8 +54,10 @@ __device__ __forceinline__ Support support_of_row(const Row &row, float scale, u
     if (!(maximum > -infinity())) return broken;
     int fraction = fraction_bits(row.cols);
     u64 mass = 0;
-    for (u32 i = threadIdx.x; i < count; i += BLOCK)
-        mass += mass_of(exponential(__fsub_rn(__fmul_rn(row.start[ids[i]], scale), maximum)), fraction);
+    for (u32 i = threadIdx.x; i < count; i += BLOCK) {
+        float s = i == threadIdx.x ? own : __fmul_rn(row.start[ids[i]], scale);
+        mass += mass_of(exponential(__fsub_rn(s, maximum)), fraction);
+    }
     return Support{ids, count, maximum, log_mass(block_total(mass, room), fraction), true};
 }
 

@@ -1,7 +1,7 @@
 // The sampler with top-k up to 128, alone or before top-p and min-p: the end of a row whose groups of 128 columns left
 // their largest logits (sampler_split.cuh).
 //
-//   bar      the k-th best of the threads' best groups, which at least k ids reach
+//   bar      the k-th best of the threads' best groups, which at least k ids reach; found bit by bit
 //   groups   those that reach the bar go to a list: about k of them, whatever the vocabulary
 //   round    a warp loads four of them; ids that reach the bar go to a buffer of 1024 rank keys
 //   flush    where the buffer is half full, and at the end: it is ordered and cut to k, which raises the bar
@@ -81,12 +81,12 @@ struct TopK {
     }
 };
 
-// The largest number that at least k threads' numbers reach, 0 where there is none.
-__device__ __forceinline__ u32 reached_by(u32 k, u32 mine) {
+// The largest number that at least k threads reach by their numbers or are `above` it anyway, 0 where there is none.
+__device__ __forceinline__ u32 reached_by(u32 k, u32 above, u32 mine) {
     u32 bar = 0;
 #pragma unroll 1
     for (u32 bit = 0x80000000u; bit; bit /= 2)
-        if (__syncthreads_count(mine >= (bar | bit)) >= k) bar |= bit;
+        if (above + __syncthreads_count(mine >= (bar | bit)) >= k) bar |= bit;
     return bar;
 }
 
@@ -104,14 +104,22 @@ __device__ __forceinline__ void draw_top_k(const Row &row, const float *largest,
     bool broken = false;
     for (u32 page = 0; page < groups; page += PAGE) {
         float mine[LOOKS], best = -infinity();
+        u32 first_of_best = 0;
 #pragma unroll
         for (u32 e = 0; e < LOOKS; e++) {
             u32 group = page + e * BLOCK + thread;
             mine[e] = group < groups ? largest[group] : -infinity();
             broken |= !(__fmul_rn(mine[e], scale) <= FINITE);
-            best = fmaxf(best, mine[e]);
+            if (mine[e] > best) best = mine[e], first_of_best = group * GROUP;
         }
-        if (page == 0) top.bar = (u64)reached_by(k, best > -infinity() ? (u32)(rank_key(best, 0) >> 32) : 0) << 32;
+        if (page == 0) {
+            // Some id of the group has at least the rank of its last one with this logit. Among equals the ids decide:
+            // else all ids of a row of equal logits would reach the bar.
+            u64 reached = best > -infinity() ? rank_key(best, first_of_best + GROUP - 1) : 0;
+            u32 high = (u32)(reached >> 32), bar = reached_by(k, 0, high), above = __syncthreads_count(high > bar);
+            u32 low = bar ? reached_by(k, above, high == bar ? (u32)reached : 0) : 0;
+            top.bar = (u64)bar << 32 | low;
+        }
         __syncthreads();
         if (thread == 0) listed = 0;
         __syncthreads();
@@ -119,7 +127,8 @@ __device__ __forceinline__ void draw_top_k(const Row &row, const float *largest,
         float least = top.bar ? logit_of(top.bar) : -FINITE;
 #pragma unroll
         for (u32 e = 0; e < LOOKS; e++)
-            if (mine[e] >= least) list[atomicAdd(&listed, 1)] = page + e * BLOCK + thread;
+            if (mine[e] >= least && rank_key(mine[e], (page + e * BLOCK + thread) * GROUP) >= top.bar)
+                list[atomicAdd(&listed, 1)] = page + e * BLOCK + thread;
         __syncthreads();
         u32 length = listed;
         for (u32 first = 0; first < length; first += ROUND) {

@@ -14,7 +14,9 @@
 #include "sampler_split.cuh"
 
 constexpr int PASS_QUADS = 4;
-constexpr u32 PASS = WARP * 4 * PASS_QUADS; // Columns of a warp's step.
+constexpr u32 PASS = WARP * 4 * PASS_QUADS; // Columns of a warp's step where a block has a row.
+constexpr int PIECE_QUADS = 2;
+constexpr u32 RUN = WARP * 4 * PIECE_QUADS; // The same where it has a piece of one.
 constexpr u32 NO_BUCKET = 0xffffffffu;
 
 // What is certain, and what is still to be ordered.
@@ -23,6 +25,7 @@ struct Cut {
     u64 low, high; // Keys of the bucket above `high` are kept, those below `low` are not; between them is the list.
     u64 amount; // What the list must add up to: a number of ids, or a mass.
     u32 members; // Keys from low to high.
+    u64 before; // The amount of lower buckets.
 };
 
 struct Wide {
@@ -45,13 +48,13 @@ struct Wide {
     __device__ __forceinline__ float weight(float s) const { return exponential(__fsub_rn(s, maximum)); }
 
     // Calls visit(logit, id) for all ids of the warp's runs above probability 0.
-    template <typename Visit>
+    template <int QUADS, typename Visit>
     __device__ __forceinline__ void pass(Visit visit) const {
         for (u32 run = first; run < end; run += step) {
-            float4 quads[PASS_QUADS];
+            float4 quads[QUADS];
             row.load(run / 4, quads);
 #pragma unroll
-            for (int j = 0; j < PASS_QUADS; j++) {
+            for (int j = 0; j < QUADS; j++) {
                 u32 id = run + 4 * (j * WARP + threadIdx.x % WARP);
                 if (quads[j].x > -infinity()) visit(quads[j].x, id);
                 if (quads[j].y > -infinity()) visit(quads[j].y, id + 1);
@@ -144,13 +147,13 @@ struct Wide {
         u32 last_count = 0;
         u64 last_mass = 0;
         clear_histogram();
-        pass([&](float logit, u32 id) {
+        pass<PASS_QUADS>([&](float logit, u32 id) {
             if (floor && rank_key(logit, id) < floor) return;
             float s = __fmul_rn(logit, scale);
             add(bucket(s), by_mass ? mass_of(weight(s), fraction) : 0, last_count, last_mass);
         });
         add_last(last_count, last_mass);
-        Cut cut = {NO_BUCKET, floor, ~0ull, k, 0};
+        Cut cut = {NO_BUCKET, floor, ~0ull, k, 0, 0};
         u64 total = histogram_total(by_mass);
         if (by_mass) cut.amount = share(p, total);
         else if (total <= k) return cut;
@@ -228,10 +231,10 @@ struct Wide {
     }
 };
 
-// Keeps and draws: the pass over the warp's runs of QUADS quads a lane. Bits of `bitmap`, where there is one, are the ids that are certain.
+// Keeps and draws: the pass over the warp's runs of QUADS quads a lane; masses are added up where `weighing`. Bits of `bitmap`, where there is one, are the ids that are certain.
 template <int QUADS>
 __device__ __forceinline__ void draw_certain(const Wide &wide, const Cut &cut, float min_p, const Stream &stream,
-                                             bool drawing, u32 *bitmap, Drawn &drawn) {
+                                             bool drawing, bool weighing, u32 *bitmap, Drawn &drawn) {
     u32 lane = threadIdx.x % WARP;
     // Whoever wins is not below this; ids that cannot reach it need no noise.
     float floor = __fadd_rn(wide.maximum, NOISE_SMALLEST);
@@ -255,9 +258,11 @@ __device__ __forceinline__ void draw_certain(const Wide &wide, const Cut &cut, f
                     if (at < LIST) wide.store[at] = key;
                     continue;
                 }
-                float weight = wide.weight(s[i]);
-                if (!(weight >= min_p)) continue;
-                drawn.mass += mass_of(weight, wide.fraction);
+                if (weighing) {
+                    float weight = wide.weight(s[i]);
+                    if (!(weight >= min_p)) continue;
+                    drawn.mass += mass_of(weight, wide.fraction);
+                }
                 certain |= 1u << i;
                 best = fmaxf(best, s[i]);
             }
@@ -278,8 +283,8 @@ __device__ __forceinline__ void draw_certain(const Wide &wide, const Cut &cut, f
     }
 }
 
-// Words of a row's bitmap: whole steps of a warp.
-__device__ __forceinline__ u32 bitmap_words(u32 cols) { return (cols + PASS - 1) / PASS * (PASS / 32); }
+// Words of a row's bitmap: whole runs of a piece.
+__device__ __forceinline__ u32 bitmap_words(u32 cols) { return (cols + RUN - 1) / RUN * (RUN / 32); }
 
 // Writes the ids of a bitmap, ascending, as far as there is room; returns their number.
 __device__ __forceinline__ u32 write_ids(const u32 *bitmap, u32 words, u64 *room, const Output &out) {
@@ -314,7 +319,7 @@ __device__ __forceinline__ void end_wide(const Row &row, const Scratch &scratch,
         for (u32 i = threadIdx.x; i < members; i += BLOCK) store[i] = scratch.list[i];
         __syncthreads();
     } else {
-        Cut cut = {NO_BUCKET, 0, ~0ull, 0, 0};
+        Cut cut = {NO_BUCKET, 0, ~0ull, 0, 0, 0};
 #pragma unroll 1
         for (int filter = 0; filter < 2; filter++) {
             if (filter == 0 ? k == 0 : top_p == 0) continue;
@@ -322,7 +327,7 @@ __device__ __forceinline__ void end_wide(const Row &row, const Scratch &scratch,
             cut = wide.cut(floor, k, filter == 1 ? top_p : 0);
         }
         wide.clear_list();
-        draw_certain<PASS_QUADS>(wide, cut, min_p, stream, !out.weights, bitmap, drawn);
+        draw_certain<PASS_QUADS>(wide, cut, min_p, stream, !out.weights, true, bitmap, drawn);
         __syncthreads();
         members = shared_count;
         amount = cut.amount;

@@ -16,7 +16,8 @@
 //
 // A block owns a row, as in sampler.cu, whose supports these are; a usual support (n = 30) is one warp's work, and the
 // full vocabulary, where it is wanted, the whole block's. A thread keeps to its own places i, i + 512, .., so that it
-// may read back what it wrote. Gumbel noise has the bits of the sampler's. The gradient of y is sampler_bwd_mixture_f32.
+// may read back what it wrote; of its first place, the only one of a usual support, it keeps the id, the logit (a sector
+// for itself) and the stored g. Gumbel noise has the bits of the sampler's. The gradient of y is sampler_bwd_mixture_f32.
 //
 // A row without kept ids, with ids outside the vocabulary or not ascending, or whose kept logits are not finite, gives
 // NaN; its proxy is 0xffffffff.
@@ -46,22 +47,33 @@ struct Kept {
     float scale, maximum, log_sum;
     u32 largest; // The id of the largest logit, the lower of equals.
     bool sound;
+    // Of place threadIdx.x.
+    u32 own_id;
+    float own;
 
-    __device__ __forceinline__ float scaled(u32 i) const { return __fmul_rn(logits[ids[i]], scale); }
+    // Of the calling thread's places.
+    __device__ __forceinline__ u32 id(u32 i) const { return i == threadIdx.x ? own_id : ids[i]; }
+    __device__ __forceinline__ float scaled(u32 i) const {
+        return i == threadIdx.x ? own : __fmul_rn(logits[ids[i]], scale);
+    }
     __device__ __forceinline__ float clean(u32 i) const { return log_probability(scaled(i), maximum, log_sum); }
 };
 
 // By the whole block; `room` holds WARPS numbers.
 __device__ __forceinline__ Kept kept_of_row(const float *logits, u32 vocabulary, float scale, const u32 *ids, u32 count,
                                             u32 capacity, u64 *room) {
-    Kept kept = {logits, ids, count, scale, 0.0f, 0.0f, FAULTY, false};
+    Kept kept = {logits, ids, count, scale, 0.0f, 0.0f, FAULTY, false, 0, 0.0f};
     bool wrong = count == 0 || count > capacity;
     u64 best = 0;
     for (u32 i = threadIdx.x; i < count && !wrong; i += BLOCK) {
         u32 id = ids[i];
         wrong = id >= vocabulary || (i > 0 && ids[i - 1] >= id);
         if (wrong) break;
-        float s = kept.scaled(i);
+        float s = __fmul_rn(logits[id], scale);
+        if (i == threadIdx.x) {
+            kept.own_id = id;
+            kept.own = s;
+        }
         wrong = !(fabsf(s) <= FINITE);
         best = max(best, rank_key(s, id));
     }
@@ -163,7 +175,7 @@ soft_action_fwd_f32(const float *logits, u32 vocabulary, float scale, const u32 
     }
     float maximum = -infinity();
     for (u32 i = threadIdx.x; i < count; i += BLOCK) {
-        u32 id = kept.ids[i];
+        u32 id = kept.id(i);
         float value = kept.clean(i);
         if (kind == GUMBEL) value = __fadd_rn(value, inside(stream.noise(id), first, second));
         if (kind == GAUSSIAN) {
@@ -220,6 +232,16 @@ soft_action_fwd_f32(const float *logits, u32 vocabulary, float scale, const u32 
     const float *logits, u32 vocabulary, float scale, const u32 *ids, const u32 *counts, u32 capacity,                \
         const float *perturbed, const float *weights, u32 which, float first, float low, float high, u32 mean
 
+// A row's stored numbers, read by the calling thread's places; that of the first stays with it.
+struct Held {
+    const float *from;
+    float own;
+
+    __device__ __forceinline__ Held(const float *from, u32 count)
+        : from(from), own(threadIdx.x < count ? from[threadIdx.x] : 0.0f) {}
+    __device__ __forceinline__ float operator()(u32 i) const { return i == threadIdx.x ? own : from[i]; }
+};
+
 // The law of a soft label: over the kept ids, or the vocabulary, whose statistics need `parts`.
 __device__ __forceinline__ LogSum label_law(const Kept &kept, u32 vocabulary, u32 which, bool &sound) {
     if (which == SOFT_CE_KEPT) return {kept.maximum, kept.log_sum};
@@ -233,11 +255,12 @@ soft_action_fwd_score_f32(SCORED, float *scores) {
     __shared__ u64 room[WARPS];
     float *floats = reinterpret_cast<float *>(room);
     u64 at = (u64)blockIdx.x * capacity;
-    const float *g = perturbed + at, *y = weights + at;
+    const float *y = weights + at;
     Kept kept = kept_of_row(logits + (u64)blockIdx.x * vocabulary, vocabulary, scale, ids + at, counts[blockIdx.x], capacity,
                             room);
     bool sound = kept.sound;
     u32 count = sound ? kept.count : 0;
+    Held g(perturbed + at, count);
     float sum = 0.0f, score = 0.0f;
     if (!sound) {
     } else if (which <= SOFT_CE_FULL) {
@@ -248,11 +271,11 @@ soft_action_fwd_score_f32(SCORED, float *scores) {
     } else if (count == 1) {
     } else if (which == CONCRETE) {
         float inverse_tau = 1.0f / first;
-        LogSum q = log_sum_of(count, room, [&](u32 i) { return __fsub_rn(kept.clean(i), g[i]); });
-        LogSum log_y = log_sum_of(count, room, [&](u32 i) { return __fmul_rn(g[i], inverse_tau); });
+        LogSum q = log_sum_of(count, room, [&](u32 i) { return __fsub_rn(kept.clean(i), g(i)); });
+        LogSum log_y = log_sum_of(count, room, [&](u32 i) { return __fmul_rn(g(i), inverse_tau); });
         for (u32 i = threadIdx.x; i < count; i += BLOCK) {
-            float of_q = log_probability(__fsub_rn(kept.clean(i), g[i]), q.maximum, q.log_sum);
-            float of_y = log_probability(__fmul_rn(g[i], inverse_tau), log_y.maximum, log_y.log_sum);
+            float of_q = log_probability(__fsub_rn(kept.clean(i), g(i)), q.maximum, q.log_sum);
+            float of_y = log_probability(__fmul_rn(g(i), inverse_tau), log_y.maximum, log_y.log_sum);
             sum = __fadd_rn(sum, __fsub_rn(of_q, of_y));
         }
         score = block_sum<WARPS>(sum, floats) + (log_gamma(count) + (float)(count - 1) * logf(first));
@@ -260,7 +283,7 @@ soft_action_fwd_score_f32(SCORED, float *scores) {
     } else {
         u64 counted = 0;
         for (u32 i = threadIdx.x; i < count; i += BLOCK) {
-            float a = kept.clean(i), held = inside(__fsub_rn(g[i], a), low, high);
+            float a = kept.clean(i), held = inside(__fsub_rn(g(i), a), low, high);
             if (!(a > first)) continue;
             counted++;
             sum = __fadd_rn(sum, __fsub_rn(-held, exponential(-held)));
@@ -277,7 +300,7 @@ soft_action_bwd_score_f32(SCORED, const float *dy, float *dlogits) {
     __shared__ u64 room[WARPS];
     float *floats = reinterpret_cast<float *>(room);
     u64 at = (u64)blockIdx.x * capacity;
-    const float *g = perturbed + at, *y = weights + at;
+    const float *y = weights + at;
     dlogits += (u64)blockIdx.x * vocabulary;
     Row row(logits + (u64)blockIdx.x * vocabulary, vocabulary);
     Kept kept = kept_of_row(row.start, vocabulary, scale, ids + at, counts[blockIdx.x], capacity, room);
@@ -286,6 +309,7 @@ soft_action_bwd_score_f32(SCORED, const float *dy, float *dlogits) {
     if (sound && which <= SOFT_CE_FULL) law = label_law(kept, vocabulary, which, sound);
     if (!sound) return fill(dlogits, vocabulary, not_a_number());
     u32 count = kept.count;
+    Held g(perturbed + at, count);
     float slope = __fmul_rn(scale, dy[blockIdx.x]);
     if (which <= SOFT_CE_FULL) {
         float sum = 0.0f;
@@ -309,7 +333,7 @@ soft_action_bwd_score_f32(SCORED, const float *dy, float *dlogits) {
         }
         __syncthreads();
         for (u32 i = threadIdx.x; i < count; i += BLOCK) {
-            u32 id = kept.ids[i];
+            u32 id = kept.id(i);
             dlogits[id] = __fmaf_rn(slope, y[i], pull(row.start[id]));
         }
         return;
@@ -317,17 +341,17 @@ soft_action_bwd_score_f32(SCORED, const float *dy, float *dlogits) {
     fill(dlogits, vocabulary, 0.0f);
     if (count == 1) return;
     if (which == CONCRETE) {
-        LogSum q = log_sum_of(count, room, [&](u32 i) { return __fsub_rn(kept.clean(i), g[i]); });
+        LogSum q = log_sum_of(count, room, [&](u32 i) { return __fsub_rn(kept.clean(i), g(i)); });
         float n = (float)count;
         if (mean) slope = slope / n;
         for (u32 i = threadIdx.x; i < count; i += BLOCK) {
-            float of_q = log_probability(__fsub_rn(kept.clean(i), g[i]), q.maximum, q.log_sum);
-            dlogits[kept.ids[i]] = __fmul_rn(slope, __fmaf_rn(-n, exponential(of_q), 1.0f));
+            float of_q = log_probability(__fsub_rn(kept.clean(i), g(i)), q.maximum, q.log_sum);
+            dlogits[kept.id(i)] = __fmul_rn(slope, __fmaf_rn(-n, exponential(of_q), 1.0f));
         }
         return;
     }
     auto part = [&](u32 i, float a) {
-        float noise = __fsub_rn(g[i], a);
+        float noise = __fsub_rn(g(i), a);
         return !(a > first) || noise < low || noise > high ? 0.0f : __fsub_rn(1.0f, exponential(-noise));
     };
     float sum = 0.0f;
@@ -342,6 +366,6 @@ soft_action_bwd_score_f32(SCORED, const float *dy, float *dlogits) {
     if (mean && counted) slope = slope / (float)counted;
     for (u32 i = threadIdx.x; i < count; i += BLOCK) {
         float a = kept.clean(i);
-        dlogits[kept.ids[i]] = __fmul_rn(slope, __fmaf_rn(-exponential(a), sum, part(i, a)));
+        dlogits[kept.id(i)] = __fmul_rn(slope, __fmaf_rn(-exponential(a), sum, part(i, a)));
     }
 }

@@ -11,6 +11,7 @@ mod verdicts;
 
 use clap::{Parser, ValueEnum};
 use latch::base::{Dtype, Error, Result};
+use latch::model::Precision;
 use latch::verify::workloads::bars::{LENGTH, SEQUENCES};
 use latch::verify::workloads::{GPT2_SMALL, QWEN, Size};
 use std::process::ExitCode;
@@ -18,7 +19,8 @@ use verdicts::{Extent, Verdicts};
 
 const EXAMPLES: &str = "\
 Columns of the kernels:
-  sectors   32-byte sectors of device memory requested over the fewest that the requested bytes fill (bar 1.10)
+  sectors   32-byte sectors of device memory requested over the fewest that the requested bytes fill (bar 1.10); a
+            number that an id picks from a row of the vocabulary fills one, once
   banks     accesses of shared memory over the fewest that the requests need (bar 1.05)
   tensor    operations on tensor cores over those that the operation's products need (bar: at least 1)
   fma       share of operations beside tensor cores: softmax, scales, epilogues
@@ -94,12 +96,21 @@ impl Kind {
         }
     }
 
+    /// How a model of this kind holds numbers.
+    fn precision(self) -> Precision {
+        match self {
+            Kind::Bf16 => Precision::Bf16Activations,
+            Kind::Mixed => Precision::Bf16,
+            Kind::F32 | Kind::All => Precision::F32,
+        }
+    }
+
     fn name(self) -> &'static str {
         match self {
             Kind::All => "all",
             Kind::F32 => "f32",
             Kind::Mixed => "bf16 matrices under f32 activations",
-            Kind::Bf16 => "bf16",
+            Kind::Bf16 => "bf16 activations",
         }
     }
 }
@@ -156,10 +167,7 @@ fn run(arguments: &Arguments) -> Result<()> {
     for size in arguments.sizes() {
         for kind in arguments.kinds() {
             let heads = kernels::table(arguments, size, kind, &mut verdicts)?;
-            // Activations of models are f32.
-            if kind != Kind::Bf16 {
-                steps::table(arguments, size, kind, &heads, &mut verdicts)?;
-            }
+            steps::table(arguments, size, kind, &heads, &mut verdicts)?;
         }
     }
     let extent = arguments.extent();

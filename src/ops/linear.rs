@@ -33,9 +33,9 @@ pub use crate::cpu::gemm::Accumulate;
 
 kernels!("bias": BACKWARD_BIAS_F32 = "bias_bwd_f32", BACKWARD_BIAS_BF16 = "bias_bwd_bf16");
 
-/// Threads of a block of the bias kernels (`__launch_bounds__`), and bytes of a row that it sums.
-const BLOCK: u32 = 256;
-const ROW_BYTES: usize = 32;
+/// Threads of a block of the bias kernels (`__launch_bounds__`), and the columns that it sums.
+const BLOCK: u32 = 512;
+const COLUMNS: usize = 16;
 
 /// How a weight lies in memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -328,8 +328,7 @@ fn backward_bias(gpu: &dyn Launcher, dy: View, p: &Projection, dbias: &Tensor) -
         return Ok(());
     }
     let kernel = by_dtype("linear dy", dy.dtype(), &BACKWARD_BIAS_F32, &BACKWARD_BIAS_BF16)?;
-    let grid =
-        Grid::linear(size("linear outputs", (outputs * dy.dtype().size()).div_ceil(ROW_BYTES))?, BLOCK);
+    let grid = Grid::linear(size("linear outputs", outputs.div_ceil(COLUMNS))?, BLOCK);
     let dbias = Strided { address: dbias.view().address()?, stride: 1 }.offset(p.outputs.start, Dtype::F32);
     let (rows, outputs) = (size("linear rows", rows)?, size("linear outputs", outputs)?);
     gpu.launch(kernel, grid, &arguments![dy.address()?, rows, outputs, dbias.address])
@@ -355,7 +354,7 @@ fn result_dtype(activations: Dtype, found: Dtype) -> Dtype {
 }
 
 /// How a GPU multiplies such activations; [`expect_weight`] has admitted them and said whether the weight is `mixed`.
-fn operands(activations: Dtype, mixed: bool) -> Operands {
+pub(in crate::ops) fn operands(activations: Dtype, mixed: bool) -> Operands {
     match (activations, mixed) {
         (Dtype::Bf16, _) => Operands::Bf16,
         (_, true) => Operands::Rounded,
@@ -364,7 +363,7 @@ fn operands(activations: Dtype, mixed: bool) -> Operands {
 }
 
 /// Rows on a GPU.
-fn rows_of(view: View) -> Result<Strided> {
+pub(in crate::ops) fn rows_of(view: View) -> Result<Strided> {
     Ok(Strided { address: view.address()?, stride: view.cols() })
 }
 

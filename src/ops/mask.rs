@@ -215,14 +215,15 @@ impl MaskSet {
                 cpu::mask::fill(keys.slice()?, table.slice()?, threshold, self.sites.words, bits.slice()?);
             }
             Device::Gpu(gpu) => {
-                let widest = self.sites.iter().map(|site| site.width.div_ceil(32)).max().unwrap_or(0);
-                let across = blocks("mask words", keys.len() * widest, BLOCK as usize)?;
+                let across = blocks("mask words", keys.len() * self.sites.words, BLOCK as usize)?;
                 let sites = size("mask sites", self.sites.list.len())?;
-                let grid = Grid { blocks: [across, sites, 1], ..Grid::linear(across, BLOCK) };
+                let shared_bytes = drawing.table.bytes() as u32;
+                let grid = Grid { shared_bytes, ..Grid::linear(across, BLOCK) };
                 let (instances, stride) = (keys.len() as u32, size("mask words", self.sites.words)?);
                 let (keys, table) = (drawing.keys.view().address()?, drawing.table.view().address()?);
                 let bits = self.bits.view_mut().address()?;
-                gpu.launch(&FILL, grid, &arguments![keys, table, threshold, instances, stride, bits])?;
+                let arguments = arguments![keys, table, sites, threshold, instances, stride, bits];
+                gpu.launch(&FILL, grid, &arguments)?;
             }
         }
         Ok(())

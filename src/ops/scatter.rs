@@ -13,6 +13,9 @@ use crate::base::{Dtype, Error, Result};
 use crate::device::{Argument, Device, Grid, Kernel, Launcher};
 
 kernels!("scatter":
+    ORDER_ROWS = "scatter_order_rows",
+    ORDER_TOKENS = "scatter_order_tokens",
+    ORDER_LATENTS = "scatter_order_latents",
     TILES_ROWS = "scatter_tiles_rows",
     TILES_TOKENS = "scatter_tiles_tokens",
     TILES_LATENTS = "scatter_tiles_latents",
@@ -26,6 +29,12 @@ kernels!("scatter":
     ADD_LATENTS_BF16 = "scatter_add_latents_bf16",
 );
 
+/// Numbers of 4 bytes in a sector of device memory.
+const SECTOR: usize = 8;
+/// Most contributions that find their places by counting, those of a block, and its threads.
+const COUNTED: u32 = 8192;
+const COUNTS: u32 = 32;
+const COUNT_BLOCK: u32 = 1024;
 /// Contributions of a block that sorts, and its threads.
 const TILE: u32 = 512;
 /// Contributions and threads of a block that adds.
@@ -35,7 +44,7 @@ const ADD_BLOCK: u32 = 128;
 /// Room for the order of contributions. The CPU needs none.
 #[derive(Debug, Default)]
 pub struct Order {
-    /// U32 `[4, entries]`: keys and entries sorted in tiles, then altogether.
+    /// U32 `[4, entries]`: keys and entries sorted in tiles, then pairs of both sorted altogether, in two rows.
     lists: Option<Tensor>,
 }
 
@@ -50,13 +59,14 @@ impl Order {
         Ok(order)
     }
 
-    /// The four lists, each with room for `entries`.
-    fn fit(&mut self, device: &Device, entries: usize) -> Result<[Argument; 4]> {
+    /// The three lists, each with room for `entries`, and beginning at a sector of device memory.
+    fn fit(&mut self, device: &Device, entries: usize) -> Result<[Argument; 3]> {
+        let entries = entries.next_multiple_of(SECTOR);
         if self.lists.as_ref().is_none_or(|lists| lists.shape().dims()[1] < entries) {
             self.lists = None;
             self.lists = Some(Tensor::zeros(device, [4, entries], Dtype::U32)?);
         }
-        let mut addresses = [ABSENT; 4];
+        let mut addresses = [ABSENT; 3];
         if let Some(lists) = &self.lists {
             for (row, address) in addresses.iter_mut().enumerate() {
                 *address = lists.rows(row..row + 1)?.address()?;
@@ -97,36 +107,38 @@ pub(in crate::ops) fn add(
     if entries == 0 || cols == 0 || to.count() == 0 {
         return Ok(());
     }
-    let [tile_keys, tile_entries, keys, sorted] = order.fit(from.device(), entries)?;
+    let [tile_keys, tile_entries, sorted] = order.fit(from.device(), entries)?;
     let count = size("scattered rows", entries)?;
     let bound = size("rows of the target", to.count())?;
-    let tiles = Grid::linear(count.div_ceil(TILE), TILE);
-    let (kernel, mut list) = match contributions {
-        Contributions::Rows(index) => (&TILES_ROWS, vec![index.address()?]),
+    let (order, tiles, mut list) = match contributions {
+        Contributions::Rows(index) => (&ORDER_ROWS, &TILES_ROWS, vec![index.address()?]),
         Contributions::Tokens(ids, soft) => {
             let (soft_ids, mixtures) = match soft {
                 Some(soft) if soft.ids.cols() > 0 => (soft.ids.address()?, soft.ids.count()),
                 _ => (ABSENT, 0),
             };
             let mixtures = size("mixtures", mixtures)?.into();
-            (&TILES_TOKENS, vec![ids.address()?, soft_ids, mixtures, size("terms", terms)?.into()])
+            let list = vec![ids.address()?, soft_ids, mixtures, size("terms", terms)?.into()];
+            (&ORDER_TOKENS, &TILES_TOKENS, list)
         }
-        Contributions::Latents(ids, source, _) => (&TILES_LATENTS, vec![ids.address()?, source.address()?]),
-    };
-    list.extend(arguments![count, bound, tile_keys, tile_entries]);
-    gpu.launch(kernel, tiles, &list)?;
-    let (keys, sorted) = match tiles.blocks[0] {
-        // One tile is in order already.
-        1 => (tile_keys, tile_entries),
-        _ => {
-            gpu.launch(&RANKS, tiles, &arguments![tile_keys, tile_entries, count, keys, sorted])?;
-            (keys, sorted)
+        Contributions::Latents(ids, source, _) => {
+            (&ORDER_LATENTS, &TILES_LATENTS, vec![ids.address()?, source.address()?])
         }
     };
+    list.extend(arguments![count, bound]);
+    if count <= COUNTED {
+        list.push(sorted);
+        gpu.launch(order, Grid::linear(count.div_ceil(COUNTS), COUNT_BLOCK), &list)?;
+    } else {
+        let grid = Grid::linear(count.div_ceil(TILE), TILE);
+        list.extend([tile_keys, tile_entries]);
+        gpu.launch(tiles, grid, &list)?;
+        gpu.launch(&RANKS, grid, &arguments![tile_keys, tile_entries, count, sorted])?;
+    }
     let (kernel, mut list) = adder(contributions, from.dtype(), to.dtype(), terms)?;
     let lanes = if cols.is_multiple_of(4) { 128 } else { 32 };
     let blocks = [count.div_ceil(SLOTS), size("columns", cols)?.div_ceil(lanes), 1];
-    list.extend(arguments![keys, sorted, count, from.address()?, size("columns", cols)?, to.address()?]);
+    list.extend(arguments![sorted, count, from.address()?, size("columns", cols)?, to.address()?]);
     gpu.launch(kernel, Grid { blocks, threads: [ADD_BLOCK, 1, 1], shared_bytes: 0 }, &list)
 }
 

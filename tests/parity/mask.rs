@@ -152,7 +152,7 @@ fn misuse_is_named() {
 #[test]
 fn gpu_bits_equal_the_cpu_s() {
     for (width, hidden, layers, instances) in
-        [(1, 1, 1, 1), (33, 65, 2, 3), (768, 3072, 2, 9), (896, 4864, 1, 2)]
+        [(1, 1, 1, 1), (33, 65, 2, 3), (768, 3072, 2, 9), (896, 4864, 1, 2), (40, 7, 37, 3)]
     {
         let sites = Sites::new(width, hidden, layers, &SiteKind::ALL);
         for p in [0.0, 0.1, 0.25, 1.0 - f64::EPSILON] {

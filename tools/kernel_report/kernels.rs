@@ -5,7 +5,7 @@ use super::verdicts::Verdicts;
 use super::{Arguments, Kind};
 use latch::base::Result;
 use latch::sim::counters::Class;
-use latch::verify::workloads::bars::{Subject, tensor, verdicts};
+use latch::verify::workloads::bars::{Subject, sectors, tensor, verdicts};
 use latch::verify::workloads::{Setting, Size, Work, all};
 
 /// A card's datasheet: GB/s, and TFLOP/s of dense bf16 on tensor cores with f32 sums.
@@ -110,7 +110,9 @@ fn print(at: Subject, kind: &str, work: &Work, spent: &[Spent], all_verdicts: &m
     println!();
     for Spent { entry, launches, counters } in spent {
         let traffic = &counters.traffic;
-        let (global, shared) = (traffic.global().ratio(), traffic.shared().ratio());
+        let (global, shared) = (traffic.global(), traffic.shared().ratio());
+        let scattered = if spent.len() == 1 { work.scattered } else { 0 };
+        let global = sectors(global.sectors, global.ideal, scattered);
         let [sectors, banks, local] = verdicts(global, shared, counters.local_bytes).map(|verdict| {
             (verdict.found, all_verdicts.note(&Subject { kernel: entry, ..at }, kind, &verdict))
         });

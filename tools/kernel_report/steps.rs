@@ -4,8 +4,8 @@ use super::counts::{Seen, Spent, device, total};
 use super::kernels::{Extra, Heads};
 use super::verdicts::Verdicts;
 use super::{Arguments, Kind};
+use latch::base::Result;
 use latch::base::rng::{Purpose, StreamKey};
-use latch::base::{Dtype, Result};
 use latch::device::Device;
 use latch::model::{
     Config, Input, Model, Precision, Record, RowPlan, Segment, Sequences, SequencesPlan, Truncation,
@@ -27,7 +27,7 @@ pub fn table(
     heads: &Heads,
     verdicts: &mut Verdicts,
 ) -> Result<()> {
-    let dtype = if kind == Kind::Mixed { Dtype::Bf16 } else { Dtype::F32 };
+    let precision = kind.precision();
     let (steps, masks) = (arguments.wants("steps"), arguments.wants("masks"));
     let all = arguments.sequences;
     let mut groups = Vec::new();
@@ -41,7 +41,7 @@ pub fn table(
         groups.push(Group { rows: all, masked: true });
     }
     let found = whole(size, |layers| {
-        let run = Run::new(size, layers, dtype, [all, arguments.length], false)?;
+        let run = Run::new(size, layers, precision, [all, arguments.length], false)?;
         run.steps(&groups)
     })?;
     // What a decode step and a latent step of a group cost.
@@ -75,7 +75,7 @@ pub fn table(
         let [without, with] = [false, true].map(|masked| of(all, masked));
         let [plain, masked] = [false, true].map(|masked| {
             whole(size, |layers| {
-                let run = Run::new(size, layers, dtype, [all, arguments.length], true)?;
+                let run = Run::new(size, layers, precision, [all, arguments.length], true)?;
                 run.train(masked).map(|found| vec![found])
             })
         });
@@ -158,9 +158,15 @@ struct Run {
 
 impl Run {
     /// Rows behind a prompt of so many positions; a sample of the blocks of large grids, or all.
-    fn new(size: Size, layers: usize, dtype: Dtype, [rows, prompt]: [usize; 2], sample: bool) -> Result<Run> {
+    fn new(
+        size: Size,
+        layers: usize,
+        precision: Precision,
+        [rows, prompt]: [usize; 2],
+        sample: bool,
+    ) -> Result<Run> {
         let device = device(sample);
-        let model = Model::random(config(size, layers)?, 0, &device, Precision::of(dtype))?;
+        let model = Model::random(config(size, layers)?, 0, &device, precision)?;
         Ok(Run { size, layers, rows, prompt, device, model })
     }
 
@@ -248,12 +254,13 @@ impl Run {
         let weights: usize =
             self.model.parameters().iter().filter(|p| !tables(p.shape().dims())).map(|p| p.bytes()).sum();
         let [heads, kv_heads] = self.size.heads.map(|count| count * self.size.head_dim);
-        let cache = self.layers * keys * 2 * kv_heads * 4;
+        let size = self.model.precision().activations().size();
+        let cache = self.layers * keys * 2 * kv_heads * size;
         // Twice the stream and its norm, q, k, v, what attention and its projection give; inside the MLP, and its
         // projection.
         let inside = if heads == kv_heads { 2 } else { 3 } * self.size.hidden;
         let layer = 6 * self.size.width + 2 * heads + 2 * kv_heads + inside;
-        let activations = rows * 4 * (self.layers * layer + 2 * self.size.width);
+        let activations = rows * size * (self.layers * layer + 2 * self.size.width);
         Extra {
             requested: traffic.global().bytes(),
             device: traffic.moved_once(),

@@ -1,12 +1,15 @@
 //! The GPU's arm: logits in panels of some thousand ids, made by a matrix product and used up by the kernels of
 //! cuda/log_probability.cu while they are in the L2 cache.
+//!
+//! Rows of a panel stand at multiples of 128 bytes, whatever the vocabulary: products copy them in pieces of 16 bytes.
 
 use super::{Inputs, Upstream};
 use crate::base::{Dtype, Result};
 use crate::device::{Device, Grid, Launcher};
 use crate::ops::cast::cast;
 use crate::ops::launch::{ABSENT, arguments, kernels, size};
-use crate::ops::linear::{self, Accumulate, Gradients, Layout, Projection};
+use crate::ops::linear::{operands, rows_of};
+use crate::ops::product::{Form, Operands, Product, Strided};
 use crate::ops::{Tensor, View, ViewMut};
 use std::ops::Range;
 
@@ -27,6 +30,10 @@ const SPAN: usize = 4096;
 /// Ids whose statistics are taken together (cuda/softmax.cuh), and numbers kept of them.
 const CHUNK: usize = 1024;
 const PART: usize = 3;
+/// Chunks whose parts fill whole sectors of 32 bytes.
+const SECTOR_PARTS: usize = 8;
+/// Rows of panels begin at multiples of so many numbers: 128 bytes of bf16.
+const ALIGNMENT: usize = 64;
 
 /// Rows whose logits are held at once.
 const ROWS: usize = 1024;
@@ -78,8 +85,8 @@ impl Workspace {
         dtype: Dtype,
     ) -> Result<Workspace> {
         let rows = rows.clamp(1, ROWS);
-        let panel = (rows * PANEL).max(ROOM).min(rows * vocabulary);
-        let backward = rows * PANEL.min(vocabulary);
+        let panel = (rows * PANEL).max(ROOM).min(rows * stride(vocabulary));
+        let backward = rows * PANEL.min(stride(vocabulary));
         let half = dtype == Dtype::Bf16;
         let zeros = |elements, dtype| Tensor::zeros(device, [1, elements], dtype);
         Ok(Workspace {
@@ -88,7 +95,7 @@ impl Workspace {
             panel: zeros(panel, Dtype::F32)?,
             d_logits: half.then(|| zeros(backward, Dtype::Bf16)).transpose()?,
             d_states: half.then(|| zeros(rows * width, Dtype::F32)).transpose()?,
-            parts: zeros(rows * vocabulary.div_ceil(CHUNK) * PART, Dtype::F32)?,
+            parts: zeros(rows * room_of_parts(vocabulary) * PART, Dtype::F32)?,
             target_logit: Tensor::zeros(device, [rows, 1], Dtype::F32)?,
         })
     }
@@ -98,34 +105,47 @@ impl Workspace {
         inputs.w.expect_shape("log_probability w", self.head).map(|()| self.head[0])
     }
 
-    /// Logits of `rows` and of the ids `ids`, before the temperature.
-    fn logits(&mut self, inputs: &Inputs, rows: &Range<usize>, ids: &Range<usize>) -> Result<Projection> {
-        let projection = Projection { layout: Layout::OutIn, inputs: self.head[1], outputs: ids.clone() };
-        let panel = self.panel.matrix_mut(rows.len(), ids.len())?;
-        linear::forward(inputs.h.rows(rows.clone())?, &projection, inputs.w, None, panel)?;
-        Ok(projection)
+    /// Logits of `rows` and of the ids `ids`, before the temperature: in rows that are [`stride`] numbers apart.
+    fn logits(
+        &self,
+        gpu: &dyn Launcher,
+        inputs: &Inputs,
+        rows: &Range<usize>,
+        ids: &Range<usize>,
+    ) -> Result<()> {
+        let (h, w) = (rows_of(inputs.h.rows(rows.clone())?)?, rows_of(inputs.w.rows(ids.clone())?)?);
+        let panel = panel(&self.panel, rows.len(), ids.len())?;
+        inputs.h.device().traffic().multiply(1);
+        let sizes = [rows.len(), ids.len(), self.head[1]];
+        Product::new(Form::Nt, operands_of(inputs), [h, w, panel], sizes).launch(gpu)
     }
 
     /// Log-probabilities, and what backward needs.
     pub fn forward(&mut self, gpu: &dyn Launcher, inputs: &Inputs, mut out: Results) -> Result<()> {
         let vocabulary = self.vocabulary(inputs)?;
         let chunks = size("log_probability chunks", vocabulary.div_ceil(CHUNK))?;
+        let room = size("log_probability parts", room_of_parts(vocabulary))?;
         for rows in blocks(inputs.h.count(), self.rows) {
             let count = size("log_probability rows", rows.len())?;
             let targets = inputs.targets.rows(rows.clone())?.address()?;
             let parts = self.parts.view().address()?;
             let target_logit = self.target_logit.view().address()?;
-            let fitting = self.panel.shape().elements() / rows.len() / CHUNK * CHUNK;
-            for ids in blocks(vocabulary, fitting.max(CHUNK).min(vocabulary)) {
-                self.logits(inputs, &rows, &ids)?;
+            // The whole vocabulary, or whole chunks of it.
+            let fitting = match self.panel.shape().elements() / rows.len() {
+                room if room >= stride(vocabulary) => vocabulary,
+                room => room / CHUNK * CHUNK,
+            };
+            for ids in blocks(vocabulary, fitting) {
+                self.logits(gpu, inputs, &rows, &ids)?;
                 let grid = grid(ids.len().div_ceil(WARPS * CHUNK), rows.len(), CHUNK_BLOCK)?;
                 let arguments = arguments![
                     self.panel.view().address()?,
                     size("log_probability panel", ids.len())?,
+                    size("log_probability panel", stride(ids.len()))?,
                     size("log_probability vocabulary", ids.start)?,
                     inputs.inverse_temperature as f32,
                     targets,
-                    chunks,
+                    room,
                     parts,
                     target_logit,
                 ];
@@ -139,6 +159,7 @@ impl Workspace {
                 parts,
                 count,
                 chunks,
+                room,
                 size("log_probability vocabulary", vocabulary)?,
                 targets,
                 target_logit,
@@ -162,17 +183,18 @@ impl Workspace {
         upstream: &Upstream,
         statistics: &Statistics,
         mut dh: ViewMut,
-        mut dw: Option<&mut Tensor>,
+        dw: Option<&mut Tensor>,
     ) -> Result<()> {
         let vocabulary = self.vocabulary(inputs)?;
         for rows in blocks(inputs.h.count(), self.rows) {
             let column = |view: View| view.rows(rows.clone())?.address();
             for ids in blocks(vocabulary, PANEL.min(vocabulary)) {
-                let projection = self.logits(inputs, &rows, &ids)?;
+                self.logits(gpu, inputs, &rows, &ids)?;
                 let grid = grid(ids.len().div_ceil(SPAN), rows.len(), BLOCK)?;
                 let arguments = arguments![
                     self.panel.view().address()?,
                     size("log_probability panel", ids.len())?,
+                    size("log_probability panel", stride(ids.len()))?,
                     size("log_probability vocabulary", ids.start)?,
                     inputs.inverse_temperature as f32,
                     column(inputs.targets)?,
@@ -197,11 +219,19 @@ impl Workspace {
                     None => dh.reborrow().rows(rows.clone())?,
                     Some(sum) => sum.matrix_mut(rows.len(), self.head[1])?,
                 };
-                let accumulate = if ids.start == 0 { Accumulate::Assign } else { Accumulate::Add };
-                let gradients =
-                    Gradients { dx: Some((dx, accumulate)), dw: dw.as_deref_mut(), ..Gradients::default() };
-                let dy = d_logits.matrix(rows.len(), ids.len())?;
-                linear::backward(dy, inputs.h.rows(rows.clone())?, &projection, inputs.w, gradients)?;
+                let (dy, h) = (panel(d_logits, rows.len(), ids.len())?, inputs.h.rows(rows.clone())?);
+                let product = |form, matrices, sizes, add| {
+                    inputs.h.device().traffic().multiply(1);
+                    let product = Product::new(form, operands_of(inputs), matrices, sizes);
+                    Product { add, gradient: true, ..product }.launch(gpu)
+                };
+                let [width, count] = [self.head[1], ids.len()];
+                let to_states = [dy, rows_of(inputs.w.rows(ids.clone())?)?, rows_of(dx.as_view())?];
+                product(Form::Nn, to_states, [rows.len(), width, count], ids.start > 0)?;
+                if let Some(dw) = &dw {
+                    let to_head = [dy, rows_of(h)?, rows_of(dw.rows(ids)?)?];
+                    product(Form::Tn, to_head, [count, width, rows.len()], true)?;
+                }
             }
             if let Some(sum) = &self.d_states {
                 cast(sum.matrix(rows.len(), self.head[1])?, dh.reborrow().rows(rows)?)?;
@@ -209,6 +239,26 @@ impl Workspace {
         }
         Ok(())
     }
+}
+
+/// How far apart the rows of a panel of `cols` columns begin.
+fn stride(cols: usize) -> usize {
+    cols.next_multiple_of(ALIGNMENT)
+}
+
+/// How many parts a row has room for.
+fn room_of_parts(vocabulary: usize) -> usize {
+    vocabulary.div_ceil(CHUNK).next_multiple_of(SECTOR_PARTS)
+}
+
+/// A workspace as a panel of `rows` rows with `cols` columns.
+fn panel(workspace: &Tensor, rows: usize, cols: usize) -> Result<Strided> {
+    rows_of(workspace.matrix(rows, stride(cols))?)
+}
+
+/// How the head's products multiply.
+fn operands_of(inputs: &Inputs) -> Operands {
+    operands(inputs.h.dtype(), inputs.h.dtype() != inputs.w.dtype())
 }
 
 /// Runs of `each` from 0 to `count`.

@@ -30,7 +30,7 @@ const CHUNK: usize = 1024;
 const PART_BYTES: usize = 12;
 /// Ids of a block that has chunks, and of one that has a piece.
 const CHUNKS: usize = 4 * CHUNK;
-const PIECE: usize = 8192;
+const PIECE: usize = 4096;
 
 /// Where a draw writes.
 pub(super) struct Places {

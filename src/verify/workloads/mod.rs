@@ -84,6 +84,8 @@ pub struct Work {
     pub bytes: usize,
     /// Floating-point operations of its products.
     pub flops: usize,
+    /// 4-byte numbers that ids pick from far apart, each in a sector of its own; of operations that are one kernel.
+    pub scattered: usize,
     /// Runs it.
     pub run: Box<dyn FnMut() -> Result<()>>,
 }
@@ -120,8 +122,13 @@ impl Work {
         Work::multiplying(bytes, 0, run)
     }
 
+    /// Work whose one kernel reads `scattered` numbers at ids, a sector for each; `bytes` are what it moves beside them.
+    fn picking(scattered: usize, bytes: usize, run: impl FnMut() -> Result<()> + 'static) -> Result<Work> {
+        Ok(Work { scattered, ..Work::moving(bytes + scattered * 32, run)? })
+    }
+
     fn multiplying(bytes: usize, flops: usize, run: impl FnMut() -> Result<()> + 'static) -> Result<Work> {
-        Ok(Work { bytes, flops, run: Box::new(run) })
+        Ok(Work { bytes, flops, scattered: 0, run: Box::new(run) })
     }
 }
 

@@ -12,7 +12,10 @@ pub(super) const LIST: &[(&str, Make)] = &[
     ("linear forward back wide", |s| forward(s, s.positions(), [s.size.width, s.size.hidden], Layout::InOut)),
     ("linear forward step", |s| forward(s, s.sequences, [s.size.width, s.size.hidden], Layout::OutIn)),
     ("linear forward step back", |s| forward(s, s.sequences, [s.size.hidden, s.size.width], Layout::InOut)),
-    ("linear forward head", |s| forward(s, s.sequences, [s.size.width, s.size.vocabulary], Layout::OutIn)),
+    // Logits are f32.
+    ("linear forward head", |s| {
+        forward_to(s, s.sequences, [s.size.width, s.size.vocabulary], Layout::OutIn, Dtype::F32)
+    }),
     ("linear backward dx", |s| backward(s, s.size.hidden, [true, false, false])),
     ("linear backward dw", |s| backward(s, s.size.hidden, [false, true, false])),
     ("linear backward dw narrow", |s| backward(s, s.size.width, [false, true, false])),
@@ -54,9 +57,13 @@ fn shape(layout: Layout, [inputs, outputs]: [usize; 2]) -> [usize; 2] {
 }
 
 fn forward(s: &Setting, rows: usize, sizes: [usize; 2], layout: Layout) -> Result<Work> {
+    forward_to(s, rows, sizes, layout, s.dtype)
+}
+
+fn forward_to(s: &Setting, rows: usize, sizes: [usize; 2], layout: Layout, result: Dtype) -> Result<Work> {
     let ([inputs, outputs], [wide, deep]) = (sizes, shape(layout, sizes));
     let (x, w, mut y) =
-        (s.activations("x", rows, inputs)?, s.matrix("w", wide, deep)?, s.blank(rows, outputs)?);
+        (s.activations("x", rows, inputs)?, s.matrix("w", wide, deep)?, s.zeros(rows, outputs, result)?);
     let projection = Projection::whole(layout, inputs, outputs);
     Work::multiplying(moved(&[&x, &w, &y]), 2 * rows * inputs * outputs, move || {
         linear::forward(x.view(), &projection, &w, None, y.view_mut())

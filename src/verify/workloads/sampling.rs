@@ -19,9 +19,8 @@ pub(super) const LIST: &[(&str, Make)] = &[
     ("sampler score", |s| {
         let (n, logits, support) = (s.sequences, logits(s)?, kept(s)?);
         let (tokens, mut out) = (first_kept(s)?, s.zeros(n, 1, Dtype::F32)?);
-        // A kept id is a sector of its row.
-        let bytes = moved(&[support.ids(), &tokens, &out]) + n * KEPT * 32;
-        Work::moving(bytes, move || {
+        let bytes = moved(&[support.ids(), &tokens, &out]);
+        Work::picking(n * KEPT, bytes, move || {
             let law = law(Some(KEPT), None);
             let scored = sampler::Scored { logits: logits.view(), tokens: tokens.view(), law: &law };
             score_on_support(&scored, &support, 0..n, out.view_mut())
@@ -176,8 +175,8 @@ fn act(s: &Setting, perturbation: Perturbation) -> Result<Work> {
     let (n, logits, support, noise) = (s.sequences, logits(s)?, kept(s)?, Coordinates::new(s)?);
     let (mut g, mut y) = (s.zeros(n, KEPT, Dtype::F32)?, s.zeros(n, KEPT, Dtype::F32)?);
     let mut proxies = s.zeros(n, 1, Dtype::U32)?;
-    let bytes = moved(&[support.ids(), &g, &y, &proxies]) + n * KEPT * 32;
-    Work::moving(bytes, move || {
+    let bytes = moved(&[support.ids(), &g, &y, &proxies]);
+    Work::picking(n * KEPT, bytes, move || {
         let out = Outputs {
             perturbed: g.view_mut(),
             weights: y.view_mut(),
@@ -195,12 +194,14 @@ fn score(s: &Setting, kind: Score, backward: bool) -> Result<Work> {
     let (g, y) = (s.numbers("g", n, KEPT)?, s.numbers("y", n, KEPT)?);
     let (mut out, upstream) = (s.zeros(n, 1, Dtype::F32)?, s.numbers("upstream", n, 1)?);
     let mut d_logits = s.zeros(n, s.size.vocabulary, Dtype::F32)?;
-    let read = match kind {
-        Score::SoftCe { full: true } => logits.bytes(),
-        _ => n * KEPT * 32,
+    // The full vocabulary is read as rows, a gradient is written so.
+    let (scattered, read) = match (kind, backward) {
+        (Score::SoftCe { full: true }, _) => (0, logits.bytes()),
+        (_, true) => (0, n * KEPT * 32),
+        (_, false) => (n * KEPT, 0),
     };
     let written = if backward { d_logits.bytes() } else { out.bytes() };
-    Work::moving(moved(&[support.ids(), &g, &y]) + read + written, move || {
+    Work::picking(scattered, moved(&[support.ids(), &g, &y]) + read + written, move || {
         let scored = Scored {
             logits: logits.view(),
             inverse_temperature: 1.0,
