@@ -7,7 +7,7 @@
 //
 //   kernel            in                    out                       grid           block  shared   moved (a = bytes of act)
 //   layernorm_fwd_*   x[R,C] w[C] b[C]      y[R,C] (mean, rstd)[R]    ceil(R/each)   512    8.3 KB   2 R C a + 8 C grid
-//   layernorm_bwd_*   dy x [R,C] w stats    dx[R,C] partial[G,2,C]    G = as above   256    8.3 KB   3 R C a + 12 C grid
+//   layernorm_bwd_*   dy x [R,C] w stats    dx[R,C] partial[G,2,C]    G = as above   256    38 KB    3 R C a + 12 C grid
 //   layernorm_bwd_dw  partial[G,2,C]        dw[C] db[C] (+=)          ceil(2C/32)    1024   4.1 KB   8 C G
 //
 // The mean is subtracted before squares are added (two passes over registers, not over memory): a mean far from zero
@@ -32,7 +32,7 @@ template <typename act>
 __device__ __forceinline__ void backward(const act *dy, const act *x, const float *w, const float *statistics, u32 rows,
                                          u32 cols, u32 each, act *dx, float *partial, float *dw, float *db) {
     __shared__ float warps[BACKWARD / WARP];
-    __shared__ __align__(16) float shelf[2][Shelf::FLOATS];
+    __shared__ __align__(16) float shelf[1 + BACKWARD / WARP][Shelf::FLOATS];
     Parameters parameters = {w, nullptr, 0.0f, dw, db};
     Room room = {warps, {shelf[0]}, {shelf[1]}};
     NormBackward<LayerNorm, BACKWARD, act> run = {dy, x, parameters, statistics, rows, cols, each, dx, partial, room};

@@ -1,4 +1,4 @@
-// Linear maps: the matrix products of cuda/gemm.cuh, and sums over rows for biases. Operation: src/ops/linear.rs, which
+// Linear maps: the matrix products of cuda/gemm.cuh (the gradient of a bias: bias.cu). Operation: src/ops/linear.rs, which
 // launches products through src/ops/product.rs. What a product is and in which order it sums: gemm.cuh.
 //
 //   C[M,N] = A[M,K] B[K,N] + bias[N]    or C += ...,    then activated = gelu(C), where that is wanted
@@ -28,12 +28,8 @@
 // chunks of k. Skinny reads A half as often; narrow has more warps on every line where there are few columns.
 // On a GPU of compute capability 9.0, cuda/linear_sm90a.cu has wide and square for bf16 operands. All have the same bits.
 //
-// Seen on an H200, microseconds (cuBLASLt): bf16 4096x3072x768 wide 81, 4096x4096x4096 468; f32 4096x3072x768 374 (392);
+// Seen on an H200, microseconds (cuBLASLt): bf16 4096x3072x768 wide 81, 4096x4096x4096 468; f32 4096x3072x768 414 (390);
 // bf16 with 8 rows: 4864x896 narrow 8.4 (8.3), 896x4864 narrow 14 (10), 151936x896 skinny 94 (77).
-//
-//   linear_bwd_bias_<dtype>   dbias[c] += sum_r dy[r,c]   in dy[R,C]   grid ceil(C/32)   block 256   reads dy once
-//
-// There a thread sums 16 bytes of columns over every 32nd (bf16: 64th) row, then a warp adds these sums in order.
 #include "gemm.cuh"
 
 using Wide = Tile<64, 128, 1, 4, 1, 128, 3>;
@@ -73,56 +69,3 @@ FEW_ROWS(linear_nn_rounded, float, K_CONTIGUOUS, bf16, OTHER_CONTIGUOUS, BF16)
 FEW_ROWS(linear_nn_bf16, bf16, K_CONTIGUOUS, bf16, OTHER_CONTIGUOUS, BF16)
 // Sixteen columns of f32 are too short a line for the swizzle.
 PRODUCT(linear_nn_f32_skinny, 1, float, K_CONTIGUOUS, float, OTHER_CONTIGUOUS, SPLIT_TF32, Skinny)
-
-// ---- dbias --------------------------------------------------------------------------------------------------------
-
-constexpr int BLOCK = 256, COLUMNS = 32, PITCH = COLUMNS + 4;
-
-template <typename T>
-__device__ __forceinline__ void add_cell(float (&sums)[16 / sizeof(T)], uint4 cell) {
-    const u32 word[4] = {cell.x, cell.y, cell.z, cell.w};
-#pragma unroll
-    for (int i = 0; i < 4; i++) {
-        if constexpr (sizeof(T) == 4) {
-            sums[i] += __uint_as_float(word[i]);
-        } else {
-            sums[2 * i] += __uint_as_float(word[i] << 16);
-            sums[2 * i + 1] += __uint_as_float(word[i] & 0xffff0000u);
-        }
-    }
-}
-
-template <typename T>
-__device__ void backward_bias(const T *dy, u32 rows, u32 cols, float *dbias) {
-    constexpr u32 CELL = 16 / sizeof(T), LANES = COLUMNS / CELL, ROWS = BLOCK / LANES;
-    __shared__ __align__(16) float parts[ROWS * PITCH];
-    u32 lane = threadIdx.x % LANES * CELL, first = threadIdx.x / LANES, col = blockIdx.x * COLUMNS + lane;
-    Source<T> from(dy, cols, rows, cols);
-    float sums[CELL] = {};
-    if (from.aligned && col < cols) {
-#pragma unroll 4
-        for (u32 row = first; row < rows; row += ROWS)
-            add_cell<T>(sums, *reinterpret_cast<const uint4 *>(from.at(row, col)));
-    } else {
-#pragma unroll 1
-        for (u32 row = first; row < rows; row += ROWS) add_cell<T>(sums, from.gather(row, col));
-    }
-#pragma unroll
-    for (u32 i = 0; i < CELL; i += 4)
-        *reinterpret_cast<float4 *>(parts + first * PITCH + lane + i) =
-            make_float4(sums[i], sums[i + 1], sums[i + 2], sums[i + 3]);
-    __syncthreads();
-    col = blockIdx.x * COLUMNS + threadIdx.x;
-    if (threadIdx.x >= COLUMNS || col >= cols) return;
-    float total = 0.0f;
-#pragma unroll 8
-    for (u32 row = 0; row < ROWS; row++) total += parts[row * PITCH + threadIdx.x];
-    dbias[col] += total;
-}
-
-KERNEL(BLOCK) linear_bwd_bias_f32(const float *dy, u32 rows, u32 cols, float *dbias) {
-    backward_bias(dy, rows, cols, dbias);
-}
-KERNEL(BLOCK) linear_bwd_bias_bf16(const bf16 *dy, u32 rows, u32 cols, float *dbias) {
-    backward_bias(dy, rows, cols, dbias);
-}

@@ -59,10 +59,14 @@ template <typename act, int BLOCK, bool ADD> struct MaskedRows {
             if (now.words != last.words) pieces.bring(on, now);
             last = now;
             u64 at = (u64)row * cols;
+            // All of a row is asked for before any of it is written: y may be b or x, so no load passes a store.
+            Row<act, On> stream, added;
+            if constexpr (ADD) hold(stream, on, x + at, true);
+            hold(added, on, b + at, true);
             on.each([&](int k, u32 c) {
-                Numbers<On::N> v = read<On::N>(b + at + c);
+                Numbers<On::N> v = added(k, c);
                 u32 bits = pieces.bits(k, c);
-                if constexpr (ADD) v = masked_sum(read<On::N>(x + at + c), v, bits, now.scale);
+                if constexpr (ADD) v = masked_sum(stream(k, c), v, bits, now.scale);
                 else v = masked(v, bits, now.scale);
                 write<On::N>(y + at + c, v);
             });

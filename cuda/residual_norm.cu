@@ -8,8 +8,8 @@
 //   kernel                      in                           out                        grid          block  shared
 //   residual_norm_fwd_rms_*     x branch [R,C] mask w        y normed [R,C] rstd[R]     ceil(R/each)  512    8.5 KB
 //   residual_norm_fwd_layer_*   x branch [R,C] mask w b      y normed [R,C] stats[R,2]  ceil(R/each)  512    8.5 KB
-//   residual_norm_bwd_rms_*     dnormed y [R,C] mask w rstd  dy dbranch partial[G,C]    ceil(R/each)  256    8.4 KB
-//   residual_norm_bwd_layer_*   dnormed y [R,C] mask w stats dy dbranch partial[G,2,C]  ceil(R/each)  256    8.4 KB
+//   residual_norm_bwd_rms_*     dnormed y [R,C] mask w rstd  dy dbranch partial[G,C]    ceil(R/each)  256    38 KB
+//   residual_norm_bwd_layer_*   dnormed y [R,C] mask w stats dy dbranch partial[G,2,C]  ceil(R/each)  256    38 KB
 //
 //   moved, a = bytes of act: forward (4 a + 1/8) R C where three kernels move 7 a; backward (5 a + 1/8) R C, not 8 a
 //
@@ -85,22 +85,22 @@ template <template <typename> class Norm, typename act> struct Backward {
         __syncthreads();
         for (; row < end; row += BACKWARD / On::THREADS) {
             u64 at = (u64)row * cols;
-            Row<act, On> slope, input;
+            // The gradient that is added to is asked for with the rest: behind the first store it would wait for it.
+            Row<act, On> slope, input, stream;
             hold(slope, on, dnormed + at, true);
             hold(input, on, y + at, true);
+            hold(stream, on, dy + at, true);
             norm.gather(on, slope, input, cols, statistics + (u64)row * Norm<On>::STATISTICS, room);
             MaskRow factor = mask.of(mask.bits ? mask.instance[row] : -1);
             MaskPieces<On> pieces;
             pieces.bring(on, factor);
             on.each([&](int k, u32 c) {
-                Numbers<On::N> v = norm.dx(slope, input, k, c);
-                Piece<act, On::N> stream;
-                stream.read(dy + at + c);
-                Numbers<On::N> sum = stream.numbers();
+                Numbers<On::N> v = norm.dx(slope, input, k, c), sum = stream(k, c);
                 for (int i = 0; i < On::N; i++) sum[i] = __fadd_rn(sum[i], v[i]);
-                stream.set(sum);
-                stream.write(dy + at + c);
-                write<On::N>(dbranch + at + c, masked(stream.numbers(), pieces.bits(k, c), factor.scale));
+                Piece<act, On::N> rounded;
+                rounded.set(sum);
+                rounded.write(dy + at + c);
+                write<On::N>(dbranch + at + c, masked(rounded.numbers(), pieces.bits(k, c), factor.scale));
             });
         }
         norm.template finish<BACKWARD>(on, parameters, room, part, cols);
@@ -123,7 +123,7 @@ __device__ __forceinline__ void backward(const act *dnormed, const act *y, const
                                          const Parameters &parameters, const float *statistics, u32 rows, u32 cols,
                                          u32 each, act *dy, act *dbranch, float *partial) {
     __shared__ float warps[BACKWARD / WARP];
-    __shared__ __align__(16) float shelf[2][Shelf::FLOATS];
+    __shared__ __align__(16) float shelf[1 + BACKWARD / WARP][Shelf::FLOATS];
     Room room = {warps, {shelf[0]}, {shelf[1]}};
     Backward<Norm, act> run = {dnormed, y, mask, parameters, statistics, rows, cols, each, dy, dbranch, partial, room};
     by_width<act, BACKWARD>(cols, run);

@@ -6,7 +6,7 @@
 //
 //   kernel           in                    out                    grid           block  shared  moved (a = bytes of act)
 //   rmsnorm_fwd_*    x[R,C] w[C]           y[R,C] rstd[R]         ceil(R/each)   512    4.2 KB  2 R C a + 4 C grid
-//   rmsnorm_bwd_*    dy x [R,C] w rstd     dx[R,C] partial[G,C]   G = as above   256    8.3 KB  3 R C a + 8 C grid
+//   rmsnorm_bwd_*    dy x [R,C] w rstd     dx[R,C] partial[G,C]   G = as above   256    38 KB   3 R C a + 8 C grid
 //   rmsnorm_bwd_dw   partial[G,C]          dw[C] (+=)             ceil(C/32)     1024   4.1 KB  4 C G
 //
 // A row is read once and stays in registers (rows.cuh says who owns what). A block takes `each` rows, 32 where there
@@ -33,7 +33,7 @@ template <typename act>
 __device__ __forceinline__ void backward(const act *dy, const act *x, const float *w, const float *rstd, u32 rows,
                                          u32 cols, u32 each, act *dx, float *partial, float *dw) {
     __shared__ float warps[BACKWARD / WARP];
-    __shared__ __align__(16) float shelf[2][Shelf::FLOATS];
+    __shared__ __align__(16) float shelf[1 + BACKWARD / WARP][Shelf::FLOATS];
     Parameters parameters = {w, nullptr, 0.0f, dw, nullptr};
     Room room = {warps, {shelf[0]}, {shelf[1]}};
     NormBackward<RmsNorm, BACKWARD, act> run = {dy, x, parameters, rstd, rows, cols, each, dx, partial, room};

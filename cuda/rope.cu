@@ -8,13 +8,15 @@
 //   rope_bwd_*   the same                                                               (a = bytes of act)
 //
 // A thread turns four pairs of `share` heads of one row by the same angles (G = ceil(heads / share)): the table's row
-// is read once for all of them. With many rows a thread takes all heads; with few, fewer, so that the grid is not
-// empty. f32 moves 128 bits an access, bf16 64: with eight pairs a thread, neighbouring threads would be 32 bytes apart
+// is read once for all of them. With many rows a thread takes all heads; with few, fewer, so that the device is not
+// idle: table rows come from the second cache, so few heads a thread cost little. f32 moves 128 bits an access, bf16 64: with eight pairs a thread, neighbouring threads would be 32 bytes apart
 // in the table and touch twice the sectors they need. Heads whose half is no multiple of 4 are turned pair by pair.
 // A position beyond the table is not looked up: its row becomes NaN (the host checks positions before it plans).
 #include "vector.cuh"
 
 constexpr int BLOCK = 256;
+// Heads that a thread reads before it writes the first: no load passes a store to the same operand.
+constexpr u32 HELD = 4;
 
 template <int N, bool INVERSE, typename act>
 __device__ __forceinline__ void turn(act *x, const u32 *positions, const float *cos, const float *sin, u32 limit,
@@ -33,16 +35,25 @@ __device__ __forceinline__ void turn(act *x, const u32 *positions, const float *
     }
     u32 first = group * share, end = min(heads, first + share);
     act *low = x + ((u64)row * heads + first) * 2 * half + piece * N;
-#pragma unroll 4
-    for (u32 head = first; head < end; head++, low += 2 * half) {
-        Numbers<N> a = read<N>(low), b = read<N>(low + half);
-        for (int i = 0; i < N; i++) {
-            float sine = INVERSE ? -s[i] : s[i], before = a[i];
-            a[i] = fmaf(before, c[i], -(b[i] * sine));
-            b[i] = fmaf(b[i], c[i], before * sine);
+    for (u32 head = first; head < end; head += HELD, low += 2 * HELD * half) {
+        Numbers<N> a[HELD], b[HELD];
+#pragma unroll
+        for (u32 h = 0; h < HELD; h++) {
+            if (head + h >= end) break;
+            a[h] = read<N>(low + 2 * h * half);
+            b[h] = read<N>(low + (2 * h + 1) * half);
         }
-        write<N>(low, a);
-        write<N>(low + half, b);
+#pragma unroll
+        for (u32 h = 0; h < HELD; h++) {
+            if (head + h >= end) break;
+            for (int i = 0; i < N; i++) {
+                float sine = INVERSE ? -s[i] : s[i], before = a[h][i];
+                a[h][i] = fmaf(before, c[i], -(b[h][i] * sine));
+                b[h][i] = fmaf(b[h][i], c[i], before * sine);
+            }
+            write<N>(low + 2 * h * half, a[h]);
+            write<N>(low + (2 * h + 1) * half, b[h]);
+        }
     }
 }
 

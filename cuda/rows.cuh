@@ -148,26 +148,24 @@ template <int N> __device__ __forceinline__ void leave(u32 c, Numbers<N> sum, fl
 }
 
 // Adds the block's sums to `total[cols]` where this block is the only one, else writes them to `partial[cols]`. Warps
-// that own rows alone are first added in their order on the shelf.
+// that own rows alone first lay them on shelves, one a warp from `shelf` on; then they are added in the warps' order.
 template <int BLOCK, typename On>
 __device__ __forceinline__ void finish(Sums<On> &sums, const On &on, Shelf shelf, float *partial, float *total) {
     if constexpr (On::THREADS == WARP) {
-        for (u32 warp = 0; warp < BLOCK / WARP; warp++) {
-            if (threadIdx.x / WARP == warp) {
-                on.each([&](int k, u32 c) {
-                    Numbers<On::N> sum = sums.sum[k];
-                    if (warp > 0) {
-                        Numbers<On::N> before = shelf.get<On::N>(c);
-                        for (int i = 0; i < On::N; i++) sum[i] = before[i] + sum[i];
-                    }
-                    shelf.put<On::N>(c, sum);
-                });
+        Shelf own = {shelf.p + threadIdx.x / WARP * Shelf::FLOATS};
+        on.each([&](int k, u32 c) { own.put<On::N>(c, sums.sum[k]); });
+        __syncthreads();
+        for (u32 c = 4 * threadIdx.x; c < on.pieces * On::N; c += 4 * BLOCK) {
+            const float *from = shelf.p + shelf.place<On::N>(c);
+            Numbers<4> sum = read<4>(from);
+#pragma unroll
+            for (u32 warp = 1; warp < BLOCK / WARP; warp++) {
+                Numbers<4> next = read<4>(from + warp * Shelf::FLOATS);
+                for (int i = 0; i < 4; i++) sum[i] += next[i];
             }
-            __syncthreads();
+            leave<4>(c, sum, partial, total);
         }
-        for (u32 c = 4 * threadIdx.x; c < on.pieces * On::N; c += 4 * BLOCK)
-            leave<4>(c, read<4>(shelf.p + shelf.place<On::N>(c)), partial, total);
-        // The shelf is free again.
+        // The shelves are free again.
         __syncthreads();
     } else {
         on.each([&](int k, u32 c) {
@@ -185,6 +183,7 @@ __device__ __forceinline__ void fold(const float *partial, u32 parts, u32 cols, 
     u32 lane = threadIdx.x % WARP, warp = threadIdx.x / WARP;
     float sum = 0.0f;
     if (c < cols)
+#pragma unroll 8
         for (u32 p = warp; p < parts; p += FOLD / WARP) sum += partial[(u64)p * cols + c];
     room[threadIdx.x] = sum;
     __syncthreads();

@@ -11,93 +11,130 @@
 //
 //   kernel                   in                               out                                    passes over the row
 //   sampler_fwd_f32          logits[R,V]                      token[R] log_probability[R] count[R]   1
-//   sampler_fwd_topk_f32     logits                           the same, ids[R,C]; weights[R,C]       1
-//   sampler_fwd_wide_f32     logits                           the same                               2 min-p, 3 top-p or top-k
+//   sampler_fwd_extents_f32  logits                           largest of groups, smallest of chunks  1
+//   sampler_fwd_topk_f32     logits, extents                  the same, ids[R,C]; weights[R,C]       about k groups of 128
+//   sampler_fwd_masses_f32   logits, extents                  masses or numbers of buckets           1
+//   sampler_fwd_certain_f32  logits, extents, masses          what is certain, the list              1
+//   sampler_fwd_wide_f32     all of these                     as topk                                0; rarely 3 and more
 //   sampler_fwd_score_f32    logits token ids count           log_probability[R]                     1, or the kept ids
 //   sampler_bwd_score_f32    the same, dy[R]                  dlogits[R,V]                           2, or the kept ids; 1 write
 //   sampler_bwd_mixture_f32  ids count weights dweights[R,C]  dlogits[R,V]                           1 write
 //   sampler_noise_f32        words[N]                         eps[N]                                 for tests: the noise's bits
 //
-//   grid R blocks (noise: N / 512), block 512; bytes moved: 4 V a pass and a row, ids and weights of what is kept
-//   shared: fwd, score 12 bytes a chunk of 1024 columns (dynamic); topk 9 KiB; wide 24 KiB and V / 8 bytes (dynamic)
-//           where ids are wanted
+//   kernels              grid               block   shared
+//   fwd, fwd_extents     R ceil(V / 4096)   128     none
+//   fwd_masses, certain  R ceil(V / 4096)   512     17 KiB
+//   topk, wide           R                  512     26 KiB, 25 KiB
+//   fwd_score            R                  512     12 bytes a chunk of 1024 columns (dynamic)
+//   bwd_score, mixture   R ceil(V / 4096)   512     score as above
+//   noise                N / 512            512     none
+//   bytes moved: 4 V a pass and a row, ids and weights of what is kept
 //
-// A block owns a row, because a draw needs the whole row and the filters need it several times (from L2). A warp takes
-// runs of 512 or 1024 columns with all of its loads in flight. Noise costs more than a logit's bytes, so ids that
-// cannot win get none: whoever wins is not below the largest logit - 3.25, and no noise is above 17.
+// A draw needs the whole row, and a step has few rows: one block a row would leave most of a device idle. So what is
+// needed of all columns is done by many blocks a row, a warp 256 or 1024 columns with all of its loads in flight; what
+// they leave (sampler_split.cuh) is little, and one block ends the row. Without filters that is the one which comes
+// last; with them it is a launch of its own. Noise costs more than a logit's bytes, so ids that cannot win get none:
+// whoever wins is not below the largest logit - 3.25, and no noise is above 17.
 //
 // A row without a softmax (NaN, plus infinity, nothing above minus infinity), or that keeps more ids than there is room
 // for, gives token 0xffffffff, log-probability NaN, weights NaN; its count is 0xffffffff, or what it would keep.
+#include "sampler_pieces.cuh"
 #include "sampler_support.cuh"
 #include "sampler_topk.cuh"
-#include "sampler_wide.cuh"
 
 extern __shared__ u32 dynamic_room[];
 
+#define CHUNK_KERNEL extern "C" __global__ void __launch_bounds__(CHUNK_BLOCK)
+// Two blocks a multiprocessor: a step's pieces are often some more than a device has multiprocessors.
+#define PIECE_KERNEL extern "C" __global__ void __launch_bounds__(BLOCK, 2)
+
 // The whole vocabulary: statistics and draw in one pass.
-ROW_KERNEL
+CHUNK_KERNEL
 sampler_fwd_f32(const float *logits, u32 vocabulary, float scale, u32 greedy, const u32 *keys, const u32 *steps, u32 site,
-                u32 *tokens, float *log_probabilities, u32 *counts) {
-    __shared__ u64 room[WARPS];
-    float *parts = reinterpret_cast<float *>(dynamic_room);
-    u32 lane = threadIdx.x % WARP, chunks = (vocabulary + CHUNK - 1) / CHUNK;
-    Row row(logits + (u64)blockIdx.x * vocabulary, vocabulary);
-    Stream stream(keys, steps, site, blockIdx.x);
-    Output out(blockIdx.x, tokens, log_probabilities, nullptr, counts, 0, nullptr);
-    Drawn drawn = {-infinity(), FAULTY, 0};
-    float maximum = -infinity();
-    for (u32 chunk = threadIdx.x / WARP; chunk < chunks; chunk += WARPS) {
-        float4 s[CHUNK_QUADS];
-        row.load(chunk * (CHUNK / 4), s);
-#pragma unroll
-        for (int j = 0; j < CHUNK_QUADS; j++) s[j] = scaled(s[j], scale);
-        Part part = part_of_chunk<false>(s);
-        store_part(parts, chunk, part);
-        maximum = fmaxf(maximum, part.maximum);
-        float floor = __fadd_rn(maximum, NOISE_SMALLEST);
-#pragma unroll
-        for (int j = 0; j < CHUNK_QUADS; j++) {
-            u32 quad = chunk * (CHUNK / 4) + j * WARP + lane;
-            float4 noise = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
-            if (!greedy) {
-                if (!(__fadd_rn(largest(s[j]), NOISE_LARGEST) >= fmaxf(floor, drawn.value))) continue;
-                noise = stream.noise_of_block(quad);
-            }
-            drawn.take(__fadd_rn(s[j].x, noise.x), 4 * quad);
-            drawn.take(__fadd_rn(s[j].y, noise.y), 4 * quad + 1);
-            drawn.take(__fadd_rn(s[j].z, noise.z), 4 * quad + 2);
-            drawn.take(__fadd_rn(s[j].w, noise.w), 4 * quad + 3);
+                u64 *memory, u32 *tokens, float *log_probabilities, u32 *counts) {
+    Place place(vocabulary);
+    Row row(logits + (u64)place.row * vocabulary, vocabulary);
+    Scratch scratch(memory, place.row, vocabulary);
+    if (place.inside()) {
+        Stream stream(keys, steps, site, place.row);
+        Chunk chunk = chunk_drawn(row, place.chunk, scale, greedy, stream);
+        if (threadIdx.x % WARP == 0) {
+            scratch.chunks[place.chunk] = chunk;
+            __threadfence();
         }
     }
-    u64 best = block_largest(drawn.id == FAULTY ? 0 : rank_key(drawn.value, drawn.id), room);
-    Part part = merge_parts<false>(parts, chunks);
+    __syncthreads();
+    bool last = false;
+    if (threadIdx.x == 0) last = atomicAdd(&scratch.header->arrived, 1) + 1 == place.blocks;
+    if (!__syncthreads_or(last)) return;
+    // All chunks of the row have been left; one warp makes them a draw.
+    __threadfence();
+    if (threadIdx.x == 0) scratch.header->arrived = 0;
+    if (threadIdx.x >= WARP) return;
+    u64 best;
+    Part part = merge_chunks(scratch.chunks, place.chunks, best);
+    if (threadIdx.x) return;
+    Output out(place.row, tokens, log_probabilities, nullptr, counts, 0, nullptr);
     if (!part.sound()) return out.fail(FAULTY);
-    if (threadIdx.x == 0) {
-        u32 token = id_of(best);
-        float s = __fmul_rn(row.start[token], scale);
-        out.draw(token, log_probability(s, part.maximum, part.log_sum()));
-        if (out.count) *out.count = 0;
+    u32 token = id_of(best);
+    float s = __fmul_rn(row.start[token], scale);
+    out.draw(token, log_probability(s, part.maximum, part.log_sum()));
+    if (out.count) *out.count = 0;
+}
+
+// What draws with filters begin with. `clear` makes the row's buckets and list empty.
+CHUNK_KERNEL
+sampler_fwd_extents_f32(const float *logits, u32 vocabulary, float scale, u32 clear, u64 *memory) {
+    Place place(vocabulary);
+    Row row(logits + (u64)place.row * vocabulary, vocabulary);
+    Scratch scratch(memory, place.row, vocabulary);
+    u32 thread = place.block * CHUNK_BLOCK + threadIdx.x;
+    if (clear) {
+        for (u32 i = thread; i < BUCKETS; i += place.blocks * CHUNK_BLOCK) scratch.amounts[i] = 0;
+        if (thread == 0) scratch.header->mass = scratch.header->best = 0, scratch.header->listed = 0;
     }
+    if (!place.inside()) return;
+    float smallest, most = chunk_extent(row, place.chunk, scale, smallest);
+    u32 lane = threadIdx.x % WARP;
+    if (lane % 4 == 0) scratch.largest[place.chunk * CHUNK_GROUPS + lane / 4] = most;
+    if (lane == 0) scratch.smallest[place.chunk] = smallest;
 }
 
 ROW_KERNEL
 sampler_fwd_topk_f32(const float *logits, u32 vocabulary, float scale, u32 k, u64 top_p, float min_p, const u32 *keys,
-                     const u32 *steps, u32 site, u32 *tokens, float *log_probabilities, u32 *ids, u32 *counts, u32 capacity,
-                     float *weights, float inverse_tau) {
+                     const u32 *steps, u32 site, u64 *memory, u32 *tokens, float *log_probabilities, u32 *ids, u32 *counts,
+                     u32 capacity, float *weights, float inverse_tau) {
     Row row(logits + (u64)blockIdx.x * vocabulary, vocabulary);
+    Scratch scratch(memory, blockIdx.x, vocabulary);
     Stream stream(keys, steps, site, blockIdx.x);
     Output out(blockIdx.x, tokens, log_probabilities, ids, counts, capacity, weights);
-    draw_top_k(row, scale, k, top_p, min_p, stream, out, inverse_tau);
+    draw_top_k(row, scratch.largest, scale, k, top_p, min_p, stream, out, inverse_tau);
+}
+
+PIECE_KERNEL sampler_fwd_masses_f32(const float *logits, u32 vocabulary, float scale, u32 by_mass, u64 *memory) {
+    Piece piece(vocabulary);
+    Row row(logits + (u64)piece.row * vocabulary, vocabulary);
+    add_masses(piece, row, Scratch(memory, piece.row, vocabulary), scale, by_mass);
+}
+
+PIECE_KERNEL
+sampler_fwd_certain_f32(const float *logits, u32 vocabulary, float scale, u32 k, u64 top_p, float min_p, const u32 *keys,
+                        const u32 *steps, u32 site, u64 *memory, u32 drawing, u32 listing) {
+    Piece piece(vocabulary);
+    Row row(logits + (u64)piece.row * vocabulary, vocabulary);
+    Stream stream(keys, steps, site, piece.row);
+    draw_piece(piece, row, Scratch(memory, piece.row, vocabulary), scale, k, top_p, min_p, stream, drawing, listing);
 }
 
 ROW_KERNEL
 sampler_fwd_wide_f32(const float *logits, u32 vocabulary, float scale, u32 k, u64 top_p, float min_p, const u32 *keys,
-                     const u32 *steps, u32 site, u32 *tokens, float *log_probabilities, u32 *ids, u32 *counts, u32 capacity,
-                     float *weights, float inverse_tau) {
+                     const u32 *steps, u32 site, u64 *memory, u32 split, u32 *tokens, float *log_probabilities, u32 *ids,
+                     u32 *counts, u32 capacity, float *weights, float inverse_tau) {
     Row row(logits + (u64)blockIdx.x * vocabulary, vocabulary);
+    Scratch scratch(memory, blockIdx.x, vocabulary);
     Stream stream(keys, steps, site, blockIdx.x);
     Output out(blockIdx.x, tokens, log_probabilities, ids, counts, capacity, weights);
-    draw_wide(row, scale, k, top_p, min_p, stream, out, inverse_tau, dynamic_room);
+    end_wide(row, scratch, split, scale, k, top_p, min_p, stream, out, inverse_tau);
 }
 
 ROW_KERNEL
@@ -118,24 +155,28 @@ ROW_KERNEL
 sampler_bwd_score_f32(const float *dy, const float *logits, u32 vocabulary, float scale, const u32 *tokens, const u32 *ids,
                       const u32 *counts, u32 capacity, float *dlogits) {
     __shared__ u64 room[WARPS];
-    Row row(logits + (u64)blockIdx.x * vocabulary, vocabulary);
-    dlogits += (u64)blockIdx.x * vocabulary;
-    u32 token = tokens[blockIdx.x];
-    Support support = support_of_row(row, scale, token, ids + (u64)blockIdx.x * capacity, counts[blockIdx.x], capacity,
+    Piece piece(vocabulary);
+    u32 at = piece.row, count = counts[at], token = tokens[at];
+    // The statistics of a whole vocabulary are not worth taking once a piece: the first block has such a row alone.
+    if (count == 0 && piece.first > 0) return;
+    Row row(logits + (u64)at * vocabulary, vocabulary);
+    dlogits += (u64)at * vocabulary;
+    u32 end = count == 0 ? vocabulary : min(vocabulary, piece.first + PIECE);
+    Support support = support_of_row(row, scale, token, ids + (u64)at * capacity, count, capacity,
                                      reinterpret_cast<float *>(dynamic_room), room);
-    if (!support.sound) return fill(dlogits, vocabulary, __int_as_float(0x7fc00000));
-    float slope = __fmul_rn(scale, dy[blockIdx.x]);
+    if (!support.sound) return fill(dlogits + piece.first, end - piece.first, __int_as_float(0x7fc00000));
+    float slope = __fmul_rn(scale, dy[at]);
     auto gradient = [&](float logit, u32 id) {
         float p = exponential(log_probability(__fmul_rn(logit, scale), support.maximum, support.log_sum));
         float d = __fmul_rn(p, -slope);
         return id == token ? __fadd_rn(d, slope) : d;
     };
     if (support.count) {
-        fill(dlogits, vocabulary, 0.0f);
+        fill(dlogits + piece.first, end - piece.first, 0.0f);
         __syncthreads();
         for (u32 i = threadIdx.x; i < support.count; i += BLOCK) {
             u32 id = support.ids[i];
-            dlogits[id] = gradient(row.start[id], id);
+            if (id - piece.first < end - piece.first) dlogits[id] = gradient(row.start[id], id);
         }
         return;
     }
@@ -152,28 +193,31 @@ sampler_bwd_score_f32(const float *dy, const float *logits, u32 vocabulary, floa
     if (id < vocabulary) dlogits[id] = gradient(row.start[id], id);
 }
 
-ROW_KERNEL
+PIECE_KERNEL
 sampler_bwd_mixture_f32(const float *dweights, const float *weights, const u32 *ids, const u32 *counts, u32 capacity,
                         float factor, u32 vocabulary, float *dlogits) {
     __shared__ u64 room[WARPS];
-    u32 count = counts[blockIdx.x];
-    u64 at = (u64)blockIdx.x * capacity;
+    Piece piece(vocabulary);
+    u32 count = counts[piece.row], columns = min(PIECE, vocabulary - piece.first);
+    u64 at = (u64)piece.row * capacity;
     ids += at;
     weights += at;
     dweights += at;
-    dlogits += (u64)blockIdx.x * vocabulary;
+    dlogits += (u64)piece.row * vocabulary + piece.first;
     bool wrong = count > capacity;
     float inner = 0.0f;
     for (u32 i = threadIdx.x; i < count && !wrong; i += BLOCK) {
         wrong = ids[i] >= vocabulary;
         inner = __fmaf_rn(weights[i], dweights[i], inner);
     }
-    if (__syncthreads_or(wrong)) return fill(dlogits, vocabulary, __int_as_float(0x7fc00000));
+    if (__syncthreads_or(wrong)) return fill(dlogits, columns, __int_as_float(0x7fc00000));
     inner = block_sum<WARPS>(inner, reinterpret_cast<float *>(room));
-    fill(dlogits, vocabulary, 0.0f);
+    fill(dlogits, columns, 0.0f);
     __syncthreads();
-    for (u32 i = threadIdx.x; i < count; i += BLOCK)
-        dlogits[ids[i]] = __fmul_rn(factor, __fmul_rn(weights[i], __fsub_rn(dweights[i], inner)));
+    for (u32 i = threadIdx.x; i < count; i += BLOCK) {
+        u32 place = ids[i] - piece.first;
+        if (place < columns) dlogits[place] = __fmul_rn(factor, __fmul_rn(weights[i], __fsub_rn(dweights[i], inner)));
+    }
 }
 
 ROW_KERNEL

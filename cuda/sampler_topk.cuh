@@ -1,18 +1,23 @@
-// The sampler with top-k up to 128, alone or before top-p and min-p: one pass over the row.
+// The sampler with top-k up to 128, alone or before top-p and min-p: the end of a row whose groups of 128 columns left
+// their largest logits (sampler_split.cuh).
 //
-//   round    every thread loads 16 columns; ids that are not below the bar go to a buffer of 1024 rank keys
-//   bar      first the k-th best of the threads' best ids, which at least k ids reach; then the k-th best seen
-//   flush    the buffer is sorted and cut to k, which raises the bar
+//   bar      the k-th best of the threads' best groups, which at least k ids reach; found bit by bit
+//   groups   those that reach the bar go to a list: about k of them, whatever the vocabulary
+//   round    a warp loads four of them; ids that reach the bar go to a buffer of 1024 rank keys
+//   flush    where the buffer is half full, and at the end: it is ordered and cut to k, which raises the bar
 //
-// With a bar so near the end from the first round on, a vocabulary of 150 000 random logits needs two or three
-// flushes. Where a round's ids do not fit (logits in ascending order), they are added one a thread at a time.
+// Where a round's ids do not fit (logits in ascending order), they are added one a thread at a time.
 #pragma once
-#include "selection.cuh"
+#include "sampler_split.cuh"
 
 constexpr u32 TOP_K_MOST = 128;
 constexpr u32 CANDIDATES = 2 * BLOCK;
+// Groups that a warp takes in a round, and the block.
 constexpr int ROUND_QUADS = 4;
-constexpr u32 ROUND = BLOCK * 4 * ROUND_QUADS;
+constexpr u32 ROUND = WARPS * ROUND_QUADS;
+// Groups that a thread looks at together, and the block.
+constexpr u32 LOOKS = 8;
+constexpr u32 PAGE = LOOKS * BLOCK;
 
 struct TopK {
     u64 *buffer; // CANDIDATES keys, shared.
@@ -21,21 +26,24 @@ struct TopK {
     u32 held; // Keys in the buffer after the last step; the same in every thread, and at most BLOCK between rounds.
     u64 bar;
 
-    // Sorts what is held and keeps the best k. By the whole block, which has finished writing.
+    // Orders what is held and keeps the best k. By the whole block, which has finished writing.
     __device__ __forceinline__ void flush() {
         u32 thread = threadIdx.x;
-        u64 key[2] = {thread < held ? buffer[thread] : 0, thread + BLOCK < held ? buffer[thread + BLOCK] : 0};
-        sort_descending(key, buffer);
-        buffer[thread] = key[0]; // k is below BLOCK.
+        if (held <= FEW) {
+            order_few(held, buffer);
+        } else {
+            u64 key[2] = {thread < held ? buffer[thread] : 0, thread + BLOCK < held ? buffer[thread + BLOCK] : 0};
+            sort_descending(key, buffer);
+            buffer[thread] = key[0]; // k is below BLOCK.
+        }
         held = min(held, k);
         if (thread == 0) *count = held;
         __syncthreads();
         if (held == k) bar = buffer[k - 1];
     }
 
-    // Adds the ids of a round that pass: bit 4 j + i of `passing` is column 4 (first_quad + 32 j + lane) + i. The last
-    // round leaves the best k in order.
-    __device__ __forceinline__ void add(const Row &row, u32 first_quad, u32 passing, bool last) {
+    // Adds the ids of a round that pass: bit 4 j + i of `passing` is column 4 lane + i of group j of `groups`.
+    __device__ __forceinline__ void add(const Row &row, const u32 *groups, u32 passing) {
         bool fits;
         do {
             u32 before = held, mine = __popc(passing);
@@ -53,77 +61,102 @@ struct TopK {
                 held = *count;
             }
             for (; mine; mine--, passing &= passing - 1) {
-                u32 id = column(first_quad, passing);
+                u32 id = column(groups, passing);
                 buffer[at++] = rank_key(row.start[id], id);
             }
             __syncthreads();
-            if (held > CANDIDATES / 2 || (last && fits)) flush();
+            if (held > CANDIDATES / 2) flush();
             // What is left may have fallen below the bar.
             for (u32 rest = passing; rest; rest &= rest - 1) {
-                u32 id = column(first_quad, rest);
+                u32 id = column(groups, rest);
                 if (rank_key(row.start[id], id) < bar) passing &= ~(rest & -rest);
             }
         } while (!fits);
     }
 
     // The column of the lowest bit.
-    static __device__ __forceinline__ u32 column(u32 first_quad, u32 passing) {
+    static __device__ __forceinline__ u32 column(const u32 *groups, u32 passing) {
         u32 bit = __ffs(passing) - 1;
-        return 4 * (first_quad + bit / 4 * WARP + threadIdx.x % WARP) + bit % 4;
+        return groups[bit / 4] * GROUP + 4 * (threadIdx.x % WARP) + bit % 4;
     }
 };
 
-__device__ __forceinline__ void consider(u64 &best, float logit, u32 id) {
-    if (logit > -infinity()) best = max(best, rank_key(logit, id));
+// The largest number that at least k threads reach by their numbers or are `above` it anyway, 0 where there is none.
+__device__ __forceinline__ u32 reached_by(u32 k, u32 above, u32 mine) {
+    u32 bar = 0;
+#pragma unroll 1
+    for (u32 bit = 0x80000000u; bit; bit /= 2)
+        if (above + __syncthreads_count(mine >= (bar | bit)) >= k) bar |= bit;
+    return bar;
 }
 
-// One row. `top_p` by its bits, 0 for none; `min_p` 0 for none.
-__device__ __forceinline__ void draw_top_k(const Row &row, float scale, u32 k, u64 top_p, float min_p, const Stream &stream,
-                                           const Output &out, float inverse_tau) {
-    __shared__ u64 buffer[CANDIDATES];
+// One row. `largest` is that of each group; `top_p` by its bits, 0 for none; `min_p` 0 for none.
+__device__ __forceinline__ void draw_top_k(const Row &row, const float *largest, float scale, u32 k, u64 top_p, float min_p,
+                                           const Stream &stream, const Output &out, float inverse_tau) {
+    __shared__ __align__(16) u64 buffer[CANDIDATES];
     __shared__ u64 room[WARPS];
-    __shared__ u32 count;
+    __shared__ u32 count, listed;
+    __shared__ u32 list[PAGE + ROUND];
     __shared__ u32 kept_ids[TOP_K_MOST];
-    u32 thread = threadIdx.x, lane = thread % WARP, warp = thread / WARP;
+    u32 thread = threadIdx.x, lane = thread % WARP, warp = thread / WARP, groups = (row.cols + GROUP - 1) / GROUP;
     if (thread == 0) count = 0;
     TopK top = {buffer, &count, k, 0, 0};
     bool broken = false;
-    for (u32 first = 0; first < row.cols; first += ROUND) {
-        u32 first_quad = first / 4 + warp * WARP * ROUND_QUADS;
-        float4 quads[ROUND_QUADS];
-        row.load(first_quad, quads);
-        if (first == 0) {
-            u64 best[1] = {0};
+    for (u32 page = 0; page < groups; page += PAGE) {
+        float mine[LOOKS], best = -infinity();
+        u32 first_of_best = 0;
 #pragma unroll
-            for (int j = 0; j < ROUND_QUADS; j++) {
-                u32 id = 4 * (first_quad + j * WARP + lane);
-                consider(best[0], quads[j].x, id);
-                consider(best[0], quads[j].y, id + 1);
-                consider(best[0], quads[j].z, id + 2);
-                consider(best[0], quads[j].w, id + 3);
-            }
-            sort_descending(best, buffer);
-            if (thread == k - 1) room[0] = best[0];
-            __syncthreads();
-            top.bar = room[0];
+        for (u32 e = 0; e < LOOKS; e++) {
+            u32 group = page + e * BLOCK + thread;
+            mine[e] = group < groups ? largest[group] : -infinity();
+            broken |= !(__fmul_rn(mine[e], scale) <= FINITE);
+            if (mine[e] > best) best = mine[e], first_of_best = group * GROUP;
         }
+        if (page == 0) {
+            // Some id of the group has at least the rank of its last one with this logit. Among equals the ids decide:
+            // else all ids of a row of equal logits would reach the bar.
+            u64 reached = best > -infinity() ? rank_key(best, first_of_best + GROUP - 1) : 0;
+            u32 high = (u32)(reached >> 32), bar = reached_by(k, 0, high), above = __syncthreads_count(high > bar);
+            u32 low = bar ? reached_by(k, above, high == bar ? (u32)reached : 0) : 0;
+            top.bar = (u64)bar << 32 | low;
+        }
+        __syncthreads();
+        if (thread == 0) listed = 0;
+        __syncthreads();
         // The bar's logit; before there is one, anything above minus infinity.
         float least = top.bar ? logit_of(top.bar) : -FINITE;
-        u32 passing = 0;
 #pragma unroll
-        for (int j = 0; j < ROUND_QUADS; j++) {
-            float logit[4] = {quads[j].x, quads[j].y, quads[j].z, quads[j].w};
+        for (u32 e = 0; e < LOOKS; e++)
+            if (mine[e] >= least && rank_key(mine[e], (page + e * BLOCK + thread) * GROUP) >= top.bar)
+                list[atomicAdd(&listed, 1)] = page + e * BLOCK + thread;
+        __syncthreads();
+        u32 length = listed;
+        for (u32 first = 0; first < length; first += ROUND) {
+            least = top.bar ? logit_of(top.bar) : -FINITE;
+            const u32 *taken = list + first + warp * ROUND_QUADS;
+            float4 quads[ROUND_QUADS];
 #pragma unroll
-            for (int i = 0; i < 4; i++) {
-                u32 id = 4 * (first_quad + j * WARP + lane) + i;
-                broken |= !(__fmul_rn(logit[i], scale) <= FINITE);
-                if (logit[i] >= least && rank_key(logit[i], id) >= top.bar) passing |= 1u << (4 * j + i);
+            for (u32 j = 0; j < ROUND_QUADS; j++) {
+                float4 one[1] = {make_float4(-infinity(), -infinity(), -infinity(), -infinity())};
+                if (first + warp * ROUND_QUADS + j < length) row.load(taken[j] * WARP, one);
+                quads[j] = one[0];
             }
+            u32 passing = 0;
+#pragma unroll
+            for (u32 j = 0; j < ROUND_QUADS; j++) {
+                float logit[4] = {quads[j].x, quads[j].y, quads[j].z, quads[j].w};
+#pragma unroll
+                for (u32 i = 0; i < 4; i++) {
+                    if (!(logit[i] >= least)) continue;
+                    if (rank_key(logit[i], taken[j] * GROUP + 4 * lane + i) >= top.bar) passing |= 1u << (4 * j + i);
+                }
+            }
+            top.add(row, taken, passing);
         }
-        top.add(row, first_quad, passing, first + ROUND >= row.cols);
     }
     if (__syncthreads_or(broken)) return out.fail(FAULTY);
     if (top.held == 0) return out.fail(FAULTY);
+    top.flush();
 
     // One thread an id from here on; they stand in order of rank.
     int fraction = fraction_bits(row.cols);

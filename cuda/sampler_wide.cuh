@@ -1,20 +1,22 @@
 // The sampler with filters that may keep any number of ids: top-p or min-p alone, top-k above 128.
 //
-//   extent   pass 1  largest and smallest scaled logit
-//   cut      pass 2  counts and masses in 2048 buckets of equal width below the largest (at most 16 nats in all): the
-//                    bucket in which the k-th id, or the mass p, lies. Better buckets are kept whole.
-//   draw     pass 3  keeps and draws; ids of the cut bucket go to a list, which is sorted and cut exactly
+//   extents  largest and smallest scaled logit (sampler_split.cuh)
+//   cut      counts or masses in 2048 buckets of equal width below the largest (at most 16 nats in all): the bucket in
+//            which the k-th id, or the mass p, lies. Better buckets are kept whole.
+//   draw     keeps and draws; ids of the cut bucket go to a list
+//   end      the list is ordered and cut exactly
 //
-// Every pass reads the row once. min-p alone needs no cut (two passes). Rows whose cut bucket does not fit the list
-// (thousands of nearly or exactly equal logits) are refined by the bits of the rank key, 11 a pass, until it fits.
-// Top-k above 128 with top-p cuts twice.
+// Extents, cut and draw each read the row once and are launches of many blocks a row; the end is a block a row. min-p
+// alone needs no cut. Rows whose cut bucket does not fit the list (thousands of nearly or exactly equal logits), and
+// top-k above 128 with top-p, which cuts twice, are cut and drawn by the block that ends them: it refines a bucket by
+// the bits of the rank key, 11 a pass, until it fits.
 #pragma once
-#include "selection.cuh"
+#include "sampler_split.cuh"
 
-constexpr u32 BUCKETS = 2048;
-constexpr u32 LIST = 2048;
 constexpr int PASS_QUADS = 4;
-constexpr u32 PASS = WARP * 4 * PASS_QUADS; // Columns of a warp's step.
+constexpr u32 PASS = WARP * 4 * PASS_QUADS; // Columns of a warp's step where a block has a row.
+constexpr int PIECE_QUADS = 2;
+constexpr u32 RUN = WARP * 4 * PIECE_QUADS; // The same where it has a piece of one.
 constexpr u32 NO_BUCKET = 0xffffffffu;
 
 // What is certain, and what is still to be ordered.
@@ -23,14 +25,16 @@ struct Cut {
     u64 low, high; // Keys of the bucket above `high` are kept, those below `low` are not; between them is the list.
     u64 amount; // What the list must add up to: a number of ids, or a mass.
     u32 members; // Keys from low to high.
+    u64 before; // The amount of lower buckets.
 };
 
 struct Wide {
     const Row &row;
     float scale, maximum, fineness;
     int fraction;
-    u64 *store; // Histogram or list, shared: BUCKETS masses and as many counts.
-    u64 *room;  // WARPS numbers, shared.
+    u32 first, end, step; // Runs of columns that this warp takes.
+    u64 *store;           // Histogram or list, shared: BUCKETS masses and as many counts.
+    u64 *room;            // WARPS numbers, shared.
     u32 *shared_bucket, *shared_count;
     u64 *shared_amount;
 
@@ -43,15 +47,15 @@ struct Wide {
     }
     __device__ __forceinline__ float weight(float s) const { return exponential(__fsub_rn(s, maximum)); }
 
-    // Calls visit(logit, id) for all ids above probability 0; a warp takes every WARPS-th run of columns.
-    template <typename Visit>
+    // Calls visit(logit, id) for all ids of the warp's runs above probability 0.
+    template <int QUADS, typename Visit>
     __device__ __forceinline__ void pass(Visit visit) const {
-        for (u32 first = threadIdx.x / WARP * PASS; first < row.cols; first += WARPS * PASS) {
-            float4 quads[PASS_QUADS];
-            row.load(first / 4, quads);
+        for (u32 run = first; run < end; run += step) {
+            float4 quads[QUADS];
+            row.load(run / 4, quads);
 #pragma unroll
-            for (int j = 0; j < PASS_QUADS; j++) {
-                u32 id = first + 4 * (j * WARP + threadIdx.x % WARP);
+            for (int j = 0; j < QUADS; j++) {
+                u32 id = run + 4 * (j * WARP + threadIdx.x % WARP);
                 if (quads[j].x > -infinity()) visit(quads[j].x, id);
                 if (quads[j].y > -infinity()) visit(quads[j].y, id + 1);
                 if (quads[j].z > -infinity()) visit(quads[j].z, id + 2);
@@ -68,30 +72,17 @@ struct Wide {
             if (row.start[id] > -infinity()) visit(row.start[id], id);
     }
 
-    // Largest scaled logit and width of the buckets; false where the row has no softmax.
-    __device__ __forceinline__ bool extent() {
-        float largest = -infinity(), smallest = infinity();
-        bool broken = false;
-        for (u32 first = threadIdx.x / WARP * PASS; first < row.cols; first += WARPS * PASS) {
-            float4 quads[PASS_QUADS];
-            row.load(first / 4, quads);
-#pragma unroll
-            for (int j = 0; j < PASS_QUADS; j++) {
-                float logit[4] = {quads[j].x, quads[j].y, quads[j].z, quads[j].w};
-#pragma unroll
-                for (int i = 0; i < 4; i++) {
-                    float s = __fmul_rn(logit[i], scale);
-                    broken |= !(s <= FINITE);
-                    largest = fmaxf(largest, s);
-                    if (logit[i] > -infinity()) smallest = fminf(smallest, s);
-                }
-            }
-        }
-        if (__syncthreads_or(broken)) return false;
-        maximum = block_max(largest, room);
-        float range = fminf(__fsub_rn(maximum, -block_max(-smallest, room)), 16.0f);
+    // Largest scaled logit and width of the buckets, of what the chunks left; false where the row has no softmax.
+    __device__ __forceinline__ bool extents(const Scratch &scratch) {
+        u32 chunks = chunks_of(row.cols);
+        float most = -infinity(), least = infinity();
+#pragma unroll 4
+        for (u32 i = threadIdx.x; i < chunks * CHUNK_GROUPS; i += BLOCK) most = fmaxf(most, scratch.largest[i]);
+        for (u32 i = threadIdx.x; i < chunks; i += BLOCK) least = fminf(least, scratch.smallest[i]);
+        maximum = __fmul_rn(block_max(most, room), scale);
+        float range = fminf(__fsub_rn(maximum, __fmul_rn(-block_max(-least, room), scale)), 16.0f);
         fineness = range > 0.0f ? __fdiv_rn((float)(BUCKETS - 1), range) : 0.0f;
-        return maximum > -infinity();
+        return maximum > -infinity() && maximum <= FINITE;
     }
 
     __device__ __forceinline__ void clear_histogram() const {
@@ -156,13 +147,13 @@ struct Wide {
         u32 last_count = 0;
         u64 last_mass = 0;
         clear_histogram();
-        pass([&](float logit, u32 id) {
+        pass<PASS_QUADS>([&](float logit, u32 id) {
             if (floor && rank_key(logit, id) < floor) return;
             float s = __fmul_rn(logit, scale);
             add(bucket(s), by_mass ? mass_of(weight(s), fraction) : 0, last_count, last_mass);
         });
         add_last(last_count, last_mass);
-        Cut cut = {NO_BUCKET, floor, ~0ull, k, 0};
+        Cut cut = {NO_BUCKET, floor, ~0ull, k, 0, 0};
         u64 total = histogram_total(by_mass);
         if (by_mass) cut.amount = share(p, total);
         else if (total <= k) return cut;
@@ -197,23 +188,25 @@ struct Wide {
         __syncthreads();
     }
 
-    // Sorts the list and says by bits which of a thread's keys make up the cut's amount.
-    __device__ __forceinline__ u32 kept_of_list(const Cut &cut, bool by_mass, u64 (&key)[LIST / BLOCK]) const {
-        __syncthreads();
-        u32 members = *shared_count, kept = 0;
+    // Orders the `members` keys of the list, which stand in `store`, and says by bits which of a thread's keys make up
+    // `amount`.
+    __device__ __forceinline__ u32 kept_of_list(u32 members, u64 amount, bool by_mass, u64 (&key)[LIST / BLOCK]) const {
+        u32 kept = 0;
 #pragma unroll
         for (u32 e = 0; e < LIST / BLOCK; e++) {
             u32 i = e * BLOCK + threadIdx.x;
             key[e] = i < members ? store[i] : 0;
         }
         if (members == 0) return 0;
-        sort_descending(key, store);
+        if (members <= FEW) key[0] = order_few(members, store);
+        else sort_descending(key, store);
         u64 carried = 0;
 #pragma unroll
         for (u32 e = 0; e < LIST / BLOCK; e++) {
+            if (e * BLOCK >= members) break;
             u64 part = !key[e] ? 0 : by_mass ? mass_of(weight(__fmul_rn(logit_of(key[e]), scale)), fraction) : 1, total;
             u64 before = carried + block_scan(part, room, total);
-            if (key[e] && before < cut.amount) kept |= 1u << e;
+            if (key[e] && before < amount) kept |= 1u << e;
             carried += total;
         }
         return kept;
@@ -228,8 +221,9 @@ struct Wide {
             bool member = key >= cut.low && key <= cut.high && bucket(__fmul_rn(logit, scale)) == cut.bucket;
             if (member) store[atomicAdd(shared_count, 1)] = key;
         });
+        __syncthreads();
         u64 key[LIST / BLOCK], last = 0;
-        u32 kept = kept_of_list(cut, false, key);
+        u32 kept = kept_of_list(*shared_count, cut.amount, false, key);
 #pragma unroll
         for (u32 e = 0; e < LIST / BLOCK; e++)
             if (kept >> e & 1) last = max(last, ~key[e]);
@@ -237,33 +231,19 @@ struct Wide {
     }
 };
 
-// What a thread, and in the end the row, has drawn.
-struct Drawn {
-    float value;
-    u32 id;
-    u64 mass;
-
-    // In ascending order of ids the lower of equals stays.
-    __device__ __forceinline__ void take(float candidate, u32 candidate_id) {
-        if (candidate > value) {
-            value = candidate;
-            id = candidate_id;
-        }
-    }
-};
-
-// Keeps and draws: the pass over the row. Bits of `bitmap`, where there is one, are the ids that are certain.
+// Keeps and draws: the pass over the warp's runs of QUADS quads a lane; masses are added up where `weighing`. Bits of `bitmap`, where there is one, are the ids that are certain.
+template <int QUADS>
 __device__ __forceinline__ void draw_certain(const Wide &wide, const Cut &cut, float min_p, const Stream &stream,
-                                             bool drawing, u32 *bitmap, Drawn &drawn) {
+                                             bool drawing, bool weighing, u32 *bitmap, Drawn &drawn) {
     u32 lane = threadIdx.x % WARP;
     // Whoever wins is not below this; ids that cannot reach it need no noise.
     float floor = __fadd_rn(wide.maximum, NOISE_SMALLEST);
-    for (u32 first = threadIdx.x / WARP * PASS; first < wide.row.cols; first += WARPS * PASS) {
-        float4 quads[PASS_QUADS];
-        wide.row.load(first / 4, quads);
+    for (u32 run = wide.first; run < wide.end; run += wide.step) {
+        float4 quads[QUADS];
+        wide.row.load(run / 4, quads);
 #pragma unroll
-        for (int j = 0; j < PASS_QUADS; j++) {
-            u32 quad = first / 4 + j * WARP + lane, certain = 0;
+        for (int j = 0; j < QUADS; j++) {
+            u32 quad = run / 4 + j * WARP + lane, certain = 0;
             float logit[4] = {quads[j].x, quads[j].y, quads[j].z, quads[j].w}, s[4], best = -infinity();
 #pragma unroll
             for (int i = 0; i < 4; i++) {
@@ -273,12 +253,16 @@ __device__ __forceinline__ void draw_certain(const Wide &wide, const Cut &cut, f
                 if (bucket > cut.bucket) continue;
                 u64 key = rank_key(logit[i], 4 * quad + i);
                 if (bucket == cut.bucket && key <= cut.high) {
-                    if (key >= cut.low) wide.store[atomicAdd(wide.shared_count, 1)] = key;
+                    if (key < cut.low) continue;
+                    u32 at = atomicAdd(wide.shared_count, 1);
+                    if (at < LIST) wide.store[at] = key;
                     continue;
                 }
-                float weight = wide.weight(s[i]);
-                if (!(weight >= min_p)) continue;
-                drawn.mass += mass_of(weight, wide.fraction);
+                if (weighing) {
+                    float weight = wide.weight(s[i]);
+                    if (!(weight >= min_p)) continue;
+                    drawn.mass += mass_of(weight, wide.fraction);
+                }
                 certain |= 1u << i;
                 best = fmaxf(best, s[i]);
             }
@@ -299,8 +283,8 @@ __device__ __forceinline__ void draw_certain(const Wide &wide, const Cut &cut, f
     }
 }
 
-// Words of a row's bitmap: whole steps of a warp.
-__device__ __forceinline__ u32 bitmap_words(u32 cols) { return (cols + PASS - 1) / PASS * (PASS / 32); }
+// Words of a row's bitmap: whole runs of a piece.
+__device__ __forceinline__ u32 bitmap_words(u32 cols) { return (cols + RUN - 1) / RUN * (RUN / 32); }
 
 // Writes the ids of a bitmap, ascending, as far as there is room; returns their number.
 __device__ __forceinline__ u32 write_ids(const u32 *bitmap, u32 words, u64 *room, const Output &out) {
@@ -314,31 +298,44 @@ __device__ __forceinline__ u32 write_ids(const u32 *bitmap, u32 words, u64 *room
     return carried;
 }
 
-// One row. `k` 0, `top_p` (by its bits) 0, `min_p` 0: none. `bitmap` has room where out.ids are wanted.
-__device__ __forceinline__ void draw_wide(const Row &row, float scale, u32 k, u64 top_p, float min_p, const Stream &stream,
-                                          const Output &out, float inverse_tau, u32 *bitmap) {
+// The row's kept ids are those of the whole passes above and the list's: the end of a row. `k` 0, `top_p` (by its bits)
+// 0, `min_p` 0: none. `split` says that other blocks have made cut and draw.
+__device__ __forceinline__ void end_wide(const Row &row, const Scratch &scratch, bool split, float scale, u32 k, u64 top_p,
+                                         float min_p, const Stream &stream, const Output &out, float inverse_tau) {
     __shared__ u64 store[BUCKETS + BUCKETS / 2];
     __shared__ u64 room[WARPS];
     __shared__ u32 shared_bucket, shared_count;
     __shared__ u64 shared_amount;
-    Wide wide = {row,  scale,          0.0f,          0.0f, fraction_bits(row.cols), store,
-                 room, &shared_bucket, &shared_count, &shared_amount};
-    if (!wide.extent()) return out.fail(FAULTY);
-    Cut cut = {NO_BUCKET, 0, ~0ull, 0, 0};
-#pragma unroll 1
-    for (int filter = 0; filter < 2; filter++) {
-        if (filter == 0 ? k == 0 : top_p == 0) continue;
-        u64 floor = filter == 1 && k ? wide.last_key(cut) : 0;
-        cut = wide.cut(floor, k, filter == 1 ? top_p : 0);
-    }
-    wide.clear_list();
+    u32 warp = threadIdx.x / WARP;
+    Wide wide = {row, scale, 0.0f, 0.0f, fraction_bits(row.cols), warp * PASS, row.cols, WARPS * PASS,
+                 store, room, &shared_bucket, &shared_count, &shared_amount};
+    if (!wide.extents(scratch)) return out.fail(FAULTY);
+    u32 *bitmap = out.ids ? scratch.bitmap : nullptr, members = split ? scratch.header->listed : LIST + 1;
     Drawn drawn = {-infinity(), FAULTY, 0};
-    if (!out.ids) bitmap = nullptr;
-    draw_certain(wide, cut, min_p, stream, !out.weights, bitmap, drawn);
+    u64 best = 0, amount;
+    if (members <= LIST) {
+        amount = scratch.header->amount;
+        if (threadIdx.x == 0) drawn.mass = scratch.header->mass, best = scratch.header->best;
+        for (u32 i = threadIdx.x; i < members; i += BLOCK) store[i] = scratch.list[i];
+        __syncthreads();
+    } else {
+        Cut cut = {NO_BUCKET, 0, ~0ull, 0, 0, 0};
+#pragma unroll 1
+        for (int filter = 0; filter < 2; filter++) {
+            if (filter == 0 ? k == 0 : top_p == 0) continue;
+            u64 floor = filter == 1 && k ? wide.last_key(cut) : 0;
+            cut = wide.cut(floor, k, filter == 1 ? top_p : 0);
+        }
+        wide.clear_list();
+        draw_certain<PASS_QUADS>(wide, cut, min_p, stream, !out.weights, true, bitmap, drawn);
+        __syncthreads();
+        members = shared_count;
+        amount = cut.amount;
+        best = drawn.key();
+    }
 
     u64 key[LIST / BLOCK];
-    u32 kept = wide.kept_of_list(cut, top_p != 0, key);
-    u64 best = drawn.id == FAULTY ? 0 : rank_key(drawn.value, drawn.id);
+    u32 kept = wide.kept_of_list(members, amount, top_p != 0, key);
 #pragma unroll
     for (u32 e = 0; e < LIST / BLOCK; e++) {
         if (!(kept >> e & 1)) continue;

@@ -2,27 +2,31 @@
 //   contribution e goes to row key(e) of y; y[v] += sum over e with key(e) = v of factor(e) * x[row(e)], e ascending
 //
 //   kernel                  in                            out                   grid                              block
-//   scatter_tiles_rows      index[E]                      keys[E] entries[E]    ceil(E / 512)                     512
-//   scatter_tiles_tokens    id[N] soft_id[S,k]            keys[E] entries[E]    ceil(E / 512), E = N max(k, 1)    512
-//   scatter_tiles_latents   id[E] source[E]               keys[E] entries[E]    ceil(E / 512)                     512
-//   scatter_ranks           keys[E] entries[E]            sorted[E]             ceil(E / 512), where E > 512      512
+//   scatter_order_rows      index[E]                      sorted[E]             ceil(E / 32), where E <= 8192     1024
+//   scatter_order_tokens    id[N] soft_id[S,k]            sorted[E]             the same, E = N max(k, 1)         1024
+//   scatter_order_latents   id[E] source[E]               sorted[E]             the same                          1024
+//   scatter_tiles_*         as those                      keys[E] entries[E]    ceil(E / 512), where E > 8192     512
+//   scatter_ranks           keys[E] entries[E]            sorted[E]             ceil(E / 512), where E > 8192     512
 //   scatter_add_rows_*      x[E,C] sorted                 y[V,C] (+=)           (ceil(E / 32), ceil(C / 32 V))    128
 //   scatter_add_tokens_*    x[N,C] sorted id weight[S,k]  y[V,C] (+=)           the same                          128
 //   scatter_add_latents_*   x[E,C] sorted mask            y[V,C] (+=)           the same                          128
 //
-// `sorted` are pairs of key and entry; where one tile holds all contributions, it writes them itself.
+// `sorted` are pairs of key and entry.
 //
-// Shared memory: tiles 6 KiB, others none. Bytes: tiles 12 E, ranks 16 E and the searches, which hit L1; add reads
-// 8 E + E C of x and reads and writes each row of y that somebody names: once, however many name it.
+// Shared memory: order 36 KiB, tiles 6 KiB, others none. Bytes: order 4 E a block, from the second cache, and 8 E; tiles
+// 12 E, ranks 16 E and the searches, which hit L1; add reads 8 E + E C of x and reads and writes each row of y that
+// somebody names: once, however many name it.
 //
 // Why so. Sums must not depend on which block runs first, so no float is added atomically; a block for each of 150
 // thousand table rows that looks through all ids costs far more than the sum. Hence contributions are sorted by key,
-// stable in e, and each run of one key is added by one warp in order. Sorting is two kernels without workspace beyond
-// the lists: a tile of 512 orders itself (its rank in the tile is the number of keys before it, counted in shared
-// memory, where all lanes read the same word), then every key finds its rank in each other tile. A warp's 32 keys ascend
-// and so do the tile's: the warp bisects for its first key, all lanes at the same word, and walks on from there in runs
-// of 32 keys, in which each lane bisects by shuffles. Keys go to their places together with their entries, since such a
-// place is a sector of its own. Keys equal: the earlier entry goes first, so the order is that of e on any machine.
+// stable in e, and each run of one key is added by one warp in order. Up to some thousands of them each finds its place
+// by counting all that go before it: E^2 comparisons are spread over the whole device, and nothing waits for anything
+// but one barrier. More are sorted by two kernels without workspace beyond the lists: a tile of 512 orders itself (its
+// rank in the tile is the number of keys before it, counted in shared memory, where all lanes read the same word), then
+// every key finds its rank in each other tile. A warp's 32 keys ascend and so do the tile's: the warp bisects for its
+// first key, all lanes at the same word, and walks on from there in runs of 32 keys, in which each lane bisects by
+// shuffles. Keys go to their places together with their entries, since such a place is a sector of its own. Keys equal:
+// the earlier entry goes first, so the order is that of e on any machine.
 //
 // In `add` a warp has eight neighbouring contributions and 32 V columns: V = 4, or 1 where C is no multiple of 4. It
 // loads its eight rows of x at once, so that rare tokens, one a run, still keep eight loads in flight; a run that began
@@ -32,6 +36,9 @@
 #include "indexed_rows.cuh"
 
 constexpr int TILE = 512;
+// Most contributions whose places are counted, and threads of such a block.
+constexpr u32 COUNTED = 8192;
+constexpr int COUNT_BLOCK = 1024;
 // Contributions of a warp in `add`.
 constexpr u32 SLOTS = 8;
 // Key of entries that bring nothing; sorts last.
@@ -50,9 +57,8 @@ __device__ __forceinline__ u32 key_of(u32 index, u32 bound, u32 &entry) {
 
 // ---- order ----------------------------------------------------------------------------------------------------------
 
-// Sorts a tile of keys by (key, entry). Threads past `count` take part with keys that sort behind all others. The only
-// tile is in order altogether.
-__device__ __forceinline__ void sort_tile(u32 key, u32 entry, u32 count, u32 *keys, u32 *entries, uint2 *sorted) {
+// Sorts a tile of keys by (key, entry). Threads past `count` take part with keys that sort behind all others.
+__device__ __forceinline__ void sort_tile(u32 key, u32 entry, u32 count, u32 *keys, u32 *entries) {
     __shared__ uint4 tile[TILE / 4];
     u32 t = threadIdx.x, e = blockIdx.x * TILE + t;
     reinterpret_cast<u32 *>(tile)[t] = key;
@@ -79,46 +85,96 @@ __device__ __forceinline__ void sort_tile(u32 key, u32 entry, u32 count, u32 *ke
     sorted_entries[rank] = entry;
     __syncthreads();
     if (e >= count) return;
-    if (gridDim.x == 1) {
-        sorted[e] = make_uint2(sorted_keys[t], sorted_entries[t]);
-    } else {
-        keys[e] = sorted_keys[t];
-        entries[e] = sorted_entries[t];
-    }
+    keys[e] = sorted_keys[t];
+    entries[e] = sorted_entries[t];
 }
 
-KERNEL(TILE)
-scatter_tiles_rows(const u32 *index, u32 count, u32 bound, u32 *keys, u32 *entries, uint2 *sorted) {
-    u32 e = blockIdx.x * TILE + threadIdx.x, entry = e, key = SKIP;
-    if (e < count) key = key_of(index[e], bound, entry);
-    sort_tile(key, entry, count, keys, entries, sorted);
-}
+// Where keys come from: `key(e, entry)` of a contribution that exists.
+
+struct RowKeys {
+    const u32 *index;
+    u32 bound;
+    __device__ __forceinline__ u32 key(u32 e, u32 &entry) const { return key_of(index[e], bound, entry); }
+};
 
 // Entry e = n * kept + j is term j of the mixture at position n; a token is term 0 of its position.
-KERNEL(TILE)
-scatter_tiles_tokens(const int *ids, const u32 *soft_ids, u32 mixtures, u32 kept, u32 count, u32 bound, u32 *keys,
-                     u32 *entries, uint2 *sorted) {
-    u32 e = blockIdx.x * TILE + threadIdx.x, entry = e, key = SKIP;
-    if (e < count) {
+struct TokenKeys {
+    const int *ids;
+    const u32 *soft_ids;
+    u32 mixtures, kept, bound;
+    __device__ __forceinline__ u32 key(u32 e, u32 &entry) const {
         u32 term = e % kept;
         int id = ids[e / kept];
         u32 mixture = 0xfffffffeu - (u32)id;
-        if (id < -1 && mixture < mixtures) key = key_of(soft_ids[(u64)mixture * kept + term], bound, entry);
-        else if (id != -1 && term == 0) key = key_of(id < 0 ? SKIP : (u32)id, bound, entry);
+        if (id < -1 && mixture < mixtures) return key_of(soft_ids[(u64)mixture * kept + term], bound, entry);
+        return id != -1 && term == 0 ? key_of(id < 0 ? SKIP : (u32)id, bound, entry) : SKIP;
     }
-    sort_tile(key, entry, count, keys, entries, sorted);
+};
+
+struct LatentKeys {
+    const int *ids, *source;
+    u32 bound;
+    __device__ __forceinline__ u32 key(u32 e, u32 &entry) const {
+        int state = ids[e] == -1 ? source[e] : -1;
+        return state != -1 ? key_of((u32)state, bound, entry) : SKIP;
+    }
+};
+
+// The whole order of at most COUNTED contributions at once. A block finds the places of 32 of them, a lane each: its
+// warps share the keys out in runs of 32, and count those that stand before the lane's.
+template <typename Keys> __device__ __forceinline__ void count_order(Keys keys, u32 count, uint2 *sorted) {
+    __shared__ uint4 all[COUNTED / 4];
+    __shared__ u32 found[COUNT_BLOCK / WARP][WARP];
+    u32 lane = threadIdx.x % WARP, warp = threadIdx.x / WARP, runs = (count + WARP - 1) / WARP, own = blockIdx.x;
+    u32 *key = reinterpret_cast<u32 *>(all), entry = 0;
+    for (u32 e = threadIdx.x; e < runs * WARP; e += COUNT_BLOCK) key[e] = e < count ? keys.key(e, entry) : SKIP;
+    __syncthreads();
+    u32 mine = key[own * WARP + lane], before = 0;
+    for (u32 run = warp; run < runs; run += COUNT_BLOCK / WARP) {
+        const uint4 *four = all + run * (WARP / 4);
+        if (run < own) {
+#pragma unroll
+            for (u32 i = 0; i < WARP / 4; i++) {
+                uint4 k = four[i];
+                before += (k.x <= mine) + (k.y <= mine) + (k.z <= mine) + (k.w <= mine);
+            }
+        } else if (run > own) {
+#pragma unroll
+            for (u32 i = 0; i < WARP / 4; i++) {
+                uint4 k = four[i];
+                before += (k.x < mine) + (k.y < mine) + (k.z < mine) + (k.w < mine);
+            }
+        } else {
+            for (u32 i = 0; i < WARP; i++) {
+                u32 other = key[run * WARP + i];
+                before += other < mine || (other == mine && i < lane);
+            }
+        }
+    }
+    found[warp][lane] = before;
+    __syncthreads();
+    u32 e = own * WARP + lane;
+    if (warp > 0 || e >= count) return;
+    before = 0;
+#pragma unroll
+    for (u32 w = 0; w < COUNT_BLOCK / WARP; w++) before += found[w][lane];
+    entry = e;
+    mine = keys.key(e, entry);
+    sorted[before] = make_uint2(mine, entry);
 }
 
-KERNEL(TILE)
-scatter_tiles_latents(const int *ids, const int *source, u32 count, u32 bound, u32 *keys, u32 *entries,
-                      uint2 *sorted) {
-    u32 e = blockIdx.x * TILE + threadIdx.x, entry = e, key = SKIP;
-    if (e < count && ids[e] == -1) {
-        int state = source[e];
-        if (state != -1) key = key_of((u32)state, bound, entry);
+#define ORDERS(NAME, KEYS, ...)                                                                                       \
+    KERNEL(COUNT_BLOCK) scatter_order_##NAME(__VA_ARGS__, u32 count, u32 bound, uint2 *sorted) {                      \
+        count_order(KEYS, count, sorted);                                                                             \
+    }                                                                                                                 \
+    KERNEL(TILE) scatter_tiles_##NAME(__VA_ARGS__, u32 count, u32 bound, u32 *keys, u32 *entries) {                   \
+        u32 e = blockIdx.x * TILE + threadIdx.x, entry = e, key = SKIP;                                               \
+        if (e < count) key = KEYS.key(e, entry);                                                                      \
+        sort_tile(key, entry, count, keys, entries);                                                                  \
     }
-    sort_tile(key, entry, count, keys, entries, sorted);
-}
+ORDERS(rows, (RowKeys{index, bound}), const u32 *index)
+ORDERS(tokens, (TokenKeys{ids, soft_ids, mixtures, kept, bound}), const int *ids, const u32 *soft_ids, u32 mixtures, u32 kept)
+ORDERS(latents, (LatentKeys{ids, source, bound}), const int *ids, const int *source)
 
 __device__ __forceinline__ bool stands_before(u32 other, u32 key, bool equal) {
     return other < key || (equal && other == key);

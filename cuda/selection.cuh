@@ -65,15 +65,17 @@ __device__ __forceinline__ u64 block_scan(u64 x, u64 *room, u64 &total) {
     }
     if (lane == WARP - 1) room[warp] = inclusive;
     __syncthreads();
-    u64 earlier = 0;
-    total = 0;
-#pragma unroll 1
-    for (u32 w = 0; w < WARPS; w++) {
-        if (w == warp) earlier = total;
-        total += room[w];
-    }
+    // Every warp scans the warps' sums itself: that takes fewer steps than to walk along them.
+    u64 sums = room[lane % WARPS];
     __syncthreads();
-    return earlier + inclusive - x;
+#pragma unroll
+    for (int distance = 1; distance < WARPS; distance *= 2) {
+        u64 before = __shfl_up_sync(ALL_LANES, sums, distance);
+        if (lane >= distance) sums += before;
+    }
+    total = __shfl_sync(ALL_LANES, sums, WARPS - 1);
+    u64 earlier = __shfl_sync(ALL_LANES, sums, warp ? warp - 1 : 0);
+    return (warp ? earlier : 0) + inclusive - x;
 }
 
 __device__ __forceinline__ u64 block_total(u64 x, u64 *room) {
@@ -87,9 +89,10 @@ __device__ __forceinline__ u64 block_largest(u64 x, u64 *room) {
     for (int distance = WARP / 2; distance > 0; distance /= 2) x = max(x, __shfl_xor_sync(ALL_LANES, x, distance));
     if (threadIdx.x % WARP == 0) room[threadIdx.x / WARP] = x;
     __syncthreads();
-#pragma unroll 1
-    for (u32 w = 0; w < WARPS; w++) x = max(x, room[w]);
+    x = room[threadIdx.x % WARPS];
     __syncthreads();
+#pragma unroll
+    for (int distance = WARPS / 2; distance > 0; distance /= 2) x = max(x, __shfl_xor_sync(ALL_LANES, x, distance));
     return x;
 }
 
@@ -136,6 +139,26 @@ __device__ __forceinline__ void sort_descending(u64 (&key)[E], u64 *room) {
         }
     }
     __syncthreads();
+}
+
+// Keys up to which each finds its place by counting those before it; more are sorted.
+constexpr u32 FEW = 256;
+
+// The `held` keys of `buffer`, at most BLOCK of them, ordered: thread t gets the t-th largest, 0 beyond them. Each counts
+// those before it, for which a few keys need fewer steps than a sort; keys are unique. By the whole block.
+__device__ __forceinline__ u64 order_few(u32 held, u64 *buffer) {
+    u32 thread = threadIdx.x, place = 0;
+    u64 mine = 0;
+    __syncthreads();
+    if (thread < held) {
+        mine = buffer[thread];
+#pragma unroll 4
+        for (u32 other = 0; other < held; other++) place += buffer[other] > mine;
+    }
+    __syncthreads();
+    if (thread < held) buffer[place] = mine;
+    __syncthreads();
+    return thread < held ? buffer[thread] : 0;
 }
 
 // ---- what a row gives back ----------------------------------------------------------------------------------------

@@ -8,7 +8,7 @@ use latch::cpu::gemm::{Accumulate, Matrix, MatrixMut, gemm};
 use latch::device::Device;
 use latch::ops::Tensor;
 use latch::ops::log_probability::{Inputs, Outputs, Saved, Upstream, backward, forward};
-use latch::ops::sampler::{Law, Noise, Sampled, sample};
+use latch::ops::sampler::{Law, Noise, Sampled, Workspace, sample};
 use latch::verify::gradient::normals;
 
 fn random(name: &str, count: usize) -> Vec<f32> {
@@ -97,6 +97,7 @@ fn draws(criterion: &mut Criterion, vocabulary: usize) {
                         tokens: tokens.view_mut(),
                         log_probability: score.view_mut(),
                         support: None,
+                        workspace: &Workspace::default(),
                     };
                     let noise = Noise { keys: keys.view(), steps: steps.view(), site: 0 };
                     sample(logits.view(), &law, noise, out).unwrap();

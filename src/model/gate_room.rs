@@ -96,6 +96,7 @@ impl Kept {
 /// Buffers for noting mixtures.
 #[derive(Debug)]
 struct Note {
+    workspace: sampler::Workspace,
     perturbed: Tensor,
     softmax: Tensor,
     proxies: Tensor,
@@ -149,6 +150,7 @@ impl Gated {
             random::fill(&mut gain, 1.0 / (terms.max(1) as f64).sqrt())?;
             let of_terms = || Tensor::zeros(device, [rows, terms], weights);
             Ok(Note {
+                workspace: sampler::Workspace::reserve(device, rows, model.config.vocab)?,
                 perturbed: of_terms()?,
                 softmax: of_terms()?,
                 proxies: column(rows, Dtype::U32)?,
@@ -211,7 +213,12 @@ impl Gated {
             logits,
             &mixture,
             noise,
-            sampler::Mixed { support: &mut self.support, at: at.clone(), weights },
+            sampler::Mixed {
+                support: &mut self.support,
+                at: at.clone(),
+                weights,
+                workspace: &note.workspace,
+            },
         )?;
         let settings = soft_action::Settings {
             inverse_temperature: law.inverse_temperature(),

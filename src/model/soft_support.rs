@@ -39,6 +39,7 @@ pub(super) struct Selection {
     law: Law,
     support: Support,
     weights: Tensor,
+    workspace: sampler::Workspace,
     keys: Tensor,
     steps: Tensor,
 }
@@ -52,6 +53,7 @@ impl Selection {
             law: law.law,
             support: Support::reserve(device, rows, terms)?,
             weights: Tensor::zeros(device, [rows, terms], model.dtype().accumulation())?,
+            workspace: sampler::Workspace::reserve(device, rows, model.config().vocab)?,
             keys: Tensor::zeros(device, [rows, 2], Dtype::U32)?,
             steps: Tensor::zeros(device, [rows, 1], Dtype::U32)?,
         })
@@ -65,7 +67,12 @@ impl Selection {
         let noise =
             Noise { keys: self.keys.rows(rows.clone())?, steps: self.steps.rows(rows.clone())?, site: 0 };
         let weights = self.weights.rows_mut(rows.clone())?;
-        let out = sampler::Mixed { support: &mut self.support, at: rows.clone(), weights };
+        let out = sampler::Mixed {
+            support: &mut self.support,
+            at: rows.clone(),
+            weights,
+            workspace: &self.workspace,
+        };
         sampler::mixture(logits, &sampler::Mixture { law: &self.law, tau: 1.0 }, noise, out)?;
         let (ids, counts) = self.support.download(rows)?;
         let mut churn = Churn::default();

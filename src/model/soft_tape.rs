@@ -77,6 +77,7 @@ impl Chunk {
 pub(super) struct Draws {
     hidden: Tensor,
     logits: Tensor,
+    workspace: sampler::Workspace,
     keys: Tensor,
     steps: Tensor,
     /// Which row of the feedback states, or position of the tape, each draw reads.
@@ -95,6 +96,7 @@ impl Draws {
         Ok(Draws {
             hidden: Tensor::zeros(device, [rows, width], model.dtype())?,
             logits: Tensor::zeros(device, [rows, model.config().vocab], dtype)?,
+            workspace: sampler::Workspace::reserve(device, rows, model.config().vocab)?,
             keys: Tensor::zeros(device, [rows, 2], Dtype::U32)?,
             steps: Tensor::zeros(device, [rows, 1], Dtype::U32)?,
             sources: Tensor::zeros(device, [rows, 1], Dtype::U32)?,
@@ -211,7 +213,12 @@ impl SoftTape {
         let (keys, steps) = (draws.keys.rows(at.clone())?, draws.steps.rows(at.clone())?);
         let chunk = &mut self.chunks[0];
         let weights = chunk.fed.rows_mut(at.clone())?;
-        let out = sampler::Mixed { support: &mut chunk.support, at: at.clone(), weights };
+        let out = sampler::Mixed {
+            support: &mut chunk.support,
+            at: at.clone(),
+            weights,
+            workspace: &draws.workspace,
+        };
         let mixture = sampler::Mixture { law: &law.law, tau: law.tau };
         sampler::mixture(logits, &mixture, Noise { keys, steps, site: 0 }, out)?;
         let out = soft_action::Outputs {
@@ -312,7 +319,12 @@ impl Model {
             None => {
                 let mixture = sampler::Mixture { law: &law.law, tau: law.tau };
                 let weights = chunk.fed.rows_mut(at.clone())?;
-                let out = sampler::Mixed { support: &mut chunk.support, at: at.clone(), weights };
+                let out = sampler::Mixed {
+                    support: &mut chunk.support,
+                    at: at.clone(),
+                    weights,
+                    workspace: &draws.workspace,
+                };
                 sampler::mixture(logits, &mixture, noise, out)?;
             }
             Some(stored) => {

@@ -31,11 +31,11 @@ use std::ops::Range;
 
 pub use crate::cpu::gemm::Accumulate;
 
-kernels!("linear": BACKWARD_BIAS_F32 = "linear_bwd_bias_f32", BACKWARD_BIAS_BF16 = "linear_bwd_bias_bf16");
+kernels!("bias": BACKWARD_BIAS_F32 = "bias_bwd_f32", BACKWARD_BIAS_BF16 = "bias_bwd_bf16");
 
-/// Threads of a block of the bias kernels (`__launch_bounds__`), and the columns it sums.
-const BLOCK: u32 = 256;
-const COLUMNS: usize = 32;
+/// Threads of a block of the bias kernels (`__launch_bounds__`), and the columns that it sums.
+const BLOCK: u32 = 512;
+const COLUMNS: usize = 16;
 
 /// How a weight lies in memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

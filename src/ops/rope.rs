@@ -21,7 +21,7 @@ kernels!("rope":
 /// Threads of a block; `__launch_bounds__` of the kernels.
 const BLOCK: u32 = 256;
 /// Threads that make a device busy enough: with fewer, a thread takes fewer heads and the table is read more often.
-const BUSY: usize = 2048;
+const BUSY: usize = 1 << 17;
 
 /// How a model's frequencies are stretched beyond its training length.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]

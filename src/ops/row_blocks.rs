@@ -38,11 +38,10 @@ impl RowBlocks {
         Ok(RowBlocks { grid: Grid::linear(rows.div_ceil(each) as u32, threads), each: each as u32 })
     }
 
-    /// Norms forward: at most 32 rows a block. Few narrow rows take a warp each; wide rows spread over the device.
+    /// Norms forward: at most 32 rows a block. Narrow rows take a warp each; wide rows spread over the device.
     pub fn forward(what: &str, rows: usize, cols: usize) -> Result<RowBlocks> {
         let each = match cols <= NARROW {
-            true if rows <= 4 * ROWS => ROWS / 2,
-            true => ROWS,
+            true => FORWARD as usize / 32,
             false => rows.div_ceil(PARTS).clamp(1, ROWS),
         };
         RowBlocks::new(what, rows, each, FORWARD)
@@ -57,10 +56,10 @@ impl RowBlocks {
         RowBlocks::new(what, rows, each.max(1), BACKWARD)
     }
 
-    /// Masks: eight warps take four narrow rows each, which often share a bitmap, or one where rows are few.
+    /// Masks: eight warps take two narrow rows each, which often share a bitmap, or one where rows are few.
     pub fn masked(what: &str, rows: usize, cols: usize) -> Result<RowBlocks> {
         let each = match cols <= NARROW {
-            true if rows >= 1024 => 32,
+            true if rows >= 1024 => 16,
             true => 8,
             false => rows.div_ceil(1024).clamp(1, 32),
         };

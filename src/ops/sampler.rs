@@ -18,11 +18,13 @@ mod kernels;
 mod mixture;
 mod score;
 mod support;
+mod workspace;
 
 pub(in crate::ops) use kernels::{mixture_backward as launch_mixture_backward, support_at};
 pub use mixture::{Mixed, Mixture, expect_mixed, mixture, mixture_backward};
 pub use score::{Scored, score_on_support, score_on_support_backward};
 pub use support::Support;
+pub use workspace::Workspace;
 
 use super::{View, ViewMut, float_dispatch};
 use crate::base::{Dtype, Error, Result};
@@ -130,6 +132,8 @@ pub struct Sampled<'a> {
     pub log_probability: ViewMut<'a>,
     /// Which rows of which support receive the kept ids.
     pub support: Option<(&'a mut Support, Range<usize>)>,
+    /// Working memory for rows of these logits.
+    pub workspace: &'a Workspace,
 }
 
 /// Draws one token for each row of `logits[rows, vocabulary]` (f32 or f64).
@@ -172,6 +176,7 @@ pub fn sample(logits: View, law: &Law, noise: Noise, mut out: Sampled) -> Result
         Device::Gpu(_) if rows == 0 => {}
         Device::Gpu(gpu) => {
             let mut places = kernels::Places {
+                memory: out.workspace.address(rows, logits.cols())?,
                 tokens: out.tokens.address()?,
                 log_probability: out.log_probability.address()?,
                 ..kernels::Places::NONE

@@ -13,6 +13,9 @@ use crate::base::{Dtype, Error, Result};
 use crate::device::{Argument, Device, Grid, Kernel, Launcher};
 
 kernels!("scatter":
+    ORDER_ROWS = "scatter_order_rows",
+    ORDER_TOKENS = "scatter_order_tokens",
+    ORDER_LATENTS = "scatter_order_latents",
     TILES_ROWS = "scatter_tiles_rows",
     TILES_TOKENS = "scatter_tiles_tokens",
     TILES_LATENTS = "scatter_tiles_latents",
@@ -28,6 +31,10 @@ kernels!("scatter":
 
 /// Numbers of 4 bytes in a sector of device memory.
 const SECTOR: usize = 8;
+/// Most contributions that find their places by counting, those of a block, and its threads.
+const COUNTED: u32 = 8192;
+const COUNTS: u32 = 32;
+const COUNT_BLOCK: u32 = 1024;
 /// Contributions of a block that sorts, and its threads.
 const TILE: u32 = 512;
 /// Contributions and threads of a block that adds.
@@ -103,24 +110,30 @@ pub(in crate::ops) fn add(
     let [tile_keys, tile_entries, sorted] = order.fit(from.device(), entries)?;
     let count = size("scattered rows", entries)?;
     let bound = size("rows of the target", to.count())?;
-    let tiles = Grid::linear(count.div_ceil(TILE), TILE);
-    let (kernel, mut list) = match contributions {
-        Contributions::Rows(index) => (&TILES_ROWS, vec![index.address()?]),
+    let (order, tiles, mut list) = match contributions {
+        Contributions::Rows(index) => (&ORDER_ROWS, &TILES_ROWS, vec![index.address()?]),
         Contributions::Tokens(ids, soft) => {
             let (soft_ids, mixtures) = match soft {
                 Some(soft) if soft.ids.cols() > 0 => (soft.ids.address()?, soft.ids.count()),
                 _ => (ABSENT, 0),
             };
             let mixtures = size("mixtures", mixtures)?.into();
-            (&TILES_TOKENS, vec![ids.address()?, soft_ids, mixtures, size("terms", terms)?.into()])
+            let list = vec![ids.address()?, soft_ids, mixtures, size("terms", terms)?.into()];
+            (&ORDER_TOKENS, &TILES_TOKENS, list)
         }
-        Contributions::Latents(ids, source, _) => (&TILES_LATENTS, vec![ids.address()?, source.address()?]),
+        Contributions::Latents(ids, source, _) => {
+            (&ORDER_LATENTS, &TILES_LATENTS, vec![ids.address()?, source.address()?])
+        }
     };
-    list.extend(arguments![count, bound, tile_keys, tile_entries, sorted]);
-    gpu.launch(kernel, tiles, &list)?;
-    // One tile is in order already.
-    if tiles.blocks[0] > 1 {
-        gpu.launch(&RANKS, tiles, &arguments![tile_keys, tile_entries, count, sorted])?;
+    list.extend(arguments![count, bound]);
+    if count <= COUNTED {
+        list.push(sorted);
+        gpu.launch(order, Grid::linear(count.div_ceil(COUNTS), COUNT_BLOCK), &list)?;
+    } else {
+        let grid = Grid::linear(count.div_ceil(TILE), TILE);
+        list.extend([tile_keys, tile_entries]);
+        gpu.launch(tiles, grid, &list)?;
+        gpu.launch(&RANKS, grid, &arguments![tile_keys, tile_entries, count, sorted])?;
     }
     let (kernel, mut list) = adder(contributions, from.dtype(), to.dtype(), terms)?;
     let lanes = if cols.is_multiple_of(4) { 128 } else { 32 };

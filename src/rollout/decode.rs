@@ -22,6 +22,7 @@ pub(super) struct Decoder {
     hidden: Tensor,
     sources: Tensor,
     logits: Tensor,
+    workspace: sampler::Workspace,
     tokens: Tensor,
     keys: Tensor,
     /// Index of the next answer token of each active row: the Philox step.
@@ -55,6 +56,7 @@ impl Decoder {
             hidden: Tensor::zeros(device, [rows, model.config().width], dtype)?,
             sources: Tensor::zeros(device, [rows, 1], Dtype::U32)?,
             logits: Tensor::zeros(device, [rows, model.config().vocab], dtype.accumulation())?,
+            workspace: sampler::Workspace::reserve(device, rows, model.config().vocab)?,
             tokens: Tensor::zeros(device, [rows, 1], Dtype::U32)?,
             keys: Tensor::zeros(device, [rows, 2], Dtype::U32)?,
             steps: Tensor::zeros(device, [rows, 1], Dtype::U32)?,
@@ -124,6 +126,7 @@ impl Decoder {
                 tokens: self.tokens.rows_mut(0..count)?,
                 log_probability: self.latest.rows_mut(0..count)?,
                 support: None,
+                workspace: &self.workspace,
             },
         )?;
         let mut pair = [Pair::new(&self.latest, &mut self.log_probabilities, 1)];

@@ -8,7 +8,7 @@ use latch::base::rng::{Purpose, StreamKey};
 use latch::device::Device;
 use latch::ops::Tensor;
 use latch::ops::log_probability::{Inputs, Outputs, Saved, forward};
-use latch::ops::sampler::{Law, Noise, Sampled, Scored, Support, sample, score_on_support};
+use latch::ops::sampler::{Law, Noise, Sampled, Scored, Support, Workspace, sample, score_on_support};
 use std::ops::Range;
 
 /// What a call gives back: tokens, log-probabilities, and each row's kept ids (none: all).
@@ -43,6 +43,7 @@ fn try_draw(
         tokens: tokens.view_mut(),
         log_probability: scores.view_mut(),
         support: Some((&mut support, 1..n + 1)),
+        workspace: &Workspace::default(),
     };
     let noise = Noise { keys: keys.view(), steps: steps.view(), site: 3 };
     sample(logits.view(), law, noise, out)?;
@@ -343,6 +344,7 @@ fn a_token_outside_its_support_is_refused() {
         tokens: tokens.view_mut(),
         log_probability: score.view_mut(),
         support: Some((&mut support, 0..1)),
+        workspace: &Workspace::default(),
     };
     let noise = Noise { keys: keys.view(), steps: steps.view(), site: 0 };
     sample(logits.view(), &law, noise, out).unwrap();

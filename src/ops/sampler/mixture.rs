@@ -1,6 +1,6 @@
 //! Gumbel-Softmax mixtures over the kept ids, and their gradient.
 
-use super::{Law, Noise, Support, check_rows, diagnose, explain, kernels, rows_on_cpu};
+use super::{Law, Noise, Support, Workspace, check_rows, diagnose, explain, kernels, rows_on_cpu};
 use crate::base::{Dtype, Error, Result};
 use crate::cpu::{self, Float};
 use crate::device::{Device, Element};
@@ -52,6 +52,8 @@ pub struct Mixed<'a> {
     pub at: Range<usize>,
     /// Weights `[rows, capacity]` of the logits' dtype; they sum to 1 in a row, and are 0 in unused places.
     pub weights: ViewMut<'a>,
+    /// Working memory for rows of these logits.
+    pub workspace: &'a Workspace,
 }
 
 /// One mixture for each row of `logits[rows, vocabulary]` (f32 or f64).
@@ -82,6 +84,7 @@ pub fn mixture(logits: View, mixture: &Mixture, noise: Noise, mut out: Mixed) ->
         Device::Gpu(_) if rows == 0 => {}
         Device::Gpu(gpu) => {
             let places = kernels::Places {
+                memory: out.workspace.address(rows, logits.cols())?,
                 weights: Some((out.weights.address()?, 1.0 / mixture.tau)),
                 ..kernels::Places::NONE
             };

@@ -131,6 +131,7 @@ fn run_support(
         tokens: tokens.view_mut(),
         log_probability: score.view_mut(),
         support: Some((&mut support, 0..rows)),
+        workspace: &sampler::Workspace::default(),
     };
     let noise = sampler::Noise { keys: keys.view(), steps: steps.view(), site: 0 };
     sampler::sample(first.view(), &law, noise, out)?;

@@ -5,7 +5,7 @@ use crate::base::rng::{Purpose, StreamKey};
 use crate::base::{Dtype, Result};
 use crate::device::Device;
 use crate::ops::Tensor;
-use crate::ops::sampler::{Law, Mixed, Mixture, Noise, Support, mixture, mixture_backward};
+use crate::ops::sampler::{Law, Mixed, Mixture, Noise, Support, Workspace, mixture, mixture_backward};
 use crate::verify::gradient::{Case, Variable, normals};
 
 /// One kept id; every id; what top-k, and what all filters keep, with places left over.
@@ -58,7 +58,12 @@ fn run(
     let logits = tensor(&device, [rows, vocabulary], logits, dtype)?;
     let mut support = Support::reserve(&device, rows, capacity)?;
     let mut weights = Tensor::zeros(&device, [rows, capacity], dtype)?;
-    let out = Mixed { support: &mut support, at: 0..rows, weights: weights.view_mut() };
+    let out = Mixed {
+        support: &mut support,
+        at: 0..rows,
+        weights: weights.view_mut(),
+        workspace: &Workspace::default(),
+    };
     let law = Mixture { law, tau };
     mixture(logits.view(), &law, noise, out)?;
     let Some(dy) = dy else { return values(weights.view()) };

@@ -162,8 +162,8 @@ const HISTOGRAM: &str = "top-p adds each logit to a histogram in shared memory, 
 /// The committed list.
 pub const KNOWN_MISSES: &[KnownMiss] = &[
     miss(QWEN2, "attention_backward_tiles", "attention backward of heads of 80", Bar::Sectors, 1.15, ENTRIES),
-    miss(GPT2, "sampler_fwd_wide_f32", "sampler top-p", Bar::Banks, 1.57, HISTOGRAM),
-    miss(QWEN2, "sampler_fwd_wide_f32", "sampler top-p", Bar::Banks, 2.11, HISTOGRAM),
+    miss(GPT2, "sampler_fwd_masses_f32", "sampler top-p", Bar::Banks, 1.57, HISTOGRAM),
+    miss(QWEN2, "sampler_fwd_masses_f32", "sampler top-p", Bar::Banks, 2.11, HISTOGRAM),
 ];
 
 /// The known miss that covers a verdict, if there is one: the same kernel, workload, size and bar, and no worse.

@@ -6,8 +6,8 @@ use crate::base::{Dtype, Result};
 use crate::ops::Tensor;
 use crate::ops::gaussian_density::{self, Normal};
 use crate::ops::sampler::{
-    self, Law, Mixed, Mixture, Noise, Sampled, Support, mixture, mixture_backward, sample, score_on_support,
-    score_on_support_backward,
+    self, Law, Mixed, Mixture, Noise, Sampled, Support, Workspace, mixture, mixture_backward, sample,
+    score_on_support, score_on_support_backward,
 };
 use crate::ops::soft_action::{self, Outputs, Perturbation, Proxy, Score, Scored, Settings};
 
@@ -41,10 +41,12 @@ pub(super) const LIST: &[(&str, Make)] = &[
         let (n, logits, noise) = (s.sequences, logits(s)?, Coordinates::new(s)?);
         let mut support = Support::reserve(s.device, n, KEPT)?;
         let mut weights = s.zeros(n, KEPT, Dtype::F32)?;
+        let workspace = Workspace::reserve(s.device, n, s.size.vocabulary)?;
         let bytes = moved(&[&logits, support.ids(), &weights]);
         Work::moving(bytes, move || {
             let law = law(Some(KEPT), None);
-            let out = Mixed { support: &mut support, at: 0..n, weights: weights.view_mut() };
+            let weights = weights.view_mut();
+            let out = Mixed { support: &mut support, at: 0..n, weights, workspace: &workspace };
             mixture(logits.view(), &Mixture { law: &law, tau: 0.5 }, noise.noise(), out)
         })
     }),
@@ -138,10 +140,12 @@ impl Coordinates {
 
 fn draw(s: &Setting, law: Law) -> Result<Work> {
     let (n, logits, noise) = (s.sequences, logits(s)?, Coordinates::new(s)?);
+    let workspace = Workspace::reserve(s.device, n, s.size.vocabulary)?;
     let (mut tokens, mut log_probability) = (s.zeros(n, 1, Dtype::U32)?, s.zeros(n, 1, Dtype::F32)?);
     Work::moving(moved(&[&logits, &noise.keys, &noise.steps, &tokens, &log_probability]), move || {
         let (tokens, log_probability) = (tokens.view_mut(), log_probability.view_mut());
-        sample(logits.view(), &law, noise.noise(), Sampled { tokens, log_probability, support: None })
+        let out = Sampled { tokens, log_probability, support: None, workspace: &workspace };
+        sample(logits.view(), &law, noise.noise(), out)
     })
 }
 

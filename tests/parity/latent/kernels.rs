@@ -83,7 +83,7 @@ pub fn small(device: &Device, dtype: Dtype) -> Vec<Vec<f64>> {
 fn every_dtype_and_shape_agrees_with_f64() {
     for device in gpu::devices() {
         for dtype in gpu::DTYPES {
-            for (rows, cols) in [(1, 1), (90, 123), (1, 768), (11, 896), (700, 20), (4, 1036)] {
+            for (rows, cols) in [(1, 1), (90, 123), (1, 768), (11, 896), (700, 20), (4, 1036), (8300, 4)] {
                 for masked in [false, true] {
                     let problem = Problem::new(rows, cols, masked, dtype);
                     let (found, exact) =

@@ -8,7 +8,7 @@ use latch::device::Device;
 use latch::ops::Tensor;
 use latch::ops::linear::{self, Layout, Projection};
 use latch::ops::log_probability::{Inputs, Outputs, Saved, Upstream, backward, forward};
-use latch::ops::sampler::{Law, Noise, Sampled, sample};
+use latch::ops::sampler::{Law, Noise, Sampled, Workspace, sample};
 use std::ops::Range;
 
 /// Operands that both sides hold exactly.
@@ -180,6 +180,7 @@ fn the_sampler_reports_the_same_bits() {
                 (0..rows as u32).flat_map(|r| StreamKey::new(3, 0, 0, r, Purpose::Token).0).collect();
             let keys = Tensor::from_host(&device, [rows, 2], &keys).unwrap();
             let steps = Tensor::zeros(&device, [rows, 1], Dtype::U32).unwrap();
+            let workspace = Workspace::reserve(&device, rows, vocabulary).unwrap();
             let warm = Law::Categorical { temperature: 0.7, top_k: None, top_p: None, min_p: None };
             for law in [Law::PLAIN, Law::Greedy, warm] {
                 let column = |dtype| Tensor::zeros(&device, [rows, 1], dtype).unwrap();
@@ -187,7 +188,8 @@ fn the_sampler_reports_the_same_bits() {
                     (column(Dtype::U32), column(Dtype::F32), column(Dtype::F32));
                 let noise = Noise { keys: keys.view(), steps: steps.view(), site: 3 };
                 let (token, score) = (tokens.view_mut(), sampled.view_mut());
-                let out = Sampled { tokens: token, log_probability: score, support: None };
+                let out =
+                    Sampled { tokens: token, log_probability: score, support: None, workspace: &workspace };
                 sample(logits.view(), &law, noise, out).unwrap();
                 let inverse_temperature = law.inverse_temperature();
                 let inputs = Inputs { h: h.view(), w: &w, targets: tokens.view(), inverse_temperature };

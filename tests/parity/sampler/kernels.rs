@@ -9,8 +9,8 @@ use latch::cpu::gumbel;
 use latch::device::{Argument, Device, Grid, Kernel};
 use latch::ops::Tensor;
 use latch::ops::sampler::{
-    FAULTY, Law, Mixed, Mixture, Noise, Sampled, Scored, Support, expect_drawn, expect_mixed, mixture,
-    mixture_backward, sample, score_on_support, score_on_support_backward,
+    FAULTY, Law, Mixed, Mixture, Noise, Sampled, Scored, Support, Workspace, expect_drawn, expect_mixed,
+    mixture, mixture_backward, sample, score_on_support, score_on_support_backward,
 };
 use std::ops::Range;
 
@@ -75,10 +75,12 @@ impl Problem<'_> {
         let mut tokens = Tensor::zeros(device, [n + 1, 1], Dtype::U32).unwrap();
         let mut scores = Tensor::zeros(device, [n + 1, 1], dtype).unwrap();
         let mut support = Support::reserve(device, n + 1, self.capacity).unwrap();
+        let workspace = Workspace::reserve(device, n, self.vocabulary).unwrap();
         let out = Sampled {
             tokens: tokens.rows_mut(1..n + 1).unwrap(),
             log_probability: scores.rows_mut(1..n + 1).unwrap(),
             support: Some((&mut support, 1..n + 1)),
+            workspace: &workspace,
         };
         sample(logits.view(), &self.law, noise, out).unwrap();
         let tokens = tokens.rows(1..n + 1).unwrap();
@@ -115,7 +117,9 @@ impl Problem<'_> {
         let mut support = Support::reserve(device, n + 2, self.capacity).unwrap();
         let mut weights = Tensor::zeros(device, [n, self.capacity], dtype).unwrap();
         let law = Mixture { law: &self.law, tau };
-        let out = Mixed { support: &mut support, at: 2..n + 2, weights: weights.view_mut() };
+        let workspace = Workspace::reserve(device, n, self.vocabulary).unwrap();
+        let out =
+            Mixed { support: &mut support, at: 2..n + 2, weights: weights.view_mut(), workspace: &workspace };
         mixture(logits.view(), &law, noise, out).unwrap();
         let dy: Vec<f64> = (0..n * self.capacity).map(|i| ((i * 37) % 11) as f64 / 4.0 - 1.25).collect();
         let dy = tensor(device, [n, self.capacity], &dy, dtype);
@@ -402,10 +406,12 @@ fn broken_supports_give_nan() {
         let mut tokens = Tensor::zeros(&device, [3, 1], Dtype::U32).unwrap();
         let mut score = Tensor::zeros(&device, [3, 1], Dtype::F32).unwrap();
         let mut support = Support::reserve(&device, 3, 6).unwrap();
+        let workspace = Workspace::reserve(&device, 3, vocabulary).unwrap();
         let out = Sampled {
             tokens: tokens.view_mut(),
             log_probability: score.view_mut(),
             support: Some((&mut support, 0..3)),
+            workspace: &workspace,
         };
         sample(logits.view(), &law, noise, out).unwrap();
         // A token of another row, and one that is in no vocabulary.

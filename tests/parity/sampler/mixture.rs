@@ -5,7 +5,9 @@ use latch::base::Dtype;
 use latch::base::rng::{Purpose, StreamKey};
 use latch::device::Device;
 use latch::ops::Tensor;
-use latch::ops::sampler::{Law, Mixed, Mixture, Noise, Sampled, Support, mixture, mixture_backward, sample};
+use latch::ops::sampler::{
+    Law, Mixed, Mixture, Noise, Sampled, Support, Workspace, mixture, mixture_backward, sample,
+};
 use latch::verify::operations;
 use std::ops::Range;
 
@@ -46,7 +48,12 @@ fn mix(
     let logits = Tensor::from_host(&device, [n, vocabulary], data)?;
     let mut support = Support::reserve(&device, n + 2, capacity)?;
     let mut weights = Tensor::zeros(&device, [n, capacity], Dtype::F32)?;
-    let out = Mixed { support: &mut support, at: 2..n + 2, weights: weights.view_mut() };
+    let out = Mixed {
+        support: &mut support,
+        at: 2..n + 2,
+        weights: weights.view_mut(),
+        workspace: &Workspace::default(),
+    };
     let noise = Noise { keys: keys.view(), steps: steps.view(), site: SITE };
     mixture(logits.view(), &Mixture { law, tau }, noise, out)?;
     Ok(Mixtures {
@@ -113,7 +120,12 @@ fn the_heaviest_id_is_the_token_drawn_with_the_same_noise() {
     let mut tokens = Tensor::zeros(&device, [rows, 1], Dtype::U32).unwrap();
     let mut score = Tensor::zeros(&device, [rows, 1], Dtype::F32).unwrap();
     let noise = Noise { keys: keys.view(), steps: steps.view(), site: SITE };
-    let out = Sampled { tokens: tokens.view_mut(), log_probability: score.view_mut(), support: None };
+    let out = Sampled {
+        tokens: tokens.view_mut(),
+        log_probability: score.view_mut(),
+        support: None,
+        workspace: &Workspace::default(),
+    };
     sample(logits.view(), &law, noise, out).unwrap();
     for (row, token) in tokens.download::<u32>().unwrap().into_iter().enumerate() {
         let weights = &found.weights[row * capacity..(row + 1) * capacity];
@@ -169,7 +181,12 @@ fn a_support_of_another_vocabulary_is_refused() {
     let (keys, steps) = streams(&device, 0..1);
     let mut support = Support::reserve(&device, 1, 3).unwrap();
     let mut weights = Tensor::zeros(&device, [1, 3], Dtype::F32).unwrap();
-    let out = Mixed { support: &mut support, at: 0..1, weights: weights.view_mut() };
+    let out = Mixed {
+        support: &mut support,
+        at: 0..1,
+        weights: weights.view_mut(),
+        workspace: &Workspace::default(),
+    };
     let noise = Noise { keys: keys.view(), steps: steps.view(), site: SITE };
     let mixed = Mixture { law: &law, tau: 0.5 };
     mixture(logits.view(), &mixed, noise, out).unwrap();

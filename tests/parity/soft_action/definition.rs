@@ -2,7 +2,7 @@
 
 use super::*;
 use latch::cpu::gumbel;
-use latch::ops::sampler::{Law, Mixed, Mixture, mixture};
+use latch::ops::sampler::{Law, Mixed, Mixture, Workspace, mixture};
 
 /// Standard normal `id` of a row's stream by Box and Muller.
 fn normal(row: usize, id: u32) -> f64 {
@@ -136,7 +136,12 @@ fn gumbel_actions_are_the_samplers_mixtures() {
     let logits = problem.logits(&device, Dtype::F32, &(0..rows));
     let mut support = Support::reserve(&device, rows, capacity).unwrap();
     let mut weights = Tensor::zeros(&device, [rows, capacity], Dtype::F32).unwrap();
-    let out = Mixed { support: &mut support, at: 0..rows, weights: weights.view_mut() };
+    let out = Mixed {
+        support: &mut support,
+        at: 0..rows,
+        weights: weights.view_mut(),
+        workspace: &Workspace::default(),
+    };
     mixture(logits.view(), &Mixture { law: &law, tau }, noise, out).unwrap();
     let (ids, counts) = support.download(0..rows).unwrap();
     problem.kept =
