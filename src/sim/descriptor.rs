@@ -115,7 +115,8 @@ mod tests {
     use super::*;
 
     fn descriptor(start: u64, lead: u64, stride: u64, mode: u64) -> u64 {
-        start / 16 | lead / 16 << 16 | stride / 16 << 32 | mode << 62
+        let units = |bytes: u64| bytes / 16;
+        units(start) | units(lead) << 16 | units(stride) << 32 | mode << 62
     }
 
     /// Byte of one element: the formulas of the module and the swizzle, spelled out.

@@ -4,6 +4,7 @@ mod arenas;
 mod beside;
 mod crossings;
 mod driver;
+mod hopper;
 mod launches;
 mod memory;
 mod opening;

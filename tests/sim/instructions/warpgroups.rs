@@ -11,7 +11,7 @@ const B_AT: usize = 9216;
 
 /// Byte of a row of 128 bytes in atoms of eight rows, the place of its 16-byte chunk XORed with the row.
 fn swizzled(row: usize, byte: usize) -> usize {
-    row / 8 * 1024 + row % 8 * 128 + (byte / 16 ^ row % 8) * 16 + byte % 16
+    row / 8 * 1024 + row % 8 * 128 + ((byte / 16) ^ (row % 8)) * 16 + byte % 16
 }
 
 /// An operand in shared memory: where it starts, how its index beside k lies, and its distances.
