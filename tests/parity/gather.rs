@@ -114,6 +114,37 @@ fn every_dtype_and_shape_agrees_with_f64() {
     }
 }
 
+/// Tiles of 512 contributions find their places among each other whatever the indices are: equal ones across tiles, runs
+/// that lie wholly before or behind, a warp whose keys are far apart where another tile's are dense.
+#[test]
+fn contributions_are_added_in_their_order_however_their_indices_lie() {
+    let (rows, picked) = (2000, 3 * 512 + 41);
+    type Law = fn(usize) -> usize;
+    let laws: [(&str, Law); 7] = [
+        ("one", |_| 7),
+        ("rising", |n| n),
+        ("falling", |n| 1999 - n),
+        ("two ends", |n| n % 2 * 1999),
+        ("ends around a dense middle", |n| if n < 512 { n % 2 * 1999 } else { 1000 + n % 5 }),
+        ("tiles apart", |n| (3 - n / 512) * 500 + n % 7),
+        ("anywhere", |n| n * n * 31 % 1999),
+    ];
+    for device in gpu::devices() {
+        for (law, choose) in laws {
+            let choice: Vec<u32> = (0..picked).map(|n| choose(n) as u32).collect();
+            let run = |device: &Device| {
+                let index = Tensor::from_host(device, [picked, 1], &choice).unwrap();
+                let dy = gpu::tensor(device, [picked, 1], &gpu::exact("dy", picked, Dtype::F32), Dtype::F32);
+                let mut dx = Tensor::zeros(device, [rows, 1], Dtype::F32).unwrap();
+                gather::backward(dy.view(), index.view(), dx.view_mut(), &mut Order::default()).unwrap();
+                gpu::values(dx.view())
+            };
+            let (found, expected) = (run(&device), run(&Device::cpu()));
+            assert_eq!(found, expected, "{law} on {}", device.name());
+        }
+    }
+}
+
 #[test]
 fn bits_do_not_depend_on_the_order_of_blocks() {
     // Few find their places by counting, many are sorted.
