@@ -11,7 +11,7 @@
 //
 //   kernel                   in                               out                                    passes over the row
 //   sampler_fwd_f32          logits[R,V]                      token[R] log_probability[R] count[R]   1
-//   sampler_fwd_extents_f32  logits                           largest of groups, smallest of chunks  1
+//   sampler_fwd_extents_f32  logits                           largest of groups; or of the row, and smallest  1
 //   sampler_fwd_topk_f32     logits, extents                  the same, ids[R,C]; weights[R,C]       about k groups of 128
 //   sampler_fwd_masses_f32   logits, extents                  masses or numbers of buckets           1
 //   sampler_fwd_certain_f32  logits, extents, masses          what is certain, the list              1
@@ -82,22 +82,29 @@ sampler_fwd_f32(const float *logits, u32 vocabulary, float scale, u32 greedy, co
     if (out.count) *out.count = 0;
 }
 
-// What draws with filters begin with. `clear` makes the row's buckets and list empty.
+// What draws with filters begin with: the largest logit of each group, or, where `wide`, the row's extents, with its
+// buckets and list made empty.
 CHUNK_KERNEL
-sampler_fwd_extents_f32(const float *logits, u32 vocabulary, float scale, u32 clear, u64 *memory) {
+sampler_fwd_extents_f32(const float *logits, u32 vocabulary, float scale, u32 wide, u64 *memory) {
     Place place(vocabulary);
     Row row(logits + (u64)place.row * vocabulary, vocabulary);
     Scratch scratch(memory, place.row, vocabulary);
     u32 thread = place.block * CHUNK_BLOCK + threadIdx.x;
-    if (clear) {
+    if (wide) {
         for (u32 i = thread; i < BUCKETS; i += place.blocks * CHUNK_BLOCK) scratch.amounts[i] = 0;
         if (thread == 0) scratch.header->mass = scratch.header->best = 0, scratch.header->listed = 0;
     }
     if (!place.inside()) return;
     float smallest, most = chunk_extent(row, place.chunk, scale, smallest);
     u32 lane = threadIdx.x % WARP;
-    if (lane % 4 == 0) scratch.largest[place.chunk * CHUNK_GROUPS + lane / 4] = most;
-    if (lane == 0) scratch.smallest[place.chunk] = smallest;
+    if (!wide) {
+        if (lane % 4 == 0) scratch.largest[place.chunk * CHUNK_GROUPS + lane / 4] = most;
+        return;
+    }
+    most = warp_max(most);
+    if (lane > 0) return;
+    atomicMax(&scratch.header->top, order_of(most));
+    if (smallest < infinity()) atomicMax(&scratch.header->bottom, ~order_of(smallest));
 }
 
 ROW_KERNEL

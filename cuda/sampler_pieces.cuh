@@ -35,7 +35,8 @@ __device__ __forceinline__ void add_masses(const Piece &piece, const Row &row, c
     __shared__ u64 room[WARPS];
     Wide wide = piece.wide(row, scale, nullptr, room, nullptr);
     for (u32 i = threadIdx.x; i < BUCKETS; i += BLOCK) low[i] = high[i] = 0;
-    if (!wide.extents(scratch)) return; // With barriers in it.
+    if (!wide.extents(scratch)) return;
+    __syncthreads();
     u64 last = 0;
     wide.pass<PIECE_QUADS>([&](float logit, u32) {
         float s = __fmul_rn(logit, scale);
@@ -58,24 +59,25 @@ __device__ __forceinline__ void add_masses(const Piece &piece, const Row &row, c
 
 // The cut of the row's amounts: k ids, or the mass p where it is not 0. By the whole block.
 __device__ __forceinline__ Cut cut_of(const u64 *amounts, u32 k, u64 p, u64 *room, u32 *shared_bucket, u64 *shared_amount) {
-    constexpr u32 EACH = BUCKETS / BLOCK;
-    u64 mine[EACH], sum = 0, total;
+    static_assert(BUCKETS == 4 * BLOCK, "two pairs a thread");
+    // Pairs of neighbours, so that a warp reads whole sectors.
+    ulonglong2 mine[2];
 #pragma unroll
-    for (u32 i = 0; i < EACH; i += 2) {
-        ulonglong2 two = *reinterpret_cast<const ulonglong2 *>(amounts + EACH * threadIdx.x + i);
-        mine[i] = two.x, mine[i + 1] = two.y;
-        sum += two.x + two.y;
-    }
-    u64 before = block_scan(sum, room, total), amount = p ? share(p, total) : k;
+    for (u32 i = 0; i < 2; i++) mine[i] = reinterpret_cast<const ulonglong2 *>(amounts)[i * BLOCK + threadIdx.x];
+    u64 before[2], totals[2];
+#pragma unroll
+    for (u32 i = 0; i < 2; i++) before[i] = block_scan(mine[i].x + mine[i].y, room, totals[i]);
+    before[1] += totals[0];
+    u64 total = totals[0] + totals[1], amount = p ? share(p, total) : k;
     Cut cut = {NO_BUCKET, 0, ~0ull, 0, 0, 0};
     if (!p && total <= k) return cut;
 #pragma unroll
-    for (u32 i = 0; i < EACH; i++) {
-        if (before < amount && amount <= before + mine[i]) {
-            *shared_bucket = EACH * threadIdx.x + i;
-            *shared_amount = amount - before;
-        }
-        before += mine[i];
+    for (u32 i = 0; i < 2; i++) {
+        u64 middle = before[i] + mine[i].x, end = middle + mine[i].y;
+        if (!(before[i] < amount && amount <= end)) continue;
+        bool second = middle < amount;
+        *shared_bucket = 2 * (i * BLOCK + threadIdx.x) + second;
+        *shared_amount = amount - (second ? middle : before[i]);
     }
     __syncthreads();
     cut.bucket = *shared_bucket;
@@ -94,6 +96,7 @@ __device__ __forceinline__ void draw_piece(const Piece &piece, const Row &row, c
     Wide wide = piece.wide(row, scale, list, room, &count);
     if (threadIdx.x == 0) count = 0;
     if (!wide.extents(scratch)) return;
+    __syncthreads();
     Cut cut = {NO_BUCKET, 0, ~0ull, 0, 0, 0};
     if (k || top_p) cut = cut_of(scratch.amounts, k, top_p, room, &shared_bucket, &shared_amount);
     Drawn drawn = {-infinity(), FAULTY, 0};

@@ -52,13 +52,15 @@ __device__ __forceinline__ u64 warp_largest(u64 x) {
 constexpr u32 BUCKETS = 2048;
 constexpr u32 LIST = 2048;
 
-// What a row's blocks tell each other; src/ops/sampler/workspace.rs reserves it. Each part is written by the first
-// kernel of a draw before another reads it, but for `arrived`, which is 0 between draws.
+// What a row's blocks tell each other; src/ops/sampler/workspace.rs reserves it. The first kernel of a draw writes each
+// part before another reads it, but for the last three numbers, which are 0 between draws: whoever needs them last sees
+// to that.
 struct Header {
-    u64 mass, best;     // Of the ids that are certain: their mass, the largest key.
-    u64 amount;         // What the list must add up to (Cut).
-    u32 listed;         // Keys in the list, or more than LIST.
-    u32 arrived;        // Blocks that have left their part.
+    u64 mass, best;  // Of the ids that are certain: their mass, the largest key.
+    u64 amount;      // What the list must add up to (Cut).
+    u32 listed;      // Keys in the list, or more than LIST.
+    u32 arrived;     // Blocks that have left their part.
+    u32 top, bottom; // The order of the largest logit, and the complement of that of the smallest above minus infinity.
 };
 
 // Of one chunk: its best draw, and its softmax.
@@ -67,24 +69,22 @@ struct alignas(16) Chunk {
     float maximum, sum;
 };
 
-// Words are of 64 bits: header 8, then for C chunks 5 C, BUCKETS, LIST and 16 C, each part a whole number of sectors.
+// Words are of 64 bits: header 8, then for C chunks 4 C, BUCKETS, LIST and 16 C, each part a whole number of sectors.
 struct Scratch {
     Header *header;
     Chunk *chunks;    // Or:
-    float *largest;   // of groups, CHUNK_GROUPS a chunk, and behind them
-    float *smallest;  // of chunks.
+    float *largest;   // of groups, CHUNK_GROUPS a chunk.
     u64 *amounts;     // BUCKETS masses or numbers.
     u64 *list;
     u32 *bitmap;      // Ids that are kept.
 
     __device__ __forceinline__ Scratch(u64 *memory, u32 row, u32 cols) {
         u64 padded = (chunks_of(cols) + 3) / 4 * 4;
-        memory += row * (8 + 5 * padded + BUCKETS + LIST + 16 * padded);
+        memory += row * (8 + 4 * padded + BUCKETS + LIST + 16 * padded);
         header = reinterpret_cast<Header *>(memory);
         chunks = reinterpret_cast<Chunk *>(memory + 8);
         largest = reinterpret_cast<float *>(memory + 8);
-        smallest = reinterpret_cast<float *>(memory + 8 + 4 * padded);
-        amounts = memory + 8 + 5 * padded;
+        amounts = memory + 8 + 4 * padded;
         list = amounts + BUCKETS;
         bitmap = reinterpret_cast<u32 *>(list + LIST);
     }

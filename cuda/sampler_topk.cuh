@@ -116,8 +116,11 @@ __device__ __forceinline__ void draw_top_k(const Row &row, const float *largest,
             // Some id of the group has at least the rank of its last one with this logit. Among equals the ids decide:
             // else all ids of a row of equal logits would reach the bar.
             u64 reached = best > -infinity() ? rank_key(best, first_of_best + GROUP - 1) : 0;
-            u32 high = (u32)(reached >> 32), bar = reached_by(k, 0, high), above = __syncthreads_count(high > bar);
-            u32 low = bar ? reached_by(k, above, high == bar ? (u32)reached : 0) : 0;
+            u32 high = (u32)(reached >> 32), bar = reached_by(k, 0, high), low = 0;
+            if (bar && __syncthreads_count(high >= bar) > 2 * k) {
+                u32 above = __syncthreads_count(high > bar);
+                low = reached_by(k, above, high == bar ? (u32)reached : 0);
+            }
             top.bar = (u64)bar << 32 | low;
         }
         __syncthreads();

@@ -74,13 +74,9 @@ struct Wide {
 
     // Largest scaled logit and width of the buckets, of what the chunks left; false where the row has no softmax.
     __device__ __forceinline__ bool extents(const Scratch &scratch) {
-        u32 chunks = chunks_of(row.cols);
-        float most = -infinity(), least = infinity();
-#pragma unroll 4
-        for (u32 i = threadIdx.x; i < chunks * CHUNK_GROUPS; i += BLOCK) most = fmaxf(most, scratch.largest[i]);
-        for (u32 i = threadIdx.x; i < chunks; i += BLOCK) least = fminf(least, scratch.smallest[i]);
-        maximum = __fmul_rn(block_max(most, room), scale);
-        float range = fminf(__fsub_rn(maximum, __fmul_rn(-block_max(-least, room), scale)), 16.0f);
+        float most = logit_of((u64)scratch.header->top << 32), least = logit_of((u64)~scratch.header->bottom << 32);
+        maximum = __fmul_rn(most, scale);
+        float range = fminf(__fsub_rn(maximum, __fmul_rn(least, scale)), 16.0f);
         fineness = range > 0.0f ? __fdiv_rn((float)(BUCKETS - 1), range) : 0.0f;
         return maximum > -infinity() && maximum <= FINITE;
     }
@@ -309,7 +305,10 @@ __device__ __forceinline__ void end_wide(const Row &row, const Scratch &scratch,
     u32 warp = threadIdx.x / WARP;
     Wide wide = {row, scale, 0.0f, 0.0f, fraction_bits(row.cols), warp * PASS, row.cols, WARPS * PASS,
                  store, room, &shared_bucket, &shared_count, &shared_amount};
-    if (!wide.extents(scratch)) return out.fail(FAULTY);
+    bool sound = wide.extents(scratch);
+    __syncthreads(); // All threads have read them.
+    if (threadIdx.x == 0) scratch.header->top = scratch.header->bottom = 0;
+    if (!sound) return out.fail(FAULTY);
     u32 *bitmap = out.ids ? scratch.bitmap : nullptr, members = split ? scratch.header->listed : LIST + 1;
     Drawn drawn = {-infinity(), FAULTY, 0};
     u64 best = 0, amount;

@@ -16,11 +16,12 @@ constexpr float FINITE = 3.4028235e38f;
 
 // ---- rank ---------------------------------------------------------------------------------------------------------
 
-__device__ __forceinline__ u64 rank_key(float logit, u32 id) {
+// A number of the same order as the logit.
+__device__ __forceinline__ u32 order_of(float logit) {
     u32 bits = __float_as_uint(__fadd_rn(logit, 0.0f)); // -0 equals 0.
-    u32 ordered = bits ^ ((u32)((int)bits >> 31) | 0x80000000u);
-    return (u64)ordered << 32 | (u32)~id;
+    return bits ^ ((u32)((int)bits >> 31) | 0x80000000u);
 }
+__device__ __forceinline__ u64 rank_key(float logit, u32 id) { return (u64)order_of(logit) << 32 | (u32)~id; }
 __device__ __forceinline__ float logit_of(u64 key) {
     u32 ordered = (u32)(key >> 32);
     return __uint_as_float(ordered & 0x80000000u ? ordered ^ 0x80000000u : ~ordered);

@@ -8,7 +8,7 @@ use crate::ops::Tensor;
 const CHUNK: usize = 1024;
 /// Words of 64 bits: the header, a chunk's statistics, buckets and list, a bit an id (cuda/sampler_split.cuh).
 const HEADER: usize = 8;
-const OF_CHUNK: usize = 5;
+const OF_CHUNK: usize = 4;
 const BUCKETS: usize = 2048;
 const LIST: usize = 2048;
 const BITS: usize = CHUNK / 64;
