@@ -15,7 +15,7 @@
 //   bf16       bf16  bf16             f32 or bf16   bf16
 //
 //   tile     outputs   threads                      grid                         shared (product.rs: Tile::shared_bytes)
-//   wide     64x128    4 warps of 64x32             ceil(M/64) ceil(N/128)       72 KiB (rounded 48): 3 stages of 128 bytes a line
+//   wide     64x128    4 warps of 64x32             ceil(M/64) ceil(N/128)       72 KiB: 3 stages of 128 bytes a line; not rounded
 //   square   64x64     4 warps of 32x32             ceil(M/64) ceil(N/64)        48 KiB (rounded 36): 3 stages of 128 bytes a line
 //   skinny   16x32     4 warps, a chunk of k each   ceil(M/16) ceil(N/32)        42 KiB at most: 3 stages of 64 bytes, parts
 //   narrow   16x16     8 warps, a chunk of k each   ceil(M/16) ceil(N/16)        71 KiB at most: 2 stages of 128 bytes, parts
@@ -49,22 +49,28 @@ constexpr u32 ADD = 1, C_IS_BF16 = 2;
                                                                flags & ADD, flags & C_IS_BF16, bias, activated);       \
     }
 
-#define LARGE(FORM, WIDE_BLOCKS, ...)                                                                                  \
-    PRODUCT(FORM##_wide, WIDE_BLOCKS, __VA_ARGS__, Wide)                                                               \
-    PRODUCT(FORM##_square, 1, __VA_ARGS__, Square)
+#define WIDE(FORM, BLOCKS, ...) PRODUCT(FORM##_wide, BLOCKS, __VA_ARGS__, Wide)
+#define SQUARE(FORM, ...) PRODUCT(FORM##_square, 1, __VA_ARGS__, Square)
 #define FEW_ROWS(FORM, ...)                                                                                            \
     PRODUCT(FORM##_skinny, 1, __VA_ARGS__, Skinny)                                                                     \
     PRODUCT(FORM##_narrow, 1, __VA_ARGS__, Narrow)
 
-#define FORMS(OPERANDS, WIDE_BLOCKS, TA, TB, TB_TN, ARITHMETIC)                                                        \
-    LARGE(linear_nt_##OPERANDS, WIDE_BLOCKS, TA, K_CONTIGUOUS, TB, K_CONTIGUOUS, ARITHMETIC)                           \
-    FEW_ROWS(linear_nt_##OPERANDS, TA, K_CONTIGUOUS, TB, K_CONTIGUOUS, ARITHMETIC)                                     \
-    LARGE(linear_nn_##OPERANDS, WIDE_BLOCKS, TA, K_CONTIGUOUS, TB, OTHER_CONTIGUOUS, ARITHMETIC)                       \
-    LARGE(linear_tn_##OPERANDS, 2, TA, OTHER_CONTIGUOUS, TB_TN, OTHER_CONTIGUOUS, ARITHMETIC)
+#define WIDE_FORMS(OPERANDS, BLOCKS, T, ARITHMETIC)                                                                    \
+    WIDE(linear_nt_##OPERANDS, BLOCKS, T, K_CONTIGUOUS, T, K_CONTIGUOUS, ARITHMETIC)                                   \
+    WIDE(linear_nn_##OPERANDS, BLOCKS, T, K_CONTIGUOUS, T, OTHER_CONTIGUOUS, ARITHMETIC)                               \
+    WIDE(linear_tn_##OPERANDS, 2, T, OTHER_CONTIGUOUS, T, OTHER_CONTIGUOUS, ARITHMETIC)
+#define FORMS(OPERANDS, TA, TB, TB_TN, ARITHMETIC)                                                                     \
+    SQUARE(linear_nt_##OPERANDS, TA, K_CONTIGUOUS, TB, K_CONTIGUOUS, ARITHMETIC)                                       \
+    SQUARE(linear_nn_##OPERANDS, TA, K_CONTIGUOUS, TB, OTHER_CONTIGUOUS, ARITHMETIC)                                   \
+    SQUARE(linear_tn_##OPERANDS, TA, OTHER_CONTIGUOUS, TB_TN, OTHER_CONTIGUOUS, ARITHMETIC)                            \
+    FEW_ROWS(linear_nt_##OPERANDS, TA, K_CONTIGUOUS, TB, K_CONTIGUOUS, ARITHMETIC)
 
-FORMS(f32, 2, float, float, float, SPLIT_TF32)
-FORMS(rounded, 2, float, bf16, float, BF16)
-FORMS(bf16, 3, bf16, bf16, bf16, BF16)
+FORMS(f32, float, float, float, SPLIT_TF32)
+FORMS(rounded, float, bf16, float, BF16)
+FORMS(bf16, bf16, bf16, bf16, BF16)
+// Large products of f32 factors that are to be rounded are products of rounded ones: product.rs.
+WIDE_FORMS(f32, 2, float, SPLIT_TF32)
+WIDE_FORMS(bf16, 3, bf16, BF16)
 FEW_ROWS(linear_nn_rounded, float, K_CONTIGUOUS, bf16, OTHER_CONTIGUOUS, BF16)
 FEW_ROWS(linear_nn_bf16, bf16, K_CONTIGUOUS, bf16, OTHER_CONTIGUOUS, BF16)
 // Sixteen columns of f32 are too short a line for the swizzle.

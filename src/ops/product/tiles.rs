@@ -68,11 +68,12 @@ impl Tile {
         m.div_ceil(rows) * n.div_ceil(cols)
     }
 
-    /// Whether there is such a kernel: the rows of [`Form::Tn`] are a weight's, never few; and 16 columns of f32 are too
-    /// short a line of shared memory.
+    /// Whether there is such a kernel: large products of [`Operands::Rounded`] are those of rounded factors; the rows of
+    /// [`Form::Tn`] are a weight's, never few; and 16 columns of f32 are too short a line of shared memory.
     pub fn exists(self, form: Form, operands: Operands) -> bool {
         match self {
-            Tile::Wide | Tile::Square => true,
+            Tile::Wide => operands != Operands::Rounded,
+            Tile::Square => true,
             Tile::Skinny => form != Form::Tn,
             Tile::Narrow => form == Form::Nt || (form == Form::Nn && operands != Operands::F32),
         }
@@ -107,15 +108,12 @@ kernels!("linear":
     NN_F32_SKINNY = "linear_nn_f32_skinny",
     TN_F32_WIDE = "linear_tn_f32_wide",
     TN_F32_SQUARE = "linear_tn_f32_square",
-    NT_ROUNDED_WIDE = "linear_nt_rounded_wide",
     NT_ROUNDED_SQUARE = "linear_nt_rounded_square",
     NT_ROUNDED_SKINNY = "linear_nt_rounded_skinny",
     NT_ROUNDED_NARROW = "linear_nt_rounded_narrow",
-    NN_ROUNDED_WIDE = "linear_nn_rounded_wide",
     NN_ROUNDED_SQUARE = "linear_nn_rounded_square",
     NN_ROUNDED_SKINNY = "linear_nn_rounded_skinny",
     NN_ROUNDED_NARROW = "linear_nn_rounded_narrow",
-    TN_ROUNDED_WIDE = "linear_tn_rounded_wide",
     TN_ROUNDED_SQUARE = "linear_tn_rounded_square",
     NT_BF16_WIDE = "linear_nt_bf16_wide",
     NT_BF16_SQUARE = "linear_nt_bf16_square",
@@ -129,7 +127,7 @@ kernels!("linear":
     TN_BF16_SQUARE = "linear_tn_bf16_square",
 );
 
-/// The kernel of a tile that [exists](Tile::exists); where it does not, the next larger one.
+/// The kernel of a tile that [exists](Tile::exists); where it does not, one that has its bits.
 pub(super) fn kernel(form: Form, operands: Operands, tile: Tile) -> &'static Kernel {
     use {Form::*, Operands::*};
     // Wide, square, skinny and narrow.
@@ -137,9 +135,9 @@ pub(super) fn kernel(form: Form, operands: Operands, tile: Tile) -> &'static Ker
         (Nt, F32) => [&NT_F32_WIDE, &NT_F32_SQUARE, &NT_F32_SKINNY, &NT_F32_NARROW],
         (Nn, F32) => [&NN_F32_WIDE, &NN_F32_SQUARE, &NN_F32_SKINNY, &NN_F32_SKINNY],
         (Tn, F32) => [&TN_F32_WIDE, &TN_F32_SQUARE, &TN_F32_SQUARE, &TN_F32_SQUARE],
-        (Nt, Rounded) => [&NT_ROUNDED_WIDE, &NT_ROUNDED_SQUARE, &NT_ROUNDED_SKINNY, &NT_ROUNDED_NARROW],
-        (Nn, Rounded) => [&NN_ROUNDED_WIDE, &NN_ROUNDED_SQUARE, &NN_ROUNDED_SKINNY, &NN_ROUNDED_NARROW],
-        (Tn, Rounded) => [&TN_ROUNDED_WIDE, &TN_ROUNDED_SQUARE, &TN_ROUNDED_SQUARE, &TN_ROUNDED_SQUARE],
+        (Nt, Rounded) => [&NT_ROUNDED_SQUARE, &NT_ROUNDED_SQUARE, &NT_ROUNDED_SKINNY, &NT_ROUNDED_NARROW],
+        (Nn, Rounded) => [&NN_ROUNDED_SQUARE, &NN_ROUNDED_SQUARE, &NN_ROUNDED_SKINNY, &NN_ROUNDED_NARROW],
+        (Tn, Rounded) => [&TN_ROUNDED_SQUARE, &TN_ROUNDED_SQUARE, &TN_ROUNDED_SQUARE, &TN_ROUNDED_SQUARE],
         (Nt, Bf16) => [&NT_BF16_WIDE, &NT_BF16_SQUARE, &NT_BF16_SKINNY, &NT_BF16_NARROW],
         (Nn, Bf16) => [&NN_BF16_WIDE, &NN_BF16_SQUARE, &NN_BF16_SKINNY, &NN_BF16_NARROW],
         (Tn, Bf16) => [&TN_BF16_WIDE, &TN_BF16_SQUARE, &TN_BF16_SQUARE, &TN_BF16_SQUARE],
@@ -168,7 +166,7 @@ mod tests {
             (Form::Nt, Operands::F32, 64, 768, Tile::Narrow),
             (Form::Nt, Operands::F32, 64, 50257, Tile::Square),
             (Form::Nn, Operands::F32, 256, 768, Tile::Square),
-            (Form::Nt, Operands::Rounded, 4096, 768, Tile::Wide),
+            (Form::Nt, Operands::Bf16, 4096, 768, Tile::Wide),
             (Form::Tn, Operands::F32, 16, 50257, Tile::Square),
             (Form::Tn, Operands::Bf16, 3072, 768, Tile::Wide),
         ] {
