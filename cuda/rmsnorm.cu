@@ -9,8 +9,9 @@
 //   rmsnorm_bwd_*    dy x [R,C] w rstd     dx[R,C] partial[G,C]   G = as above   256    38 KB   3 R C a + 8 C grid
 //   rmsnorm_bwd_dw   partial[G,C]          dw[C] (+=)             ceil(C/32)     1024   4.1 KB  4 C G
 //
-// A row is read once and stays in registers (rows.cuh says who owns what). A block takes `each` rows, 32 where there
-// are many, so that the gain, which is as long as a row, costs a thirty-second of it: it lies in shared memory.
+// A row is read once and stays in registers (rows.cuh says who owns what). A block takes `each` rows, forward 16 (a
+// warp each, all of them on their way at once), backward 32 where there are many, so that the gain, which is as long as
+// a row, costs little beside them: it lies in shared memory.
 // Backward reads dy and x once for both gradients: a block leaves the sum of its rows' part of dw, and a second kernel
 // adds the blocks in order. Walking columns instead, one thread a column, would read dy and x twice (5 R C instead of
 // 3 R C) on C/32 blocks. A grid of one block adds to dw itself; the second kernel is then not launched.

@@ -143,7 +143,7 @@ __device__ __forceinline__ void sort_descending(u64 (&key)[E], u64 *room) {
 }
 
 // Keys up to which each finds its place by counting those before it; more are sorted.
-constexpr u32 FEW = 256;
+constexpr u32 FEW = BLOCK;
 
 // The `held` keys of `buffer`, at most BLOCK of them, ordered: thread t gets the t-th largest, 0 beyond them. Each counts
 // those before it, for which a few keys need fewer steps than a sort; keys are unique. By the whole block.
