@@ -6,14 +6,15 @@
 //
 //   kernel                       in                            out                      grid                    block
 //   attention_begin_*            rows positions layout k v     cache, entries, items    plan + store blocks     512
-//   attention_fwd_d64_*          q cache entries items         out statistics | slots          tiles, kv_heads         128
-//   attention_fwd_d128_*         the same                                               tiles, kv_heads         128
-//   attention_fwd_any_bf16       head_dim up to 256            the same                 tiles, kv_heads, cols   128
-//   attention_fwd_any_f32        head_dim up to 256            the same                 tiles, kv_heads, cols   32
+//   attention_fwd_d64_*          q cache entries               out statistics           tiles, kv_heads         128
+//   attention_fwd_d128_*         the same
+//   attention_fwd_to128_*        head_dim up to 128
+//   attention_fwd_to256_bf16     head_dim up to 256                                     tiles, kv_heads, 2      128
+//   attention_fwd_to256_f32      head_dim up to 256                                     tiles, kv_heads, cols   32
 //
 // attention_begin: a prompt of n positions is planned by ceil(n / 512) blocks of threads, up to 512 positions by one
 // (attention_plan.cuh); each warp of the other blocks stores one position's keys and values, reading and writing each
-// once.
+// once, and makes its tickets 0.
 //
 // attention_fwd: one block of threads a tile of 64 query rows (positions x query heads of one key-value head) and
 // key-value head, 16 rows a warp. It walks the steps of its tile (attention_steps.cuh); keys and values of a step take
@@ -21,18 +22,12 @@
 // Shared memory: (rows + 64) x head_dim + 64 x columns elements: 24 KB at head_dim 64 in bf16, 48 KB at 128; twice that
 // in f32. Bytes moved: q and out once, keys and values once a tile of 64 query rows that sees them. Work is 4 x head_dim
 // flops a (query, key) pair, all of it on tensor cores: m16n8k16 in bf16; in f32, products are made of three tf32
-// ones, which is as exact as f32. Results of 65..128 and of 129..256 columns share one kernel that computes 128 (f32:
-// 64) columns a block and the scores anew for each. Heaviest tiles go first.
+// ones, which is as exact as f32. Results of 129..256 columns are computed 128 (f32: 64) columns a block, and the scores
+// anew for each. Heaviest tiles go first.
 //
 // What the bits rest on: attention_forward.cuh.
+#include "attention_forward.cuh"
 #include "attention_plan.cuh"
-
-using Bf16D64 = Shape<bf16, 64, 64, 4, 3, true>;
-using Bf16D128 = Shape<bf16, 128, 128, 4, 2, true>;
-using Bf16Any = Shape<bf16, 256, 128, 4, 2, false>;
-using F32D64 = Shape<float, 64, 64, 4, 2, true>;
-using F32D128 = Shape<float, 128, 128, 4, 2, true>;
-using F32Any = Shape<float, 256, 64, 1, 8, false>;
 
 // Copies one position's keys and values into their slots; a warp.
 template <typename act>
@@ -66,14 +61,19 @@ __device__ void begin(const Segment &segment, const act *k, const act *v, act *k
                       u32 head_dim, Entry *entries, u32 plan_blocks, const StepPlan &steps) {
     if (blockIdx.x >= plan_blocks) {
         u32 place = (blockIdx.x - plan_blocks) * (PLAN_THREADS / WARP) + threadIdx.x / WARP;
-        if (place < segment.count) store_position(segment, k, v, keys, values, kv_heads, head_dim, place);
+        if (place >= segment.count) return;
+        store_position(segment, k, v, keys, values, kv_heads, head_dim, place);
+        u32 heads = steps.group * kv_heads;
+        if (steps.number) {
+            for (u32 i = threadIdx.x % WARP; i < heads; i += WARP) steps.tickets[place * heads + i] = 0;
+        }
         return;
     }
-    __shared__ Sorted sorted;
+    __shared__ Sorted<STEP_ENTRIES> sorted;
     Entry entry;
     u32 index;
     bool present = sort_entry(segment, blockIdx.x * PLAN_THREADS + threadIdx.x, entry, index);
-    if (!steps.counts) {
+    if (!steps.number) {
         if (present) store_entry(entries, index, entry);
         return;
     }
@@ -87,19 +87,21 @@ __device__ void begin(const Segment &segment, const act *k, const act *v, act *k
     KERNEL(PLAN_THREADS)                                                                                               \
     attention_begin_##name(const u32 *rows, const u32 *positions, const u32 *prefix_slot, const u32 *prefix_len,       \
                            const u32 *own_slot, u32 count, const act *k, const act *v, act *keys, act *values,         \
-                           u32 kv_heads, u32 head_dim, Entry *entries, u32 plan_blocks, u32 *counts, Item *wide,       \
-                           Item *narrow, u32 group, u32 tile, u32 capacity) {                                          \
+                           u32 kv_heads, u32 head_dim, Entry *entries, u32 plan_blocks, u32 *number, Item *items,      \
+                           u32 *tickets, u32 group, u32 tile, u32 capacity) {                                          \
         Segment segment{rows, positions, prefix_slot, prefix_len, own_slot, count};                                    \
-        StepPlan steps{counts, wide, narrow, group, tile, capacity};                                                   \
+        StepPlan steps{number, items, tickets, group, tile, capacity};                                                 \
         begin<act>(segment, k, v, keys, values, kv_heads, head_dim, entries, plan_blocks, steps);                      \
     }
 
 BEGIN(f32, float)
 BEGIN(bf16, bf16)
 
-FORWARD(attention_fwd_d64_bf16, Bf16D64, true)
-FORWARD(attention_fwd_d128_bf16, Bf16D128, true)
-FORWARD(attention_fwd_any_bf16, Bf16Any, true)
-FORWARD(attention_fwd_d64_f32, F32D64, true)
-FORWARD(attention_fwd_d128_f32, F32D128, true)
-FORWARD(attention_fwd_any_f32, F32Any, true)
+FORWARD(attention_fwd_d64_bf16, bf16, 64, 64, 4, 3, true)
+FORWARD(attention_fwd_d128_bf16, bf16, 128, 128, 4, 2, true)
+FORWARD(attention_fwd_to128_bf16, bf16, 128, 128, 4, 2, false)
+FORWARD(attention_fwd_to256_bf16, bf16, 256, 128, 4, 2, false)
+FORWARD(attention_fwd_d64_f32, float, 64, 64, 4, 3, true)
+FORWARD(attention_fwd_d128_f32, float, 128, 128, 4, 2, true)
+FORWARD(attention_fwd_to128_f32, float, 128, 128, 4, 2, false)
+FORWARD(attention_fwd_to256_f32, float, 256, 64, 1, 8, false)

@@ -234,7 +234,8 @@ __device__ __forceinline__ void multiply(float (&sums)[4], const Operand<float> 
 }
 
 // sums[16, 8 TILES] += a[16 rows from a_row, :] b[8 TILES rows, :]^T over `steps` steps of the head dimension. Only the
-// first `count` rows of b are wanted: in f32 the tiles after them are left out.
+// first `count` rows of b are wanted: in f32, whose products cost most, fours of tiles after them are left out. Fours,
+// because products between two branches are all that a warp has under way at a time.
 template <class S, int TILES>
 __device__ __forceinline__ void products(float (&sums)[TILES][4], u32 a_tile, u32 a_row, u32 b_tile,
                                          u32 count, const Dims<S> &dims) {
@@ -248,7 +249,7 @@ __device__ __forceinline__ void products(float (&sums)[TILES][4], u32 a_tile, u3
         a.load(a_chunks.at(2 * step));
 #pragma unroll
         for (int n = 0; n < TILES; n += 2) {
-            if (sizeof(typename S::act) == 4 && 8 * n >= count) break;
+            if (sizeof(typename S::act) == 4 && n % 4 == 0 && 8 * n >= count) break;
             u32 b[4];
             ldmatrix_x4(b, b_chunks.at(2 * step) + 8 * n * stride * 16);
             multiply(sums[n], a, b[0], b[1]);
@@ -257,26 +258,43 @@ __device__ __forceinline__ void products(float (&sums)[TILES][4], u32 a_tile, u3
     }
 }
 
-// sums[16, 8 TILES] += w[16, 8 KEYS] b[8 KEYS rows, columns from first_chunk on], over ascending rows. first_chunk is a
-// multiple of 8; only the first `chunks` chunks from there on are there, and w is 0 beyond the first `count` rows,
-// which f32 leaves out. In bf16, w is rounded; where EXACTLY is set, what was rounded away is multiplied too.
-template <class S, int KEYS, int TILES, bool EXACTLY = false>
-__device__ __forceinline__ void weighted(float (&sums)[TILES][4], const float (&w)[KEYS][4], u32 b_tile, u32 stride,
-                                         u32 first_chunk, u32 chunks, u32 count) {
+// The left operands of sums over keys, from a warp's scores of 8 KEYS keys.
+template <typename act, int KEYS>
+struct ScoreOperands {
+    const float (&w)[KEYS][4];
+    static constexpr int STEPS = sizeof(act) == 2 ? KEYS / 2 : KEYS;
+    __device__ __forceinline__ Operand<act> take(int step) const {
+        Operand<act> a;
+        if constexpr (sizeof(act) == 2) a.take(w[2 * step], w[2 * step + 1]);
+        else a.take(w[step]);
+        return a;
+    }
+    __device__ __forceinline__ Operand<act> rest(int step, const Operand<act> &taken) const {
+        Operand<act> a;
+        a.take_rest(taken, w[2 * step], w[2 * step + 1]);
+        return a;
+    }
+};
+
+// sums[16, 8 TILES] += w[16, keys] b[keys, columns 8 first .. 8 (first + TILES)], over ascending keys; `operands` are
+// those of w, b_tile holds one row a key, `chunks` chunks of it filled. first is even. w is 0 beyond the first `count`
+// keys, which f32 leaves out. In bf16, w is rounded; where EXACTLY is set, what was rounded away is multiplied too.
+template <class S, int TILES, bool EXACTLY = false, class Operands>
+__device__ __forceinline__ void weighted(float (&sums)[TILES][4], const Operands &operands, u32 b_tile, u32 stride,
+                                         u32 first, u32 chunks, u32 count) {
+    using act = typename S::act;
     u32 lane = threadIdx.x % WARP;
-    b_tile += first_chunk * 16;
-    if constexpr (sizeof(typename S::act) == 2) {
+    if constexpr (sizeof(act) == 2) {
         RowChunks b_chunks(b_tile, lane % 16, stride, lane / 16);
 #pragma unroll
-        for (int k = 0; k < KEYS; k += 2) {
-            Operand<bf16> a, rest;
-            a.take(w[k], w[k + 1]);
-            if constexpr (EXACTLY) rest.take_rest(a, w[k], w[k + 1]);
+        for (int k = 0; k < Operands::STEPS; k++) {
+            Operand<bf16> a = operands.take(k), rest;
+            if constexpr (EXACTLY) rest = operands.rest(k, a);
 #pragma unroll
             for (int n = 0; n < TILES; n += 2) {
-                if (S::EXACT || n < chunks) {
+                if (S::EXACT || first + n < chunks) {
                     u32 b[4];
-                    ldmatrix_x4_trans(b, b_chunks.at(n) + 8 * k * stride * 16);
+                    ldmatrix_x4_trans(b, b_chunks.at(first + n) + 16 * k * stride * 16);
                     if constexpr (EXACTLY) {
                         multiply(sums[n], rest, b[0], b[1]);
                         multiply(sums[n + 1], rest, b[2], b[3]);
@@ -290,15 +308,14 @@ __device__ __forceinline__ void weighted(float (&sums)[TILES][4], const float (&
         u32 g = lane / 4, t = lane % 4;
         RowChunks even(b_tile + g % 4 * 4, 2 * t, stride, g / 4), odd(b_tile + g % 4 * 4, 2 * t + 1, stride, g / 4);
 #pragma unroll
-        for (int k = 0; k < KEYS; k++) {
+        for (int k = 0; k < Operands::STEPS; k++) {
             if (8 * k >= count) break;
-            Operand<float> a;
-            a.take(w[k]);
+            Operand<float> a = operands.take(k);
 #pragma unroll
             for (int n = 0; n < TILES; n++) {
-                if (S::EXACT || 2 * n < chunks) {
-                    u32 row = 8 * k * stride * 16;
-                    multiply(sums[n], a, load_shared(even.at(2 * n) + row), load_shared(odd.at(2 * n) + row));
+                if (S::EXACT || 2 * (first + n) < chunks) {
+                    u32 row = 8 * k * stride * 16, chunk = 2 * (first + n);
+                    multiply(sums[n], a, load_shared(even.at(chunk) + row), load_shared(odd.at(chunk) + row));
                 }
             }
         }

@@ -105,10 +105,12 @@ attention_backward_tiles(const Entry *entries, u32 rows, u32 group, u32 tile_row
 
 QUERY_GRADIENT(attention_backward_dq_d64_bf16, 3, bf16, 64, 64, 4, 3, true)
 QUERY_GRADIENT(attention_backward_dq_d128_bf16, 3, bf16, 128, 128, 4, 2, true)
-QUERY_GRADIENT(attention_backward_dq_any_bf16, 2, bf16, 256, 128, 2, 4, false)
+QUERY_GRADIENT(attention_backward_dq_to128_bf16, 3, bf16, 128, 128, 4, 2, false)
+QUERY_GRADIENT(attention_backward_dq_to256_bf16, 2, bf16, 256, 128, 2, 4, false)
 QUERY_GRADIENT(attention_backward_dq_d64_f32, 3, float, 64, 64, 4, 2, true)
 QUERY_GRADIENT(attention_backward_dq_d128_f32, 2, float, 128, 128, 2, 4, true)
-QUERY_GRADIENT(attention_backward_dq_any_f32, 1, float, 256, 64, 1, 8, false)
+QUERY_GRADIENT(attention_backward_dq_to128_f32, 2, float, 128, 128, 2, 4, false)
+QUERY_GRADIENT(attention_backward_dq_to256_f32, 1, float, 256, 64, 1, 8, false)
 
 #define KEY_GRADIENT(name, QUERIES, STAGES, ...)                                                                       \
     using name##_shape = Shape<__VA_ARGS__>;                                                                           \
@@ -127,10 +129,12 @@ QUERY_GRADIENT(attention_backward_dq_any_f32, 1, float, 256, 64, 1, 8, false)
 
 KEY_GRADIENT(attention_backward_dkv_d64_bf16, 64, 2, bf16, 64, 64, 4, 2, true)
 KEY_GRADIENT(attention_backward_dkv_d128_bf16, 32, 2, bf16, 128, 128, 4, 2, true)
-KEY_GRADIENT(attention_backward_dkv_any_bf16, 32, 1, bf16, 256, 128, 4, 2, false)
+KEY_GRADIENT(attention_backward_dkv_to128_bf16, 32, 2, bf16, 128, 128, 4, 2, false)
+KEY_GRADIENT(attention_backward_dkv_to256_bf16, 32, 1, bf16, 256, 128, 4, 2, false)
 KEY_GRADIENT(attention_backward_dkv_d64_f32, 32, 2, float, 64, 64, 4, 2, true)
 KEY_GRADIENT(attention_backward_dkv_d128_f32, 16, 2, float, 128, 128, 4, 2, true)
-KEY_GRADIENT(attention_backward_dkv_any_f32, 16, 1, float, 256, 64, 2, 4, false)
+KEY_GRADIENT(attention_backward_dkv_to128_f32, 16, 2, float, 128, 128, 4, 2, false)
+KEY_GRADIENT(attention_backward_dkv_to256_f32, 16, 1, float, 256, 64, 2, 4, false)
 
 // ---- gradients of the segment's own keys --------------------------------------------------------------------------
 

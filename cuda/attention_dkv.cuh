@@ -148,8 +148,10 @@ struct KeyGradient {
             }
         }
         u32 stride = dims.stride();
-        weighted<S, TILES, OUT_TILES, true>(dv, weights, stage_douts(stage), stride, first_chunk, chunks, count);
-        weighted<S, TILES, OUT_TILES, true>(dk, slopes, stage_queries(stage), stride, first_chunk, chunks, count);
+        ScoreOperands<act, TILES> of_values{weights}, of_keys{slopes};
+        u32 douts = stage_douts(stage) + first_chunk * 16, queries = stage_queries(stage) + first_chunk * 16;
+        weighted<S, OUT_TILES, true>(dv, of_values, douts, stride, 0, chunks, count);
+        weighted<S, OUT_TILES, true>(dk, of_keys, queries, stride, 0, chunks, count);
     }
 
     // Adds to the gradients of this block's keys.

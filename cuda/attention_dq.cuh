@@ -118,8 +118,8 @@ struct QueryGradient {
                 arrive<0>();
             }
             if (mine) {
-                weighted<S, KEY_TILES, OUT_TILES, true>(sums, products_v, current, dims.stride(), first_chunk, chunks,
-                                                        seen);
+                ScoreOperands<act, KEY_TILES> slopes{products_v};
+                weighted<S, OUT_TILES, true>(sums, slopes, current + first_chunk * 16, dims.stride(), 0, chunks, seen);
             }
             if constexpr (TILES_ < 3) {
                 __syncthreads();

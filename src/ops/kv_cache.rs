@@ -49,7 +49,7 @@ impl CacheSpan {
 
 /// Bytes of working memory that a GPU's layout has for each row, within bounds: partial results of single steps
 /// (cuda/attention_decode.cu). Enough for 2000 positions of 28 heads of 128; longer rows take the slower way.
-const SCRATCH_OF_ROW: usize = 128 << 10;
+const SCRATCH_OF_ROW: usize = 512 << 10;
 const SCRATCH_BOUNDS: (usize, usize) = (1 << 20, 64 << 20);
 
 /// The [`CacheSpan`] of every row, on the device. One layout serves all layers.

@@ -17,18 +17,20 @@ kernels!("attention":
     TILES_D64_BF16 = "attention_fwd_d64_bf16",
     TILES_D128_F32 = "attention_fwd_d128_f32",
     TILES_D128_BF16 = "attention_fwd_d128_bf16",
-    TILES_ANY_F32 = "attention_fwd_any_f32",
-    TILES_ANY_BF16 = "attention_fwd_any_bf16",
+    TILES_TO128_F32 = "attention_fwd_to128_f32",
+    TILES_TO128_BF16 = "attention_fwd_to128_bf16",
+    TILES_TO256_F32 = "attention_fwd_to256_f32",
+    TILES_TO256_BF16 = "attention_fwd_to256_bf16",
 );
 kernels!("attention_decode":
-    STEPS_D64_F32 = "attention_decode_fwd_d64_f32",
-    STEPS_D64_BF16 = "attention_decode_fwd_d64_bf16",
-    STEPS_D128_F32 = "attention_decode_fwd_d128_f32",
-    STEPS_D128_BF16 = "attention_decode_fwd_d128_bf16",
-    STEPS_ANY_F32 = "attention_decode_fwd_any_f32",
-    STEPS_ANY_BF16 = "attention_decode_fwd_any_bf16",
-    MERGE_F32 = "attention_decode_merge_f32",
-    MERGE_BF16 = "attention_decode_merge_bf16",
+    STEPS_D64_F32 = "attention_decode_d64_f32",
+    STEPS_D64_BF16 = "attention_decode_d64_bf16",
+    STEPS_D128_F32 = "attention_decode_d128_f32",
+    STEPS_D128_BF16 = "attention_decode_d128_bf16",
+    STEPS_TO128_F32 = "attention_decode_to128_f32",
+    STEPS_TO128_BF16 = "attention_decode_to128_bf16",
+    STEPS_TO256_F32 = "attention_decode_to256_f32",
+    STEPS_TO256_BF16 = "attention_decode_to256_bf16",
 );
 kernels!("attention_backward":
     BACK_F32 = "attention_backward_begin_f32",
@@ -38,29 +40,34 @@ kernels!("attention_backward":
     DQ_D64_BF16 = "attention_backward_dq_d64_bf16",
     DQ_D128_F32 = "attention_backward_dq_d128_f32",
     DQ_D128_BF16 = "attention_backward_dq_d128_bf16",
-    DQ_ANY_F32 = "attention_backward_dq_any_f32",
-    DQ_ANY_BF16 = "attention_backward_dq_any_bf16",
+    DQ_TO128_F32 = "attention_backward_dq_to128_f32",
+    DQ_TO256_F32 = "attention_backward_dq_to256_f32",
+    DQ_TO128_BF16 = "attention_backward_dq_to128_bf16",
+    DQ_TO256_BF16 = "attention_backward_dq_to256_bf16",
     DKV_D64_F32 = "attention_backward_dkv_d64_f32",
     DKV_D64_BF16 = "attention_backward_dkv_d64_bf16",
     DKV_D128_F32 = "attention_backward_dkv_d128_f32",
     DKV_D128_BF16 = "attention_backward_dkv_d128_bf16",
-    DKV_ANY_F32 = "attention_backward_dkv_any_f32",
-    DKV_ANY_BF16 = "attention_backward_dkv_any_bf16",
+    DKV_TO128_F32 = "attention_backward_dkv_to128_f32",
+    DKV_TO256_F32 = "attention_backward_dkv_to256_f32",
+    DKV_TO128_BF16 = "attention_backward_dkv_to128_bf16",
+    DKV_TO256_BF16 = "attention_backward_dkv_to256_bf16",
     COLLECT_F32 = "attention_backward_collect_f32",
     COLLECT_BF16 = "attention_backward_collect_bf16",
 );
 
 /// Threads of a warp.
 const WARP: usize = 32;
+/// Warps of a block of threads that works on items of single steps or on a tile of a prompt.
+const WARPS: usize = 4;
 /// Blocks of threads of one launch that share the items of single steps: some for every multiprocessor.
-const MOST_WIDE: usize = 512;
-const MOST_NARROW: usize = 2048;
+const MOST_BLOCKS: usize = 1024;
+/// Query rows of an item: few, so that there are many items, unless there would be more than keep a GPU busy.
+const ITEM_ROWS: (usize, usize) = (16, 64);
+/// Bytes of a head above which keys and values of an item take turns in one tile.
+const IN_TURN: usize = 512;
 /// Threads of a block that plans and stores, and the most positions of a segment that is planned as single steps.
 const PLAN_THREADS: usize = 512;
-/// Threads of a block that merges partial results; a warp each.
-const MERGE_THREADS: usize = 256;
-/// Blocks of keys whose state is kept together.
-const PART_BLOCKS: usize = 4;
 /// Words of an entry of the plan.
 const ENTRY: usize = 8;
 /// Words that say what a tile of query rows reads, and the fewest rows of such a tile.
@@ -71,11 +78,15 @@ const LIGHT_THREADS: usize = 256;
 /// Tiles of fewer rows are taken for gradients of queries where full ones would leave a GPU idle.
 const FEW_BLOCKS: usize = 128;
 /// Words of an item of work.
-const ITEM: usize = 4;
+const ITEM: usize = 8;
 /// What the address of partial results is a multiple of: rows of them are whole sectors then.
 const SLOTS_AT: usize = 128;
-/// Words before the items: how many there are.
+/// The most positions of a segment that single steps are planned for by the kernel that computes them.
+const FEW: usize = 32;
+/// Words of the scratch before all others: how many items there are, and tickets of few positions, which nothing else
+/// writes and every launch leaves 0.
 const HEADER: usize = 16;
+const FEW_TICKETS: usize = 4096;
 
 /// Kernels of one head dimension, and how a block of threads is shaped; as the kernels are declared.
 #[derive(Clone, Copy)]
@@ -99,12 +110,13 @@ struct Shape {
     key_stages: usize,
 }
 
-/// Which kernels serve a head dimension.
+/// Which kernels serve a head dimension: those of exactly 64 and 128, and those of any up to a bound.
 #[derive(Clone, Copy)]
 enum HeadSize {
     D64,
     D128,
-    Any,
+    To128,
+    To256,
 }
 
 impl Shape {
@@ -114,16 +126,17 @@ impl Shape {
             match (head_dim, single) {
                 (64, false) => [64, 4, 4, 3, 4, 64, 2],
                 (64, true) => [64, 4, 4, 3, 4, 32, 2],
-                (128, false) => [128, 4, 4, 3, 4, 32, 2],
-                (128, true) => [128, 4, 2, 2, 4, 16, 2],
-                (1..=256, false) => [128, 4, 2, 2, 4, 32, 1],
-                (1..=256, true) => [64, 1, 1, 1, 2, 16, 1],
+                (1..=128, false) => [128, 4, 4, 3, 4, 32, 2],
+                (1..=128, true) => [128, 4, 2, 2, 4, 16, 2],
+                (129..=256, false) => [128, 4, 2, 2, 4, 32, 1],
+                (129..=256, true) => [64, 1, 1, 1, 2, 16, 1],
                 _ => return Err(Error::shape("attention head dimension on a GPU", head_dim, "at most 256")),
             };
         let size = match head_dim {
             64 => HeadSize::D64,
             128 => HeadSize::D128,
-            _ => HeadSize::Any,
+            ..=128 => HeadSize::To128,
+            _ => HeadSize::To256,
         };
         Ok(Shape {
             size,
@@ -139,8 +152,8 @@ impl Shape {
         })
     }
 
-    /// The kernel for this head dimension, of pairs (f32, bf16) for 64, 128 and any.
-    fn kernel(&self, kernels: [[&'static Kernel; 2]; 3]) -> &'static Kernel {
+    /// The kernel for this head dimension, of pairs (f32, bf16) for 64, 128, up to 128 and up to 256.
+    fn kernel(&self, kernels: [[&'static Kernel; 2]; 4]) -> &'static Kernel {
         kernels[self.size as usize][usize::from(self.element == 2)]
     }
 
@@ -154,9 +167,25 @@ impl Shape {
         self.head_dim.div_ceil(self.columns)
     }
 
-    /// Shared memory of a forward block of `warps` warps: queries, keys, values.
-    fn forward_bytes(&self, warps: usize) -> usize {
-        (16 * warps + SLOT_BLOCK) * self.row_bytes() + SLOT_BLOCK * self.columns * self.element
+    /// Shared memory of a block that computes a tile: queries, keys, values.
+    fn tile_bytes(&self) -> usize {
+        let value_bytes = self.row_bytes().min(self.columns * self.element);
+        (16 * self.warps + SLOT_BLOCK) * self.row_bytes() + SLOT_BLOCK * value_bytes
+    }
+
+    fn in_turn(&self) -> bool {
+        matches!(self.size, HeadSize::To256) && 256 * self.element > IN_TURN
+    }
+
+    /// Shared memory of a block that works on items of so many query rows: keys, values, queries.
+    fn item_bytes(&self, rows: usize) -> usize {
+        (rows + if self.in_turn() { SLOT_BLOCK } else { 2 * SLOT_BLOCK }) * self.row_bytes()
+    }
+
+    /// Query rows of an item of single steps, where there are so many in all.
+    fn item_rows(&self, rows: usize, kv_heads: usize) -> usize {
+        let (few, many) = ITEM_ROWS;
+        if self.in_turn() || rows.div_ceil(few) * kv_heads < FEW_BLOCKS { few } else { many }
     }
 }
 
@@ -188,32 +217,39 @@ impl Scratch {
 
 /// Where the parts of the working memory of single steps lie in the layout's scratch.
 struct StepMemory {
-    counts: u64,
-    wide: u64,
-    narrow: u64,
+    /// Whether the kernel plans for itself: one launch instead of two.
+    few: bool,
+    number: u64,
+    items: u64,
+    tickets: u64,
     slots: u64,
     slot_sums: u64,
     capacity: usize,
 }
 
 impl StepMemory {
-    /// None where the scratch cannot hold the work items of so many positions.
-    fn new(layout: &CacheLayout, sizes: &Sizes, shape: &Shape, count: usize) -> Result<Option<StepMemory>> {
+    /// None where there are more positions than are planned as single steps, or the scratch cannot hold their items.
+    fn new(layout: &CacheLayout, sizes: &Sizes, count: usize) -> Result<Option<StepMemory>> {
         let Some(scratch) = &layout.scratch else { return Ok(None) };
-        let padded = sizes.head_dim.next_multiple_of(8);
-        let tiles = count + count * sizes.group() / (16 * shape.warps) + 1;
-        let fixed = HEADER + ITEM * tiles + SLOTS_AT / Dtype::U32.size();
-        let each = 2 * ITEM + sizes.heads * (padded + 2 * shape.column_blocks());
+        let (padded, tickets) = (sizes.head_dim.next_multiple_of(8), count * sizes.heads);
+        let few = count <= FEW && tickets <= FEW_TICKETS;
+        // Tiles that end in one entry's query rows, at most: what bounds the items by slots, or by entries.
+        let tiles = sizes.group().div_ceil(ITEM_ROWS.0) + 1;
+        let before = HEADER + FEW_TICKETS;
+        let fixed = before + ITEM * tiles * count + tickets + SLOTS_AT / Dtype::U32.size();
+        let each = ITEM * tiles + sizes.heads * (padded + 2);
         let capacity = scratch.shape().elements().saturating_sub(fixed) / each;
         if count > PLAN_THREADS || capacity == 0 {
             return Ok(None);
         }
-        let counts = scratch.address()?;
-        let wide = counts + 4 * HEADER as u64;
-        let narrow = wide + 4 * (ITEM * (tiles + capacity)) as u64;
-        let slots = (narrow + 4 * (ITEM * capacity) as u64).next_multiple_of(SLOTS_AT as u64);
+        let number = scratch.address()?;
+        let first_tickets = number + 4 * HEADER as u64;
+        let items = number + 4 * before as u64;
+        let planned_tickets = items + 4 * (ITEM * tiles * (count + capacity)) as u64;
+        let slots = (planned_tickets + 4 * tickets as u64).next_multiple_of(SLOTS_AT as u64);
         let slot_sums = slots + 4 * (capacity * sizes.heads * padded) as u64;
-        Ok(Some(StepMemory { counts, wide, narrow, slots, slot_sums, capacity }))
+        let tickets = if few { first_tickets } else { planned_tickets };
+        Ok(Some(StepMemory { few, number, items, tickets, slots, slot_sums, capacity }))
     }
 }
 
@@ -239,109 +275,96 @@ pub(super) fn forward(
     let (count, dtype) = (q.count(), q.dtype());
     let shape = Shape::new(sizes.head_dim, dtype)?;
     positive(sizes.scale)?;
-    let steps = StepMemory::new(segment.layout, sizes, &shape, count)?;
+    let steps = StepMemory::new(segment.layout, sizes, count)?;
     let (n, group) = (size("attention positions", count)?, size("attention heads", sizes.group())?);
     let rows = size("attention query rows", count * sizes.group())?;
     let [heads, kv_heads, head_dim] = [sizes.heads, sizes.kv_heads, sizes.head_dim].map(|size| size as u32);
+    let item_rows = shape.item_rows(rows as usize, sizes.kv_heads);
     let entries = Argument::Address(scratch.entries.address()?);
     let (keys, values) = (cache.k.view_mut().address()?, cache.v.view_mut().address()?);
-    let at =
-        |address: fn(&StepMemory) -> u64| steps.as_ref().map_or(ABSENT, |m| Argument::Address(address(m)));
-
-    let plan_blocks = if steps.is_some() { 1 } else { count.div_ceil(PLAN_THREADS) };
-    let store_blocks = count.div_ceil(PLAN_THREADS / WARP);
     let layout = segment.layout;
-    gpu.launch(
-        by_dtype("attention", dtype, &BEGIN_F32, &BEGIN_BF16)?,
-        Grid::linear((plan_blocks + store_blocks) as u32, PLAN_THREADS as u32),
-        &arguments![
-            segment.rows.address()?,
-            segment.positions.address()?,
-            layout.prefix_slot.view().address()?,
-            layout.prefix_len.view().address()?,
-            layout.own_slot.view().address()?,
-            n,
-            k.address()?,
-            v.address()?,
+    let index = arguments![
+        segment.rows.address()?,
+        segment.positions.address()?,
+        layout.prefix_slot.view().address()?,
+        layout.prefix_len.view().address()?,
+        layout.own_slot.view().address()?,
+        n,
+    ];
+    let given = arguments![k.address()?, v.address()?];
+    if !steps.as_ref().is_some_and(|memory| memory.few) {
+        let at = |address: fn(&StepMemory) -> u64| {
+            steps.as_ref().map_or(ABSENT, |m| Argument::Address(address(m)))
+        };
+        let plan_blocks = if steps.is_some() { 1 } else { count.div_ceil(PLAN_THREADS) };
+        let store_blocks = count.div_ceil(PLAN_THREADS / WARP);
+        let rest = arguments![
             keys,
             values,
             kv_heads,
             head_dim,
             entries,
             plan_blocks as u32,
-            at(|m| m.counts),
-            at(|m| m.wide),
-            at(|m| m.narrow),
+            at(|m| m.number),
+            at(|m| m.items),
+            at(|m| m.tickets),
             group,
-            (16 * shape.warps) as u32,
+            item_rows as u32,
             steps.as_ref().map_or(0, |m| m.capacity as u32),
-        ],
-    )?;
-
-    let column_blocks = shape.column_blocks();
-    let (out, statistics) = (out.address()?, statistics.address()?);
-    let launch = |kernel, warps: usize, blocks: usize, items: Argument, number: Argument| {
-        let grid = Grid {
-            blocks: [blocks as u32, kv_heads, column_blocks as u32],
-            threads: [(WARP * warps) as u32, 1, 1],
-            shared_bytes: shape.forward_bytes(warps) as u32,
-        };
-        let (slots, slot_sums) = (at(|m| m.slots), at(|m| m.slot_sums));
-        let scale = (sizes.scale * LOG2_E) as f32;
-        let arguments = arguments![
-            q.address()?,
-            keys,
-            values,
-            out,
-            statistics,
-            entries,
-            items,
-            number,
-            slots,
-            slot_sums,
-            rows,
-            heads,
-            kv_heads,
-            head_dim,
-            scale,
         ];
-        gpu.launch(kernel, grid, &arguments)
-    };
-    let tiles = shape.kernel([
-        [&TILES_D64_F32, &TILES_D64_BF16],
-        [&TILES_D128_F32, &TILES_D128_BF16],
-        [&TILES_ANY_F32, &TILES_ANY_BF16],
-    ]);
+        gpu.launch(
+            by_dtype("attention", dtype, &BEGIN_F32, &BEGIN_BF16)?,
+            Grid::linear((plan_blocks + store_blocks) as u32, PLAN_THREADS as u32),
+            &[&index[..], &given, &rest].concat(),
+        )?;
+    }
+
+    let (out, statistics, scale) = (out.address()?, statistics.address()?, (sizes.scale * LOG2_E) as f32);
+    let operands = arguments![q.address()?, keys, values, out, statistics, entries];
+    let geometry = arguments![heads, kv_heads, head_dim, scale];
     let Some(memory) = &steps else {
-        return launch(tiles, shape.warps, (rows as usize).div_ceil(16 * shape.warps), ABSENT, ABSENT);
+        let kernel = shape.kernel([
+            [&TILES_D64_F32, &TILES_D64_BF16],
+            [&TILES_D128_F32, &TILES_D128_BF16],
+            [&TILES_TO128_F32, &TILES_TO128_BF16],
+            [&TILES_TO256_F32, &TILES_TO256_BF16],
+        ]);
+        let tiles = (rows as usize).div_ceil(16 * shape.warps);
+        let grid = Grid {
+            blocks: [size("attention blocks", tiles)?, kv_heads, shape.column_blocks() as u32],
+            threads: [(WARP * shape.warps) as u32, 1, 1],
+            shared_bytes: shape.tile_bytes() as u32,
+        };
+        return gpu.launch(kernel, grid, &[&operands[..], &arguments![rows], &geometry].concat());
     };
-    // How many items there are is known to the device alone: some blocks of threads share whatever there is.
-    let parts = sizes.blocks.div_ceil(PART_BLOCKS);
-    let spread = |most: usize, items: usize| items.clamp(1, (most / (sizes.kv_heads * column_blocks)).max(1));
-    let wide = spread(MOST_WIDE, parts.max(count + rows as usize / (16 * shape.warps)));
-    launch(tiles, shape.warps, wide, Argument::Address(memory.wide), Argument::Address(memory.counts))?;
     let kernel = shape.kernel([
         [&STEPS_D64_F32, &STEPS_D64_BF16],
         [&STEPS_D128_F32, &STEPS_D128_BF16],
-        [&STEPS_ANY_F32, &STEPS_ANY_BF16],
+        [&STEPS_TO128_F32, &STEPS_TO128_BF16],
+        [&STEPS_TO256_F32, &STEPS_TO256_BF16],
     ]);
-    let number = Argument::Address(memory.counts + Dtype::U32.size() as u64);
-    launch(kernel, 1, spread(MOST_NARROW, count * parts), Argument::Address(memory.narrow), number)?;
-    gpu.launch(
-        by_dtype("attention", dtype, &MERGE_F32, &MERGE_BF16)?,
-        Grid::linear((count * sizes.heads).div_ceil(MERGE_THREADS / WARP) as u32, MERGE_THREADS as u32),
-        &arguments![
-            Argument::Address(memory.slots),
-            Argument::Address(memory.slot_sums),
-            entries,
-            n,
-            heads,
-            head_dim,
-            column_blocks as u32,
-            out,
-            statistics,
-        ],
-    )
+    // How many items there are is known to the device alone: some blocks of threads share whatever there is. Where
+    // rows have one position each, every block of slots is read by one item, or as many as the rows fill.
+    let items = sizes.blocks.saturating_mul((rows as usize).div_ceil(item_rows));
+    let grid = Grid {
+        blocks: [items.clamp(1, (MOST_BLOCKS / sizes.kv_heads).max(1)) as u32, kv_heads, 1],
+        threads: [(WARP * WARPS) as u32, 1, 1],
+        shared_bytes: shape.item_bytes(item_rows) as u32,
+    };
+    let [items, number] = match memory.few {
+        true => [ABSENT, ABSENT],
+        false => [memory.items, memory.number].map(Argument::Address),
+    };
+    let places = arguments![
+        items,
+        number,
+        Argument::Address(memory.slots),
+        Argument::Address(memory.slot_sums),
+        Argument::Address(memory.tickets),
+        memory.capacity as u32,
+    ];
+    let last = arguments![item_rows as u32];
+    gpu.launch(kernel, grid, &[&operands[..], &geometry, &places, &index, &given, &last].concat())
 }
 
 /// Backward on a GPU; operands are checked, and there is at least one position.
@@ -420,7 +443,8 @@ pub(super) fn backward(
         shape.kernel([
             [&DQ_D64_F32, &DQ_D64_BF16],
             [&DQ_D128_F32, &DQ_D128_BF16],
-            [&DQ_ANY_F32, &DQ_ANY_BF16],
+            [&DQ_TO128_F32, &DQ_TO128_BF16],
+            [&DQ_TO256_F32, &DQ_TO256_BF16],
         ]),
         shape.query_warps,
         (rows as usize).div_ceil(tile_rows),
@@ -433,7 +457,8 @@ pub(super) fn backward(
         shape.kernel([
             [&DKV_D64_F32, &DKV_D64_BF16],
             [&DKV_D128_F32, &DKV_D128_BF16],
-            [&DKV_ANY_F32, &DKV_ANY_BF16],
+            [&DKV_TO128_F32, &DKV_TO128_BF16],
+            [&DKV_TO256_F32, &DKV_TO256_BF16],
         ]),
         shape.key_warps,
         sizes.blocks * (SLOT_BLOCK / keys),

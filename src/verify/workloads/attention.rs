@@ -10,12 +10,15 @@ pub(super) const LIST: &[(&str, Make)] = &[
     ("attention forward", forward),
     ("attention forward of heads of 128", |s| forward(&of_heads(s, 128))),
     ("attention forward of heads of 80", |s| forward(&of_heads(s, 80))),
+    ("attention forward of heads of 256", |s| forward(&of_heads(s, 256))),
     ("attention backward", backward),
     ("attention backward of heads of 128", |s| backward(&of_heads(s, 128))),
     ("attention backward of heads of 80", |s| backward(&of_heads(s, 80))),
+    ("attention backward of heads of 256", |s| backward(&of_heads(s, 256))),
     ("attention step", step),
     ("attention step of heads of 128", |s| step(&of_heads(s, 128))),
     ("attention step of heads of 80", |s| step(&of_heads(s, 80))),
+    ("attention step of heads of 256", |s| step(&of_heads(s, 256))),
 ];
 
 /// The same model with heads of another width: as many as fit its own, and as many of them for each head of keys and

@@ -61,11 +61,12 @@ const HEADS: [Geometry; 6] = [
     Geometry { heads: 2, kv_heads: 1, head_dim: 256, scale: 0.0625 },
 ];
 
-/// What a broken kernel is tried on: a prompt that ends inside its second block of keys, then a step.
+/// What a broken kernel is tried on: a prompt of more positions than are planned as single steps, then one, then more
+/// than the kernel for steps plans for itself.
 pub fn small(device: &Device, dtype: Dtype) -> Vec<Vec<f64>> {
     let geometry = &Geometry { heads: 2, kv_heads: 1, head_dim: 64, scale: 0.125 };
-    let (span, slots) = CacheSpan::after(0, 0, 0, 91);
-    let segments = [(0..90).map(|p| (0, p)).collect(), vec![(0, 90)]];
+    let (span, slots) = CacheSpan::after(0, 0, 0, 554);
+    let segments = [0..513, 513..514, 514..554].map(|run| run.map(|p| (0, p)).collect());
     let problem = Problem { geometry, spans: &[span], slots, segments: &segments, shared: 0 };
     let Results { out, gradients: [dq, dk, dv] } = on_gpu(&problem, device, dtype, false);
     vec![out, dq, dk, dv]
@@ -165,7 +166,7 @@ fn more_rollouts_than_a_tile_holds() {
 
 #[test]
 fn a_step_whose_parts_do_not_fit_is_tiled() {
-    // The working memory of one row holds 40 parts of this geometry; position 12000 has 47. All keys are 0 but the last.
+    // The working memory of one row holds about 40 blocks of this geometry; position 12000 has 188. All keys are 0 but the last.
     let geometry = &Geometry { heads: 32, kv_heads: 2, head_dim: 192, scale: 0.1 };
     let (span, slots) = CacheSpan::after(0, 0, 0, 12_001);
     let step = |device: &Device, dtype: Dtype| {
