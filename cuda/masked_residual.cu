@@ -28,7 +28,8 @@ KERNEL(BLOCK) masked_residual_fwd_bf16(const bf16 *x, const bf16 *branch, const 
     by_width<bf16, BLOCK>(cols, MaskedRows<bf16, BLOCK, true>{x, branch, mask, rows, cols, each, y});
 }
 
-KERNEL(BLOCK) masked_residual_bwd_f32(const float *dy, const u32 *bits, const int *instance, u32 instances, u32 stride,
+// Told nothing, ptxas aims at three blocks a multiprocessor and spills.
+KERNEL(BLOCK, 2) masked_residual_bwd_f32(const float *dy, const u32 *bits, const int *instance, u32 instances, u32 stride,
                                       u32 offset, float scale, u32 rows, u32 cols, u32 each, float *dbranch) {
     Mask mask = {bits, instance, stride, offset, scale, instances};
     by_width<float, BLOCK>(cols, MaskedRows<float, BLOCK, false>{nullptr, dy, mask, rows, cols, each, dbranch});
