@@ -70,7 +70,7 @@ struct KeyGradient {
         first_key = blockIdx.x % (BLOCK_KEYS / KEYS) * KEYS;
         kv_head = blockIdx.y;
         group = task.heads / task.kv_heads;
-        first_chunk = S::EXACT ? 0 : blockIdx.z * S::OUT_CHUNKS;
+        first_chunk = S::DIM == S::OUT ? 0 : blockIdx.z * S::OUT_CHUNKS;
         chunks = S::EXACT ? S::OUT_CHUNKS : min(2 * dims.steps() - first_chunk, (u32)S::OUT_CHUNKS);
         warp = threadIdx.x / WARP;
         g = threadIdx.x % WARP / 4;

@@ -42,7 +42,7 @@ struct QueryGradient {
         douts = queries + S::ROWS * row_bytes;
         keys = douts + S::ROWS * row_bytes;
         values = keys + (TILES_ - 1) * key_bytes;
-        first_chunk = S::EXACT ? 0 : blockIdx.z * S::OUT_CHUNKS;
+        first_chunk = S::DIM == S::OUT ? 0 : blockIdx.z * S::OUT_CHUNKS;
         chunks = S::EXACT ? S::OUT_CHUNKS : min(2 * dims.steps() - first_chunk, (u32)S::OUT_CHUNKS);
         warp = threadIdx.x / WARP;
         g = threadIdx.x % WARP / 4;

@@ -89,7 +89,7 @@ struct Tile {
         queries = shared_address(memory);
         keys = queries + S::ROWS * dims.stride() * 16;
         values = keys + BLOCK_KEYS * dims.stride() * 16;
-        first_chunk = S::EXACT ? 0 : blockIdx.z * S::OUT_CHUNKS;
+        first_chunk = S::DIM == S::OUT ? 0 : blockIdx.z * S::OUT_CHUNKS;
         chunks = S::EXACT ? S::OUT_CHUNKS : min(2 * dims.steps() - first_chunk, (u32)S::OUT_CHUNKS);
         warp = threadIdx.x / WARP;
         g = threadIdx.x % WARP / 4;
