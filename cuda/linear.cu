@@ -51,9 +51,8 @@ constexpr u32 ADD = 1, C_IS_BF16 = 2;
 
 #define WIDE(FORM, BLOCKS, ...) PRODUCT(FORM##_wide, BLOCKS, __VA_ARGS__, Wide)
 #define SQUARE(FORM, ...) PRODUCT(FORM##_square, 1, __VA_ARGS__, Square)
-#define FEW_ROWS(FORM, ...)                                                                                            \
-    PRODUCT(FORM##_skinny, 1, __VA_ARGS__, Skinny)                                                                     \
-    PRODUCT(FORM##_narrow, 1, __VA_ARGS__, Narrow)
+#define SKINNY(FORM, ...) PRODUCT(FORM##_skinny, 1, __VA_ARGS__, Skinny)
+#define NARROW(FORM, ...) PRODUCT(FORM##_narrow, 1, __VA_ARGS__, Narrow)
 
 #define WIDE_FORMS(OPERANDS, BLOCKS, T, ARITHMETIC)                                                                    \
     WIDE(linear_nt_##OPERANDS, BLOCKS, T, K_CONTIGUOUS, T, K_CONTIGUOUS, ARITHMETIC)                                   \
@@ -63,7 +62,8 @@ constexpr u32 ADD = 1, C_IS_BF16 = 2;
     SQUARE(linear_nt_##OPERANDS, TA, K_CONTIGUOUS, TB, K_CONTIGUOUS, ARITHMETIC)                                       \
     SQUARE(linear_nn_##OPERANDS, TA, K_CONTIGUOUS, TB, OTHER_CONTIGUOUS, ARITHMETIC)                                   \
     SQUARE(linear_tn_##OPERANDS, TA, OTHER_CONTIGUOUS, TB_TN, OTHER_CONTIGUOUS, ARITHMETIC)                            \
-    FEW_ROWS(linear_nt_##OPERANDS, TA, K_CONTIGUOUS, TB, K_CONTIGUOUS, ARITHMETIC)
+    SKINNY(linear_nt_##OPERANDS, TA, K_CONTIGUOUS, TB, K_CONTIGUOUS, ARITHMETIC)                                       \
+    NARROW(linear_nt_##OPERANDS, TA, K_CONTIGUOUS, TB, K_CONTIGUOUS, ARITHMETIC)
 
 FORMS(f32, float, float, float, SPLIT_TF32)
 FORMS(rounded, float, bf16, float, BF16)
@@ -71,7 +71,8 @@ FORMS(bf16, bf16, bf16, bf16, BF16)
 // Large products of f32 factors that are to be rounded are products of rounded ones: product.rs.
 WIDE_FORMS(f32, 2, float, SPLIT_TF32)
 WIDE_FORMS(bf16, 3, bf16, BF16)
-FEW_ROWS(linear_nn_rounded, float, K_CONTIGUOUS, bf16, OTHER_CONTIGUOUS, BF16)
-FEW_ROWS(linear_nn_bf16, bf16, K_CONTIGUOUS, bf16, OTHER_CONTIGUOUS, BF16)
-// Sixteen columns of f32 are too short a line for the swizzle.
-PRODUCT(linear_nn_f32_skinny, 1, float, K_CONTIGUOUS, float, OTHER_CONTIGUOUS, SPLIT_TF32, Skinny)
+// Weights [in,out] are no output heads, and narrow serves all others; but sixteen columns of f32 are too short a line for
+// the swizzle.
+NARROW(linear_nn_rounded, float, K_CONTIGUOUS, bf16, OTHER_CONTIGUOUS, BF16)
+NARROW(linear_nn_bf16, bf16, K_CONTIGUOUS, bf16, OTHER_CONTIGUOUS, BF16)
+SKINNY(linear_nn_f32, float, K_CONTIGUOUS, float, OTHER_CONTIGUOUS, SPLIT_TF32)

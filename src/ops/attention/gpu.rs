@@ -68,6 +68,8 @@ const ITEM_ROWS: (usize, usize) = (16, 64);
 const IN_TURN: usize = 512;
 /// Threads of a block that plans and stores, and the most positions of a segment that is planned as single steps.
 const PLAN_THREADS: usize = 512;
+/// Positions that are planned as single steps, at most: each reads its keys for itself, where a tile of many shares them.
+const MOST_STEPS: usize = 256;
 /// Words of an entry of the plan.
 const ENTRY: usize = 8;
 /// Words that say what a tile of query rows reads, and the fewest rows of such a tile.
@@ -239,7 +241,7 @@ impl StepMemory {
         let fixed = before + ITEM * tiles * count + tickets + SLOTS_AT / Dtype::U32.size();
         let each = ITEM * tiles + sizes.heads * (padded + 2);
         let capacity = scratch.shape().elements().saturating_sub(fixed) / each;
-        if count > PLAN_THREADS || capacity == 0 {
+        if count > MOST_STEPS || capacity == 0 {
             return Ok(None);
         }
         let number = scratch.address()?;

@@ -69,12 +69,13 @@ impl Tile {
     }
 
     /// Whether there is such a kernel: large products of [`Operands::Rounded`] are those of rounded factors; the rows of
-    /// [`Form::Tn`] are a weight's, never few; and 16 columns of f32 are too short a line of shared memory.
+    /// [`Form::Tn`] are a weight's, never few; and of [`Form::Nn`] narrow serves all but f32, of which 16 columns are too
+    /// short a line of shared memory.
     pub fn exists(self, form: Form, operands: Operands) -> bool {
         match self {
             Tile::Wide => operands != Operands::Rounded,
             Tile::Square => true,
-            Tile::Skinny => form != Form::Tn,
+            Tile::Skinny => form == Form::Nt || (form == Form::Nn && operands == Operands::F32),
             Tile::Narrow => form == Form::Nt || (form == Form::Nn && operands != Operands::F32),
         }
     }
@@ -84,12 +85,13 @@ impl Tile {
     pub fn choose(product: &Product, multiprocessors: u32) -> Tile {
         let ([m, n, _], many) = (product.sizes, multiprocessors as usize);
         let few = m <= 16 || (m <= 64 && Tile::Square.blocks(m, n) < many / 2);
-        if few && Tile::Skinny.exists(product.form, product.operands) {
-            let narrow = Tile::Skinny.blocks(m, n) < 4 * many;
-            return match narrow && Tile::Narrow.exists(product.form, product.operands) {
-                true => Tile::Narrow,
-                false => Tile::Skinny,
+        if few && product.form != Form::Tn {
+            let tiles = match Tile::Skinny.blocks(m, n) < 4 * many {
+                true => [Tile::Narrow, Tile::Skinny],
+                false => [Tile::Skinny, Tile::Narrow],
             };
+            let [first, second] = tiles;
+            return if first.exists(product.form, product.operands) { first } else { second };
         }
         match m <= 64 || n <= 64 || Tile::Wide.blocks(m, n) < many {
             true => Tile::Square,
@@ -112,7 +114,6 @@ kernels!("linear":
     NT_ROUNDED_SKINNY = "linear_nt_rounded_skinny",
     NT_ROUNDED_NARROW = "linear_nt_rounded_narrow",
     NN_ROUNDED_SQUARE = "linear_nn_rounded_square",
-    NN_ROUNDED_SKINNY = "linear_nn_rounded_skinny",
     NN_ROUNDED_NARROW = "linear_nn_rounded_narrow",
     TN_ROUNDED_SQUARE = "linear_tn_rounded_square",
     NT_BF16_WIDE = "linear_nt_bf16_wide",
@@ -121,7 +122,6 @@ kernels!("linear":
     NT_BF16_NARROW = "linear_nt_bf16_narrow",
     NN_BF16_WIDE = "linear_nn_bf16_wide",
     NN_BF16_SQUARE = "linear_nn_bf16_square",
-    NN_BF16_SKINNY = "linear_nn_bf16_skinny",
     NN_BF16_NARROW = "linear_nn_bf16_narrow",
     TN_BF16_WIDE = "linear_tn_bf16_wide",
     TN_BF16_SQUARE = "linear_tn_bf16_square",
@@ -136,10 +136,10 @@ pub(super) fn kernel(form: Form, operands: Operands, tile: Tile) -> &'static Ker
         (Nn, F32) => [&NN_F32_WIDE, &NN_F32_SQUARE, &NN_F32_SKINNY, &NN_F32_SKINNY],
         (Tn, F32) => [&TN_F32_WIDE, &TN_F32_SQUARE, &TN_F32_SQUARE, &TN_F32_SQUARE],
         (Nt, Rounded) => [&NT_ROUNDED_SQUARE, &NT_ROUNDED_SQUARE, &NT_ROUNDED_SKINNY, &NT_ROUNDED_NARROW],
-        (Nn, Rounded) => [&NN_ROUNDED_SQUARE, &NN_ROUNDED_SQUARE, &NN_ROUNDED_SKINNY, &NN_ROUNDED_NARROW],
+        (Nn, Rounded) => [&NN_ROUNDED_SQUARE, &NN_ROUNDED_SQUARE, &NN_ROUNDED_NARROW, &NN_ROUNDED_NARROW],
         (Tn, Rounded) => [&TN_ROUNDED_SQUARE, &TN_ROUNDED_SQUARE, &TN_ROUNDED_SQUARE, &TN_ROUNDED_SQUARE],
         (Nt, Bf16) => [&NT_BF16_WIDE, &NT_BF16_SQUARE, &NT_BF16_SKINNY, &NT_BF16_NARROW],
-        (Nn, Bf16) => [&NN_BF16_WIDE, &NN_BF16_SQUARE, &NN_BF16_SKINNY, &NN_BF16_NARROW],
+        (Nn, Bf16) => [&NN_BF16_WIDE, &NN_BF16_SQUARE, &NN_BF16_NARROW, &NN_BF16_NARROW],
         (Tn, Bf16) => [&TN_BF16_WIDE, &TN_BF16_SQUARE, &TN_BF16_SQUARE, &TN_BF16_SQUARE],
     };
     match tile {
