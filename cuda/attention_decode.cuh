@@ -14,9 +14,8 @@
 // rows and all their blocks needs neither.
 #pragma once
 #include "attention_forward.cuh"
-#include "attention_items.cuh"
+#include "attention_few.cuh"
 
-constexpr u32 FEW = WARP;
 constexpr u32 MOST_ITEM_ROWS = 64;
 
 // Where states of blocks of keys meet.
@@ -47,73 +46,6 @@ struct Given {
     Segment segment;
     const act *k, *v;
     u32 tile;
-};
-
-// The entries of a segment of few, put in order by one warp.
-__device__ __forceinline__ void sort_few(const Segment &segment, Sorted<FEW> &sorted) {
-    u32 lane = threadIdx.x % WARP, index = lane;
-    bool present = lane < segment.count;
-    Entry e{};
-    Key mine{~0ull, NEVER};
-    if (present) {
-        e = segment.entry(lane);
-        mine = key(e);
-    }
-    Key previous{__shfl_up_sync(ALL_LANES, mine.high, 1), __shfl_up_sync(ALL_LANES, mine.low, 1)};
-    if (!__all_sync(ALL_LANES, !present || lane == 0 || before(previous, mine))) {
-        index = 0;
-        for (u32 i = 0; i < segment.count; i++) {
-            Key other{__shfl_sync(ALL_LANES, mine.high, i), __shfl_sync(ALL_LANES, mine.low, i)};
-            bool tie = other.high == mine.high && other.low == mine.low && i < lane;
-            index += before(other, mine) || tie;
-        }
-    }
-    if (present) sorted.set(index, e);
-}
-
-// What a warp knows of the plan of few entries: lane i of entry i.
-struct FewPlan {
-    Work work;
-    u32 before, number, all;  // items of the entries before, of this one, of all
-    u32 slot;
-
-    __device__ __forceinline__ FewPlan(const Sorted<FEW> &sorted, u32 count, u32 group, u32 tile, u32 capacity) {
-        u32 i = threadIdx.x % WARP, ahead = 2u << i;
-        bool present = i < count;
-        u32 ends = count < WARP ? 1u << count : 0;
-        u32 runs = __ballot_sync(ALL_LANES, present && sorted.opens(i)) | ends;
-        u32 groups = __ballot_sync(ALL_LANES, present && !sorted.linked(i)) | ends;
-        auto from = [&](u32 starts) { return WARP - 1 - __clz(starts & (ahead - 1)); };
-        auto to = [&](u32 starts) { return i + 1 < WARP && starts >> (i + 1) ? i + __ffs(starts >> (i + 1)) : WARP; };
-        u32 slots;
-        slot = sum_before(present ? sorted.blocks(i) : 0, slots);
-        bool fits = slots <= capacity;
-        if (!fits) slot = NEVER;
-        if (present) work = Work(sorted, i, from(runs), to(runs), from(groups), to(groups), group, tile, fits);
-        number = present ? work.count(sorted) : 0;
-        before = sum_before(number, all);
-    }
-
-    __device__ __forceinline__ static u32 sum_before(u32 value, u32 &total) {
-        u32 sum = value;
-        for (u32 distance = 1; distance < WARP; distance *= 2) {
-            u32 other = __shfl_up_sync(ALL_LANES, sum, distance);
-            if (threadIdx.x % WARP >= distance) sum += other;
-        }
-        total = __shfl_sync(ALL_LANES, sum, WARP - 1);
-        return sum - value;
-    }
-
-    // Item `index`, for all lanes.
-    __device__ __forceinline__ Item item(const Sorted<FEW> &sorted, u32 index) const {
-        bool mine = index >= before && index < before + number;
-        u32 from = __ffs(__ballot_sync(ALL_LANES, mine)) - 1;
-        Item found{};
-        if (mine) found = work.at(sorted, index - before);
-        auto tell = [&](u32 x) { return __shfl_sync(ALL_LANES, x, from); };
-        return Item{tell(found.first),      tell(found.rows),         tell(found.begin),          tell(found.end),
-                    tell(found.prefix_len), tell(found.prefix_block), (int)tell(found.own_block), tell(found.position)};
-    }
 };
 
 // The left operands of sums over keys, as `StepRoom::weights` holds them: a warp's packed bf16, or its four f32 sums.
@@ -541,45 +473,3 @@ struct StepItem {
         }
     }
 };
-
-// Items of a plan, or, where there is none, of the few entries of the segment.
-template <class S>
-__device__ __forceinline__ void decode(const Forward<typename S::act> &task, const Meeting &meeting,
-                                       const Given<typename S::act> &given, const Item *items, const u32 *number) {
-    __shared__ StepRoom<typename S::act> room;
-    extern __shared__ uint4 memory[];
-    bool few = items == nullptr;
-    StepItem<S> step(task, meeting, given, few, room, (char *)memory);
-    if (few && threadIdx.x < WARP) sort_few(given.segment, room.sorted);
-    for (u32 i = blockIdx.x;; i += gridDim.x) {
-        __syncthreads();
-        Item item;
-        if (few) {
-            // Made anew for each item: few blocks of threads have more than one, and none has registers to keep it.
-            FewPlan plan(room.sorted, given.segment.count, task.heads / task.kv_heads, given.tile, meeting.capacity);
-            if (i >= plan.all) return;
-            if (threadIdx.x < WARP) room.slots[threadIdx.x] = plan.slot;
-            item = plan.item(room.sorted, i);
-            __syncthreads();
-        } else {
-            if (i >= *number) return;
-            item = load_item(items + i);
-        }
-        step.run(item);
-    }
-}
-
-#define DECODE(name, ...)                                                                                              \
-    using name##_shape = Shape<__VA_ARGS__>;                                                                           \
-    KERNEL_OF(name##_shape)                                                                                            \
-    name(const name##_shape::act *q, const name##_shape::act *keys, const name##_shape::act *values,                   \
-         name##_shape::act *out, float2 *statistics, const Entry *entries, u32 heads, u32 kv_heads, u32 head_dim,      \
-         float scale_log2, const Item *items, const u32 *number, float *slots, float2 *slot_sums, u32 *tickets,        \
-         u32 capacity, const u32 *rows, const u32 *positions, const u32 *prefix_slot, const u32 *prefix_len,           \
-         const u32 *own_slot, u32 count, const name##_shape::act *k, const name##_shape::act *v, u32 tile) {           \
-        Forward<name##_shape::act> task{q,       keys,  values,   out,      statistics,                                \
-                                        entries, heads, kv_heads, head_dim, scale_log2};                               \
-        Meeting meeting{slots, slot_sums, tickets, capacity};                                                          \
-        Given<name##_shape::act> given{{rows, positions, prefix_slot, prefix_len, own_slot, count}, k, v, tile};       \
-        decode<name##_shape>(task, meeting, given, items, number);                                                     \
-    }

@@ -102,7 +102,7 @@ impl Properties {
                 "{file} is compiled for {target}{only}; {} is of compute capability {major}.{minor}",
                 self.name
             ),
-            "choose the kernel by the GPU's compute capability (Properties::compute_capability), as src/ops/product.rs does",
+            "choose the kernel by the GPU's compute capability (Properties::compute_capability), as src/ops/product/hopper.rs does",
         ))
     }
 }

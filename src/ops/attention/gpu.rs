@@ -66,7 +66,7 @@ const MOST_BLOCKS: usize = 1024;
 const ITEM_ROWS: (usize, usize) = (16, 64);
 /// Bytes of a head above which keys and values of an item take turns in one tile.
 const IN_TURN: usize = 512;
-/// Threads of a block that plans and stores, and the most positions of a segment that is planned as single steps.
+/// Threads of a block that plans and stores.
 const PLAN_THREADS: usize = 512;
 /// Positions that are planned as single steps, at most: each reads its keys for itself, where a tile of many shares them.
 const MOST_STEPS: usize = 256;

@@ -23,7 +23,7 @@ pub struct Workspace {
 }
 
 impl Workspace {
-    /// Room for `rows` rows of logits of one vocabulary: about half a byte an id and 32 KiB a row.
+    /// Room for `rows` rows of logits of one vocabulary: about a sixth of a byte an id and 32 KiB a row.
     pub fn reserve(device: &Device, rows: usize, vocabulary: usize) -> Result<Workspace> {
         let memory = match device {
             Device::Cpu(_) => None,
