@@ -217,6 +217,19 @@ impl Scratch {
     }
 }
 
+/// What kernels are told of a segment of `n` positions.
+fn index(segment: &Segment, n: u32) -> Result<[Argument; 6]> {
+    let layout = segment.layout;
+    Ok(arguments![
+        segment.rows.address()?,
+        segment.positions.address()?,
+        layout.prefix_slot.view().address()?,
+        layout.prefix_len.view().address()?,
+        layout.own_slot.view().address()?,
+        n,
+    ])
+}
+
 /// Where the parts of the working memory of single steps lie in the layout's scratch.
 struct StepMemory {
     /// Whether the kernel plans for itself: one launch instead of two.
@@ -284,15 +297,7 @@ pub(super) fn forward(
     let item_rows = shape.item_rows(rows as usize, sizes.kv_heads);
     let entries = Argument::Address(scratch.entries.address()?);
     let (keys, values) = (cache.k.view_mut().address()?, cache.v.view_mut().address()?);
-    let layout = segment.layout;
-    let index = arguments![
-        segment.rows.address()?,
-        segment.positions.address()?,
-        layout.prefix_slot.view().address()?,
-        layout.prefix_len.view().address()?,
-        layout.own_slot.view().address()?,
-        n,
-    ];
+    let index = index(segment, n)?;
     let given = arguments![k.address()?, v.address()?];
     if !steps.as_ref().is_some_and(|memory| memory.few) {
         let at = |address: fn(&StepMemory) -> u64| {
@@ -388,15 +393,7 @@ pub(super) fn backward(
     let [heads, kv_heads, head_dim] = [sizes.heads, sizes.kv_heads, sizes.head_dim].map(|size| size as u32);
     let (entries, delta) = (scratch.entries.view().address()?, scratch.delta.view().address()?);
     let reads = scratch.reads.view().address()?;
-    let layout = segment.layout;
-    let index = arguments![
-        segment.rows.address()?,
-        segment.positions.address()?,
-        layout.prefix_slot.view().address()?,
-        layout.prefix_len.view().address()?,
-        layout.own_slot.view().address()?,
-        n,
-    ];
+    let index = index(segment, n)?;
 
     let plan_blocks = count.div_ceil(PLAN_THREADS);
     let delta_blocks = (count * sizes.heads).div_ceil(PLAN_THREADS / WARP);
