@@ -97,11 +97,6 @@ __device__ void begin(const Segment &segment, const act *k, const act *v, act *k
 BEGIN(f32, float)
 BEGIN(bf16, bf16)
 
-FORWARD(attention_fwd_d64_bf16, bf16, 64, 64, 4, 3, true)
-FORWARD(attention_fwd_d128_bf16, bf16, 128, 128, 4, 2, true)
-FORWARD(attention_fwd_to128_bf16, bf16, 128, 128, 4, 2, false)
-FORWARD(attention_fwd_to256_bf16, bf16, 256, 128, 4, 2, false)
-FORWARD(attention_fwd_d64_f32, float, 64, 64, 4, 3, true)
-FORWARD(attention_fwd_d128_f32, float, 128, 128, 4, 2, true)
-FORWARD(attention_fwd_to128_f32, float, 128, 128, 4, 2, false)
-FORWARD(attention_fwd_to256_f32, float, 256, 64, 1, 8, false)
+#define FORWARD_OF(name, act, width, exact, out, warps, blocks, ...)                                                    \
+    FORWARD(attention_fwd_##name, act, width, out, warps, blocks, exact)
+HEAD_WIDTHS(FORWARD_OF)

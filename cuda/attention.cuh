@@ -67,6 +67,21 @@ struct Dims {
     __device__ __forceinline__ bool aligned() const { return head_dim() % S::PER_CHUNK == 0; }
 };
 
+// The heads that there are kernels for, EXACT or up to a width, and how their kernels are shaped; src/ops/attention/gpu.rs
+// (Shape) has the same numbers. OUT is that of all but single steps, which compute all columns in blocks of 4 warps.
+//
+//      name        act    width exact  OUT   forward  step    dq                   dkv
+//                                            W  B     B       tiles W  B           queries stages W  B
+#define HEAD_WIDTHS(X)                                                                                                 \
+    X(d64_bf16,   bf16,  64,   true,  64,   4, 3,    4,      3,    4, 3,          64,     2,     4, 2)                 \
+    X(d128_bf16,  bf16,  128,  true,  128,  4, 2,    4,      3,    4, 2,          32,     2,     4, 2)                 \
+    X(to128_bf16, bf16,  128,  false, 128,  4, 2,    3,      3,    4, 2,          32,     2,     4, 2)                 \
+    X(to256_bf16, bf16,  256,  false, 128,  4, 2,    2,      2,    2, 4,          32,     1,     4, 2)                 \
+    X(d64_f32,    float, 64,   true,  64,   4, 3,    4,      3,    4, 2,          32,     2,     4, 2)                 \
+    X(d128_f32,   float, 128,  true,  128,  4, 2,    3,      2,    2, 4,          16,     2,     4, 2)                 \
+    X(to128_f32,  float, 128,  false, 128,  4, 2,    3,      2,    2, 4,          16,     2,     4, 2)                 \
+    X(to256_f32,  float, 256,  false, 64,   1, 8,    2,      1,    1, 8,          16,     1,     2, 4)
+
 // ---- tiles in shared memory ---------------------------------------------------------------------------------------
 
 __device__ __forceinline__ u32 chunk_address(u32 tile, u32 row, u32 chunk, u32 stride) {

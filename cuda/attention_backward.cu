@@ -103,14 +103,9 @@ attention_backward_tiles(const Entry *entries, u32 rows, u32 group, u32 tile_row
         QueryGradient<name##_shape, TILES>(task, tile, (char *)memory).run(first, min(tile_rows, rows - first), dq);   \
     }
 
-QUERY_GRADIENT(attention_backward_dq_d64_bf16, 3, bf16, 64, 64, 4, 3, true)
-QUERY_GRADIENT(attention_backward_dq_d128_bf16, 3, bf16, 128, 128, 4, 2, true)
-QUERY_GRADIENT(attention_backward_dq_to128_bf16, 3, bf16, 128, 128, 4, 2, false)
-QUERY_GRADIENT(attention_backward_dq_to256_bf16, 2, bf16, 256, 128, 2, 4, false)
-QUERY_GRADIENT(attention_backward_dq_d64_f32, 3, float, 64, 64, 4, 2, true)
-QUERY_GRADIENT(attention_backward_dq_d128_f32, 2, float, 128, 128, 2, 4, true)
-QUERY_GRADIENT(attention_backward_dq_to128_f32, 2, float, 128, 128, 2, 4, false)
-QUERY_GRADIENT(attention_backward_dq_to256_f32, 1, float, 256, 64, 1, 8, false)
+#define QUERY_GRADIENT_OF(name, act, width, exact, out, fw, fb, sb, tiles, warps, blocks, ...)                           \
+    QUERY_GRADIENT(attention_backward_dq_##name, tiles, act, width, out, warps, blocks, exact)
+HEAD_WIDTHS(QUERY_GRADIENT_OF)
 
 #define KEY_GRADIENT(name, QUERIES, STAGES, ...)                                                                       \
     using name##_shape = Shape<__VA_ARGS__>;                                                                           \
@@ -127,14 +122,9 @@ QUERY_GRADIENT(attention_backward_dq_to256_f32, 1, float, 256, 64, 1, 8, false)
             .run(reads, tiles, grad_keys, grad_values);                                                                \
     }
 
-KEY_GRADIENT(attention_backward_dkv_d64_bf16, 64, 2, bf16, 64, 64, 4, 2, true)
-KEY_GRADIENT(attention_backward_dkv_d128_bf16, 32, 2, bf16, 128, 128, 4, 2, true)
-KEY_GRADIENT(attention_backward_dkv_to128_bf16, 32, 2, bf16, 128, 128, 4, 2, false)
-KEY_GRADIENT(attention_backward_dkv_to256_bf16, 32, 1, bf16, 256, 128, 4, 2, false)
-KEY_GRADIENT(attention_backward_dkv_d64_f32, 32, 2, float, 64, 64, 4, 2, true)
-KEY_GRADIENT(attention_backward_dkv_d128_f32, 16, 2, float, 128, 128, 4, 2, true)
-KEY_GRADIENT(attention_backward_dkv_to128_f32, 16, 2, float, 128, 128, 4, 2, false)
-KEY_GRADIENT(attention_backward_dkv_to256_f32, 16, 1, float, 256, 64, 2, 4, false)
+#define KEY_GRADIENT_OF(name, act, width, exact, out, fw, fb, sb, qt, qw, qb, queries, stages, warps, blocks)            \
+    KEY_GRADIENT(attention_backward_dkv_##name, queries, stages, act, width, out, warps, blocks, exact)
+HEAD_WIDTHS(KEY_GRADIENT_OF)
 
 // ---- gradients of the segment's own keys --------------------------------------------------------------------------
 

@@ -60,11 +60,6 @@ __device__ __forceinline__ void decode(const Forward<typename S::act> &task, con
         decode<name##_shape>(task, meeting, given, items, number);                                                     \
     }
 
-DECODE(attention_decode_d64_bf16, bf16, 64, 64, 4, 4, true)
-DECODE(attention_decode_d128_bf16, bf16, 128, 128, 4, 4, true)
-DECODE(attention_decode_to128_bf16, bf16, 128, 128, 4, 3, false)
-DECODE(attention_decode_to256_bf16, bf16, 256, 256, 4, 2, false)
-DECODE(attention_decode_d64_f32, float, 64, 64, 4, 4, true)
-DECODE(attention_decode_d128_f32, float, 128, 128, 4, 3, true)
-DECODE(attention_decode_to128_f32, float, 128, 128, 4, 3, false)
-DECODE(attention_decode_to256_f32, float, 256, 256, 4, 2, false)
+#define DECODE_OF(name, act, width, exact, out, warps, tile_blocks, blocks, ...)                                        \
+    DECODE(attention_decode_##name, act, width, width, 4, blocks, exact)
+HEAD_WIDTHS(DECODE_OF)

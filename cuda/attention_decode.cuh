@@ -380,11 +380,16 @@ struct StepItem {
 #pragma unroll
                 for (int n = 0; n < 2; n++) {
                     if (!S::EXACT && column(p, n) >= dims.padded()) continue;
-                    *(float2 *)(meeting.slots + to * dims.padded() + column(p, n)) =
-                        make_float2(output[p][n][2 * half], output[p][n][2 * half + 1]);
+                    write_slot((float2 *)(meeting.slots + to * dims.padded() + column(p, n)), output[p][n][2 * half],
+                               output[p][n][2 * half + 1]);
                 }
             }
         }
+    }
+
+    // Both at once: the compiler would split a plain store of two, and ask for each sector twice.
+    __device__ __forceinline__ static void write_slot(float2 *at, float x, float y) {
+        asm volatile("st.global.v2.f32 [%0], {%1,%2};" ::"l"(__cvta_generic_to_global(at)), "f"(x), "f"(y) : "memory");
     }
 
     // Counts the item's block for each of its rows, and merges the rows that have all theirs.

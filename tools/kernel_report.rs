@@ -4,6 +4,8 @@
 mod counts;
 #[path = "kernel_report/kernels.rs"]
 mod kernels;
+#[path = "kernel_report/lines.rs"]
+mod lines;
 #[path = "kernel_report/steps.rs"]
 mod steps;
 #[path = "kernel_report/verdicts.rs"]
@@ -41,7 +43,8 @@ of x, which each block of 32 outputs reads again. The bar (1.15) is on `device` 
 Examples:
   kernel_report --check                                     everything; fails where a bar is missed and not listed
   kernel_report --shape gpt2-small --dtype f32 --only attention
-  kernel_report --sequences 2 --length 16 --only rope,swiglu   quick";
+  kernel_report --sequences 2 --length 16 --only rope,swiglu   quick
+  kernel_report --dtype bf16 --only 'attention step' --lines 8   where a kernel's surplus comes from";
 
 /// Runs each operation of the shipped kernels in the simulator at a real model's sizes, then whole steps, and prints
 /// what they cost beside what they must.
@@ -63,6 +66,10 @@ struct Arguments {
     /// Only workloads whose names hold one of these; `steps` for whole steps, `masks` for the cost of masks
     #[arg(long, value_delimiter = ',')]
     only: Vec<String>,
+    /// Print, in place of the tables, so many lines of PTX of each operation: those furthest from the fewest sectors of
+    /// device memory and accesses of shared memory
+    #[arg(long, value_name = "COUNT", conflicts_with = "check")]
+    lines: Option<usize>,
     /// Fail if a bar is missed that the list of known misses does not hold
     #[arg(long)]
     check: bool,
@@ -177,6 +184,10 @@ fn run(arguments: &Arguments) -> Result<()> {
     let mut verdicts = Verdicts::default();
     for size in arguments.sizes() {
         for kind in arguments.kinds() {
+            if let Some(most) = arguments.lines {
+                lines::table(arguments, size, kind, most)?;
+                continue;
+            }
             let heads = kernels::table(arguments, size, kind, arguments.length, &mut verdicts)?;
             match kind {
                 // Few positions and many have other tiles.
@@ -186,6 +197,9 @@ fn run(arguments: &Arguments) -> Result<()> {
                 _ => steps::table(arguments, size, kind, &heads, &mut verdicts)?,
             }
         }
+    }
+    if arguments.lines.is_some() {
+        return Ok(());
     }
     let extent = arguments.extent();
     verdicts.print(extent);

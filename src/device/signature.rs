@@ -63,8 +63,8 @@ pub struct Signature {
 pub struct Signatures {
     /// `.version`, e.g. (8, 1).
     pub version: (u32, u32),
-    /// The number of `.target sm_NN`.
-    pub target: u32,
+    /// `.target`, e.g. `sm_80` or `sm_90a`.
+    pub target: String,
     entries: HashMap<String, Signature>,
 }
 
@@ -85,11 +85,9 @@ impl Signatures {
             .and_then(|v| v.split_once('.').and_then(|(a, b)| Some((a.parse().ok()?, b.parse().ok()?))))
             .ok_or_else(|| broken("no `.version` of two numbers at its head".into()))?;
         let target = directive(&text, ".target")
-            .and_then(|t| {
-                let digits: String =
-                    t.strip_prefix("sm_")?.chars().take_while(char::is_ascii_digit).collect();
-                digits.parse().ok()
-            })
+            .and_then(|t| t.split(',').next())
+            .filter(|t| t.strip_prefix("sm_").is_some_and(|n| n.starts_with(|c: char| c.is_ascii_digit())))
+            .map(String::from)
             .ok_or_else(|| broken("no `.target sm_NN` at its head".into()))?;
         let mut entries = HashMap::new();
         let mut rest = text.as_str();
@@ -290,7 +288,9 @@ mod tests {
     #[test]
     fn headers_are_read() {
         let file = Signatures::read("t", PTX).unwrap();
-        assert_eq!((file.version, file.target), ((8, 1), 80));
+        assert_eq!((file.version, file.target.as_str()), ((8, 1), "sm_80"));
+        let hopper = Signatures::read("t", &PTX.replace("sm_80, debug", "sm_90a")).unwrap();
+        assert_eq!(hopper.target, "sm_90a");
         let mixed = file.of(&MIXED).unwrap();
         assert_eq!(mixed.threads, Some([256, 1, 1]));
         assert_eq!(mixed.parameters.iter().map(|p| p.offset).collect::<Vec<_>>(), [0, 8, 16, 24]);
@@ -336,6 +336,7 @@ mod tests {
         for (text, says) in [
             ("", "no `.version`"),
             (".version 8.1\n", "no `.target"),
+            (".version 8.1\n.target sm_a", "no `.target"),
             (".version eight\n.target sm_80", "no `.version`"),
             (".version 8.1\n.target sm_80\n.visible .entry a(.param .u32 a", "an entry without a body"),
             (".version 8.1\n.target sm_80\n.visible .entry a(.param .u32 a)\n{ ret;", "is cut off"),

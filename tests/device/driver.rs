@@ -264,6 +264,11 @@ fn broken_ptx() {
         "broken",
     );
     static MISSING: Kernel = Kernel::new("axpy", PTX, "missing");
+    static HOPPER: Kernel = Kernel::new(
+        "hopper",
+        ".version 8.1\n.target sm_90a\n.visible .entry hopper()\n{\n\tret;\n}\n",
+        "hopper",
+    );
     let gpu = launcher();
     for _ in 0..2 {
         let message = gpu.launch(&BROKEN, Grid::linear(1, 32), &[]).unwrap_err().to_string();
@@ -277,6 +282,11 @@ fn broken_ptx() {
     }
     let message = gpu.launch(&MISSING, Grid::linear(1, 32), &[]).unwrap_err().to_string();
     assert!(message.contains("has no entry `missing`"), "{message}");
+    // Before the driver is asked, which would say no more than that the image is invalid.
+    let message = gpu.launch(&HOPPER, Grid::linear(1, 32), &[]).unwrap_err().to_string();
+    for says in ["ptx/hopper.ptx is compiled for sm_90a and runs on no other GPU", "capability 8.6"] {
+        assert!(message.contains(says), "{says}: {message}");
+    }
     // Nothing is lost by it.
     let vectors = Vectors::new(gpu, 10);
     vectors.axpy(1.0);

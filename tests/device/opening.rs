@@ -63,7 +63,7 @@ fn every_shipped_file_is_for_driver_530_and_sm_80() {
         let stem = path.file_stem().unwrap().to_string_lossy().into_owned();
         let file = Signatures::read(&stem, &fs::read_to_string(&path).unwrap()).unwrap();
         assert!(file.version <= (8, 1), "{stem}: PTX {:?}", file.version);
-        assert_eq!(file.target, if stem.ends_with("_sm90a") { 90 } else { 80 }, "{stem}");
+        assert_eq!(file.target, if stem.ends_with("_sm90a") { "sm_90a" } else { "sm_80" }, "{stem}");
         files += 1;
     }
     assert!(files > 0, "no PTX in {}", folder.display());

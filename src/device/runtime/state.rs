@@ -152,6 +152,8 @@ impl State {
         if !self.entries.contains_key(&key) {
             let file = SIGNATURES.of(kernel.ptx, || Signatures::read(kernel.stem, kernel.ptx))?;
             let signature = file.of(kernel)?.clone();
+            // A driver's own refusal would speak of an invalid image.
+            self.driver.properties().check_target(&format!("ptx/{}.ptx", kernel.stem), &file.target)?;
             let function = self.driver.load(kernel)?;
             self.entries.insert(key, Entry { signature, function });
         }

@@ -68,18 +68,6 @@ impl Tile {
         m.div_ceil(rows) * n.div_ceil(cols)
     }
 
-    /// Whether there is such a kernel: large products of [`Operands::Rounded`] are those of rounded factors; the rows of
-    /// [`Form::Tn`] are a weight's, never few; and of [`Form::Nn`] narrow serves all but f32, of which 16 columns are too
-    /// short a line of shared memory.
-    pub fn exists(self, form: Form, operands: Operands) -> bool {
-        match self {
-            Tile::Wide => operands != Operands::Rounded,
-            Tile::Square => true,
-            Tile::Skinny => form == Form::Nt || (form == Form::Nn && operands == Operands::F32),
-            Tile::Narrow => form == Form::Nt || (form == Form::Nn && operands != Operands::F32),
-        }
-    }
-
     /// The largest tile that still makes about as many blocks as the GPU has multiprocessors; one of 16 rows where one or
     /// a few of those hold all of them.
     pub fn choose(product: &Product, multiprocessors: u32) -> Tile {
@@ -91,7 +79,7 @@ impl Tile {
                 false => [Tile::Skinny, Tile::Narrow],
             };
             let [first, second] = tiles;
-            return if first.exists(product.form, product.operands) { first } else { second };
+            return if kernel(product.form, product.operands, first).is_some() { first } else { second };
         }
         match m <= 64 || n <= 64 || Tile::Wide.blocks(m, n) < many {
             true => Tile::Square,
@@ -127,27 +115,38 @@ kernels!("linear":
     TN_BF16_SQUARE = "linear_tn_bf16_square",
 );
 
-/// The kernel of a tile that [exists](Tile::exists); where it does not, one that has its bits.
-pub(super) fn kernel(form: Form, operands: Operands, tile: Tile) -> &'static Kernel {
-    use {Form::*, Operands::*};
-    // Wide, square, skinny and narrow.
-    let [wide, square, skinny, narrow]: [&'static Kernel; 4] = match (form, operands) {
-        (Nt, F32) => [&NT_F32_WIDE, &NT_F32_SQUARE, &NT_F32_SKINNY, &NT_F32_NARROW],
-        (Nn, F32) => [&NN_F32_WIDE, &NN_F32_SQUARE, &NN_F32_SKINNY, &NN_F32_SKINNY],
-        (Tn, F32) => [&TN_F32_WIDE, &TN_F32_SQUARE, &TN_F32_SQUARE, &TN_F32_SQUARE],
-        (Nt, Rounded) => [&NT_ROUNDED_SQUARE, &NT_ROUNDED_SQUARE, &NT_ROUNDED_SKINNY, &NT_ROUNDED_NARROW],
-        (Nn, Rounded) => [&NN_ROUNDED_SQUARE, &NN_ROUNDED_SQUARE, &NN_ROUNDED_NARROW, &NN_ROUNDED_NARROW],
-        (Tn, Rounded) => [&TN_ROUNDED_SQUARE, &TN_ROUNDED_SQUARE, &TN_ROUNDED_SQUARE, &TN_ROUNDED_SQUARE],
-        (Nt, Bf16) => [&NT_BF16_WIDE, &NT_BF16_SQUARE, &NT_BF16_SKINNY, &NT_BF16_NARROW],
-        (Nn, Bf16) => [&NN_BF16_WIDE, &NN_BF16_SQUARE, &NN_BF16_NARROW, &NN_BF16_NARROW],
-        (Tn, Bf16) => [&TN_BF16_WIDE, &TN_BF16_SQUARE, &TN_BF16_SQUARE, &TN_BF16_SQUARE],
-    };
-    match tile {
-        Tile::Wide => wide,
-        Tile::Square => square,
-        Tile::Skinny => skinny,
-        Tile::Narrow => narrow,
-    }
+/// The kernel of a tile, where there is one: large products of [`Operands::Rounded`] are those of rounded factors; the rows
+/// of [`Form::Tn`] are a weight's, never few; and of [`Form::Nn`] few rows have one kernel, narrow but for f32, of which 16
+/// columns are too short a line of shared memory.
+pub(super) fn kernel(form: Form, operands: Operands, tile: Tile) -> Option<&'static Kernel> {
+    use {Form::*, Operands::*, Tile::*};
+    Some(match (form, operands, tile) {
+        (Nt, F32, Wide) => &NT_F32_WIDE,
+        (Nt, F32, Square) => &NT_F32_SQUARE,
+        (Nt, F32, Skinny) => &NT_F32_SKINNY,
+        (Nt, F32, Narrow) => &NT_F32_NARROW,
+        (Nn, F32, Wide) => &NN_F32_WIDE,
+        (Nn, F32, Square) => &NN_F32_SQUARE,
+        (Nn, F32, Skinny) => &NN_F32_SKINNY,
+        (Tn, F32, Wide) => &TN_F32_WIDE,
+        (Tn, F32, Square) => &TN_F32_SQUARE,
+        (Nt, Rounded, Square) => &NT_ROUNDED_SQUARE,
+        (Nt, Rounded, Skinny) => &NT_ROUNDED_SKINNY,
+        (Nt, Rounded, Narrow) => &NT_ROUNDED_NARROW,
+        (Nn, Rounded, Square) => &NN_ROUNDED_SQUARE,
+        (Nn, Rounded, Narrow) => &NN_ROUNDED_NARROW,
+        (Tn, Rounded, Square) => &TN_ROUNDED_SQUARE,
+        (Nt, Bf16, Wide) => &NT_BF16_WIDE,
+        (Nt, Bf16, Square) => &NT_BF16_SQUARE,
+        (Nt, Bf16, Skinny) => &NT_BF16_SKINNY,
+        (Nt, Bf16, Narrow) => &NT_BF16_NARROW,
+        (Nn, Bf16, Wide) => &NN_BF16_WIDE,
+        (Nn, Bf16, Square) => &NN_BF16_SQUARE,
+        (Nn, Bf16, Narrow) => &NN_BF16_NARROW,
+        (Tn, Bf16, Wide) => &TN_BF16_WIDE,
+        (Tn, Bf16, Square) => &TN_BF16_SQUARE,
+        _ => return None,
+    })
 }
 
 #[cfg(test)]
@@ -173,7 +172,7 @@ mod tests {
             let product = Product::new(form, operands, [nothing; 3], [m, n, 256]);
             let chosen = Tile::choose(&product, 108);
             assert_eq!(chosen, tile, "{form:?} {operands:?} {m} x {n}");
-            assert!(chosen.exists(form, operands));
+            assert!(kernel(form, operands, chosen).is_some());
         }
     }
 

@@ -158,15 +158,12 @@ const ENTRIES: &str = "a tile reads 3 or 4 entries of 16 bytes, which begin anyw
 const HISTOGRAM: &str = "top-p adds each logit to a histogram in shared memory, a word and sometimes its carry, where the \
     buckets of a warp's 32 logits share banks; the whole kernel takes 5 (Qwen: 12) us of an H200 for 8 rows beside its \
     launch; buckets of their own for each bank would take 32 times the memory, fewer of them longer lists";
-const STEP: &str = "not looked into yet: a sixth more sectors of 3 to 4 MB, 0.2 us on an H100 by bytes";
 const PLACES: &str = "contributions go to their places in a sorted list, 8 bytes to a sector each: 12 KB more of 5 MB for the \
     512 of this size; with 4096 of them, whose keys are read by more blocks, it is within the bar";
 
 /// The committed list.
 pub const KNOWN_MISSES: &[KnownMiss] = &[
     miss(QWEN2, "attention_backward_tiles", "attention backward of heads of 80", Bar::Sectors, 1.15, ENTRIES),
-    miss(QWEN2, "attention_decode_d64_bf16", "attention step", Bar::Sectors, 1.17, STEP),
-    miss(QWEN2, "attention_decode_d128_bf16", "attention step of heads of 128", Bar::Sectors, 1.16, STEP),
     miss(GPT2, "sampler_fwd_masses_f32", "sampler top-p", Bar::Banks, 2.04, HISTOGRAM),
     miss(QWEN2, "sampler_fwd_masses_f32", "sampler top-p", Bar::Banks, 2.11, HISTOGRAM),
     miss(GPT2, "scatter_order_rows", "embedding backward", Bar::Sectors, 1.33, PLACES),
