@@ -13,7 +13,7 @@ mod row;
 mod workloads;
 
 use clap::Parser;
-use latch::cpu::parallel::with_threads;
+use latch::cpu::parallel::{self, with_threads};
 use latch::device::{Device, Launcher};
 use machine::{Times, peak_once, read_once};
 use ours::{Count, Ours, caught, parts};
@@ -160,7 +160,7 @@ fn selected(listed: &[String], only: &str, dtypes: &[&str]) -> Result<Vec<String
 /// Our side of each of `names`, for as many rounds and seconds as a comparison takes.
 fn alone(names: &str, options: &Options) -> Result<(), Failure> {
     let mut ours = Ours::open(&options.device)?;
-    println!("latch {:?}; {} threads", latch::cpu::isa::level(), rayon::current_num_threads());
+    println!("latch {:?}; {} threads", latch::cpu::isa::level(), parallel::threads());
     println!("{}", place(&ours)?);
     println!("{:<32}{:>10}{:>10}{:>7}", "shape", "median ms", "min ms", "rounds");
     for name in names.split(',') {
@@ -179,7 +179,7 @@ fn alone(names: &str, options: &Options) -> Result<(), Failure> {
 
 fn compare(options: &Options) -> Result<(), Failure> {
     let began = Instant::now();
-    let threads = rayon::current_num_threads();
+    let threads = parallel::threads();
     // Python imports while our side opens the device and loads its kernels.
     let patience = Duration::from_secs(if options.on_cpu() { 3600 } else { 60 });
     let mut theirs = Theirs::start(&options.device, threads, patience)?;
@@ -259,7 +259,7 @@ fn load(ours: &mut Ours, options: &Options) {
 /// What runs ours, and on the CPU what that gives at the start of the run.
 fn place(ours: &Ours) -> Result<String, Failure> {
     match ours.device() {
-        Device::Cpu(_) => Ok(machine(rayon::current_num_threads())),
+        Device::Cpu(_) => Ok(machine(parallel::threads())),
         Device::Gpu(gpu) => card(gpu.as_ref()),
     }
 }

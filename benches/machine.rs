@@ -2,7 +2,7 @@
 //! and the triad's bytes a second.
 
 use latch::cpu::isa::{self, Level};
-use rayon::prelude::*;
+use latch::cpu::parallel;
 use std::hint::black_box;
 use std::time::Instant;
 
@@ -122,42 +122,40 @@ fn fma_burst(_level: Level) {}
 /// The operations are NaN where there is no burst for the level.
 pub fn peak_once(threads: usize) -> f64 {
     let level = isa::level();
-    (0..threads).into_par_iter().with_max_len(1).for_each(|_| fma_burst(level));
+    parallel::for_each_task(threads, |_| fma_burst(level));
     burst_operations(level) * threads as f64
 }
 
 /// Reads all of `data` with all workers of the current pool.
 pub fn read_once(data: &[f32]) {
-    let pieces = 4 * rayon::current_num_threads();
-    let sum: f32 = data
-        .par_chunks(data.len().div_ceil(pieces))
-        .map(|chunk| {
-            isa::run(|| {
-                // Four streams: one alone leaves the memory waiting.
-                let quarter = chunk.len() / 256 * 64;
-                let (first, rest) = chunk.split_at(quarter);
-                let (second, rest) = rest.split_at(quarter);
-                let (third, fourth) = rest.split_at(quarter);
-                let mut sums = [0.0_f32; 64];
-                let blocks = first.chunks_exact(64).zip(second.chunks_exact(64));
-                for ((a, b), (c, d)) in blocks.zip(third.chunks_exact(64).zip(fourth.chunks_exact(64))) {
-                    for (i, sum) in sums.iter_mut().enumerate() {
-                        *sum += (a[i] + b[i]) + (c[i] + d[i]);
-                    }
+    let each = data.len().div_ceil(4 * parallel::threads());
+    let pieces: Vec<&[f32]> = data.chunks(each).collect();
+    parallel::for_each_task(pieces.len(), |task| {
+        let chunk = pieces[task];
+        isa::run(|| {
+            // Four streams: one alone leaves the memory waiting.
+            let quarter = chunk.len() / 256 * 64;
+            let (first, rest) = chunk.split_at(quarter);
+            let (second, rest) = rest.split_at(quarter);
+            let (third, fourth) = rest.split_at(quarter);
+            let mut sums = [0.0_f32; 64];
+            let blocks = first.chunks_exact(64).zip(second.chunks_exact(64));
+            for ((a, b), (c, d)) in blocks.zip(third.chunks_exact(64).zip(fourth.chunks_exact(64))) {
+                for (i, sum) in sums.iter_mut().enumerate() {
+                    *sum += (a[i] + b[i]) + (c[i] + d[i]);
                 }
-                sums.iter().sum::<f32>()
-            })
-        })
-        .sum();
-    black_box(sum);
+            }
+            black_box(sums.iter().sum::<f32>());
+        });
+    });
 }
 
 /// a = b + s * c with all workers of the current pool: 12 bytes an element (16 with the line that the write reads).
 pub fn triad_once(a: &mut [f32], b: &[f32], c: &[f32]) {
-    let each = a.len().div_ceil(4 * rayon::current_num_threads());
-    a.par_chunks_mut(each).zip(b.par_chunks(each).zip(c.par_chunks(each))).for_each(|(a, (b, c))| {
+    parallel::elements(&mut *a, 16, |first, a: &mut [f32]| {
         isa::run(|| {
-            for ((a, b), c) in a.iter_mut().zip(b).zip(c) {
+            let rest = first..first + a.len();
+            for ((a, b), c) in a.iter_mut().zip(&b[rest.clone()]).zip(&c[rest]) {
                 *a = 3.0_f32.mul_add(*c, *b);
             }
         });

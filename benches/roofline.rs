@@ -3,6 +3,7 @@
 
 use crate::machine::{Times, peak_once, read_once};
 use crate::workloads::{ANSWER, LATENTS, PROMPT};
+use latch::cpu::parallel;
 use latch::model::Model;
 
 /// Weights above this many bytes live in memory: below it, a roofline by read bandwidth means little.
@@ -52,7 +53,7 @@ impl Roofline {
     pub fn round(&mut self) {
         self.read.record(|| read_once(&self.data));
         let burst = &mut self.burst;
-        self.peak.record(|| *burst = peak_once(rayon::current_num_threads()));
+        self.peak.record(|| *burst = peak_once(parallel::threads()));
     }
 
     /// A line that sets our fastest run of `ours` milliseconds beside the roofline.

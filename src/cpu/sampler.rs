@@ -29,6 +29,7 @@ use super::log_probability::{CHUNK, Running, log_probability};
 use super::{isa, parallel};
 use crate::base::rng::StreamKey;
 use filter::Kept;
+use std::sync::{Mutex, PoisonError};
 
 /// The law of a draw.
 #[derive(Clone, Copy, Debug)]
@@ -85,9 +86,11 @@ pub struct Draws<'a, T> {
     pub capacity: usize,
 }
 
-impl<T> Draws<'_, T> {
-    /// The first `row` rows and the rest.
-    fn split_at(self, row: usize) -> (Self, Self) {
+impl<T: Float> parallel::Cut for Draws<'_, T> {
+    fn count(&self) -> usize {
+        self.tokens.len()
+    }
+    fn cut(self, row: usize) -> (Self, Self) {
         let capacity = self.capacity;
         let tokens = self.tokens.split_at_mut(row);
         let scores = self.log_probability.split_at_mut(row);
@@ -139,30 +142,37 @@ pub struct Fault {
     pub problem: Problem,
 }
 
-/// Draws one id for each row.
-pub fn sample<T: Float>(rows: &Rows<T>, draws: Draws<T>) -> Result<(), Fault> {
-    let count = draws.tokens.len();
-    let tasks = parallel::task_count(count, 8 * rows.vocabulary);
-    split(rows, 0, draws, count.div_ceil(tasks).max(1))
+/// The fault of the lowest row that has one: it does not depend on threads.
+#[derive(Debug, Default)]
+struct FirstFault(Mutex<Option<Fault>>);
+
+impl FirstFault {
+    fn report(&self, fault: Fault) {
+        let mut first = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if first.is_none_or(|first| fault.row < first.row) {
+            *first = Some(fault);
+        }
+    }
+    fn result(self) -> Result<(), Fault> {
+        self.0.into_inner().unwrap_or_else(PoisonError::into_inner).map_or(Ok(()), Err)
+    }
 }
 
-/// Halves the rows until at most `grain` are left. The first half's fault wins, so it does not depend on threads.
-fn split<T: Float>(rows: &Rows<T>, first: usize, draws: Draws<T>, grain: usize) -> Result<(), Fault> {
-    if draws.tokens.len() > grain {
-        let middle = draws.tokens.len() / 2;
-        let (upper, lower) = draws.split_at(middle);
-        let (upper, lower) =
-            parallel::join(|| split(rows, first, upper, grain), || split(rows, first + middle, lower, grain));
-        return upper.and(lower);
-    }
-    let Draws { tokens, log_probability, ids, counts, capacity } = draws;
-    let mut supports = ids.chunks_exact_mut(capacity.max(1)).zip(counts);
-    for (i, (token, score)) in tokens.iter_mut().zip(log_probability).enumerate() {
-        let support = supports.next();
-        let drawn = isa::run_kernel(SampleRow { rows, row: first + i, support });
-        (*token, *score) = drawn.map_err(|problem| Fault { row: first + i, problem })?;
-    }
-    Ok(())
+/// Draws one id for each row.
+pub fn sample<T: Float>(rows: &Rows<T>, draws: Draws<T>) -> Result<(), Fault> {
+    let fault = FirstFault::default();
+    parallel::elements(draws, 100 * rows.vocabulary, |first, draws| {
+        let Draws { tokens, log_probability, ids, counts, capacity } = draws;
+        let mut supports = ids.chunks_exact_mut(capacity.max(1)).zip(counts);
+        for (row, (token, score)) in (first..).zip(tokens.iter_mut().zip(log_probability)) {
+            let support = supports.next();
+            match isa::run_kernel(SampleRow { rows, row, support }) {
+                Ok(drawn) => (*token, *score) = drawn,
+                Err(problem) => return fault.report(Fault { row, problem }),
+            }
+        }
+    });
+    fault.result()
 }
 
 struct SampleRow<'a, 'b, T> {

@@ -8,7 +8,7 @@
 //! The set of kept ids counts as constant: where a logit's change moves an id in or out there is no derivative.
 
 use super::filter::Kept;
-use super::{Fault, Law, Problem, Rows, Stream, check};
+use super::{Fault, FirstFault, Law, Problem, Rows, Stream, check};
 use crate::cpu::float::{Float, sum_over, sum_slices};
 use crate::cpu::gumbel::BLOCKS;
 use crate::cpu::log_probability::Running;
@@ -25,44 +25,38 @@ pub struct Mixtures<'a, T> {
     pub weights: &'a mut [T],
 }
 
-/// The mixtures of the rows under their law, at the temperature tau. A law without filters keeps every id.
-pub fn mix<T: Float>(rows: &Rows<T>, inverse_tau: T, out: Mixtures<T>) -> Result<(), Fault> {
-    let count = out.counts.len();
-    let tasks = parallel::task_count(count, 8 * rows.vocabulary);
-    split(rows, inverse_tau, 0, out, count.div_ceil(tasks).max(1))
+impl<T: Float> parallel::Cut for Mixtures<'_, T> {
+    fn count(&self) -> usize {
+        self.counts.len()
+    }
+    fn cut(self, row: usize) -> (Self, Self) {
+        let capacity = self.ids.len() / self.counts.len().max(1);
+        let ids = self.ids.split_at_mut(row * capacity);
+        let counts = self.counts.split_at_mut(row);
+        let weights = self.weights.split_at_mut(row * capacity);
+        (
+            Mixtures { ids: ids.0, counts: counts.0, weights: weights.0 },
+            Mixtures { ids: ids.1, counts: counts.1, weights: weights.1 },
+        )
+    }
 }
 
-/// Halves the rows until at most `grain` are left. The first half's fault wins, so it does not depend on threads.
-fn split<T: Float>(
-    rows: &Rows<T>,
-    inverse_tau: T,
-    first: usize,
-    out: Mixtures<T>,
-    grain: usize,
-) -> Result<(), Fault> {
-    let count = out.counts.len();
-    let capacity = out.ids.len() / count.max(1);
-    if count > grain {
-        let middle = count / 2;
-        let ids = out.ids.split_at_mut(middle * capacity);
-        let counts = out.counts.split_at_mut(middle);
-        let weights = out.weights.split_at_mut(middle * capacity);
-        let upper = Mixtures { ids: ids.0, counts: counts.0, weights: weights.0 };
-        let lower = Mixtures { ids: ids.1, counts: counts.1, weights: weights.1 };
-        let (upper, lower) = parallel::join(
-            || split(rows, inverse_tau, first, upper, grain),
-            || split(rows, inverse_tau, first + middle, lower, grain),
-        );
-        return upper.and(lower);
-    }
-    for (i, kept) in out.counts.iter_mut().enumerate() {
-        let at = i * capacity..(i + 1) * capacity;
-        let (ids, weights) = (&mut out.ids[at.clone()], &mut out.weights[at]);
-        let row = first + i;
-        let mixed = isa::run_kernel(MixRow { rows, row, inverse_tau, ids, weights });
-        *kept = mixed.map_err(|problem| Fault { row, problem })?;
-    }
-    Ok(())
+/// The mixtures of the rows under their law, at the temperature tau. A law without filters keeps every id.
+pub fn mix<T: Float>(rows: &Rows<T>, inverse_tau: T, out: Mixtures<T>) -> Result<(), Fault> {
+    let fault = FirstFault::default();
+    let capacity = out.ids.len() / out.counts.len().max(1);
+    parallel::elements(out, 8 * rows.vocabulary, |first, out| {
+        for (i, kept) in out.counts.iter_mut().enumerate() {
+            let at = i * capacity..(i + 1) * capacity;
+            let (ids, weights) = (&mut out.ids[at.clone()], &mut out.weights[at]);
+            let row = first + i;
+            match isa::run_kernel(MixRow { rows, row, inverse_tau, ids, weights }) {
+                Ok(count) => *kept = count,
+                Err(problem) => return fault.report(Fault { row, problem }),
+            }
+        }
+    });
+    fault.result()
 }
 
 struct MixRow<'a, 'b, T> {
