@@ -3,6 +3,7 @@
 
 pub mod dtype;
 pub mod error;
+pub mod pages;
 pub mod rng;
 pub mod shape;
 

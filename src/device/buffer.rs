@@ -1,6 +1,7 @@
 //! Memory of one dtype on one device.
 
 use super::{Arena, Device, DeviceMemory, Download, Traffic};
+use crate::base::pages::PageVec;
 use crate::base::{Dtype, Result};
 use half::bf16;
 use std::sync::Arc;
@@ -17,11 +18,11 @@ pub trait Element: bytemuck::Pod + Send + Sync {
 
 #[derive(Debug)]
 enum Storage {
-    F32(Vec<f32>),
-    F64(Vec<f64>),
-    Bf16(Vec<bf16>),
-    U32(Vec<u32>),
-    I32(Vec<i32>),
+    F32(PageVec<f32>),
+    F64(PageVec<f64>),
+    Bf16(PageVec<bf16>),
+    U32(PageVec<u32>),
+    I32(PageVec<i32>),
     Gpu(DeviceMemory),
 }
 
@@ -41,12 +42,11 @@ impl Buffer {
         let (storage, traffic) = match device {
             Device::Cpu(traffic) => {
                 let storage = match dtype {
-                    Dtype::F32 => Storage::F32(vec![0.0; elements]),
-                    Dtype::F64 => Storage::F64(vec![0.0; elements]),
-                    // Pages that are zero already, as `vec!` takes them for the types it knows: nothing is written.
-                    Dtype::Bf16 => Storage::Bf16(bytemuck::zeroed_vec(elements)),
-                    Dtype::U32 => Storage::U32(vec![0; elements]),
-                    Dtype::I32 => Storage::I32(vec![0; elements]),
+                    Dtype::F32 => Storage::F32(PageVec::zeroed(elements)),
+                    Dtype::F64 => Storage::F64(PageVec::zeroed(elements)),
+                    Dtype::Bf16 => Storage::Bf16(PageVec::zeroed(elements)),
+                    Dtype::U32 => Storage::U32(PageVec::zeroed(elements)),
+                    Dtype::I32 => Storage::I32(PageVec::zeroed(elements)),
                 };
                 let arena = Arena::current();
                 traffic.allocate_host(arena, bytes);

@@ -240,6 +240,28 @@ impl<'a> Block<'a> {
         }
     }
 
+    /// [`Block::linear`] of several plans that read the same input.
+    fn linear_each<const N: usize>(
+        &self,
+        x: View,
+        mut maps: [(&LinearPlan, ViewMut); N],
+        low: &mut Option<LowRank>,
+    ) -> Result<()> {
+        let each = maps.each_mut().map(|(plan, y)| linear::Map {
+            projection: &plan.projection,
+            weight: &self.parameters[plan.weight],
+            bias: plan.bias.map(|index| &self.parameters[index]),
+            output: y.reborrow(),
+        });
+        linear::forward_each(x, each)?;
+        for (plan, y) in maps {
+            if let (Some(adapters), Some(at)) = (self.adapters, plan.adapter) {
+                adapters.forward(at, &plan.projection, x, y, low)?;
+            }
+        }
+        Ok(())
+    }
+
     fn linear_backward(
         &self,
         plan: &LinearPlan,
@@ -286,13 +308,15 @@ impl<'a> Block<'a> {
             here(),
         )?;
         let normed = kept.normed1.rows(here())?;
-        self.linear(&plan.value, normed, kept.value.rows_mut(here())?, &mut work.low)?;
+        let value = kept.value.rows_mut(here())?;
         match &mut kept.raw {
             None => {
-                self.linear(&plan.query, normed, kept.query.rows_mut(here())?, &mut work.low)?;
-                self.linear(&plan.key, normed, kept.key.rows_mut(here())?, &mut work.low)?;
+                let (query, key) = (kept.query.rows_mut(here())?, kept.key.rows_mut(here())?);
+                let maps = [(&plan.query, query), (&plan.key, key), (&plan.value, value)];
+                self.linear_each(normed, maps, &mut work.low)?;
             }
             Some([raw_query, raw_key]) => {
+                self.linear(&plan.value, normed, value, &mut work.low)?;
                 self.head_norm(
                     (&plan.query, &plan.query_norm),
                     normed,
@@ -341,13 +365,17 @@ impl<'a> Block<'a> {
         )?;
         let middle = kept.middle.rows(here())?;
         let normed = kept.normed2.rows(here())?;
-        self.linear(&plan.up, normed, kept.up.rows_mut(here())?, &mut work.low)?;
+        let up = kept.up.rows_mut(here())?;
         match (&plan.gate, &mut kept.gate) {
-            (Some(plan), Some(gate)) => {
-                self.linear(plan, normed, gate.rows_mut(here())?, &mut work.low)?;
+            (Some(gate_plan), Some(gate)) => {
+                let maps = [(gate_plan, gate.rows_mut(here())?), (&plan.up, up)];
+                self.linear_each(normed, maps, &mut work.low)?;
                 swiglu::forward(gate.rows(here())?, kept.up.rows(here())?, kept.hidden.rows_mut(here())?)?;
             }
-            _ => gelu::forward(kept.up.rows(here())?, kept.hidden.rows_mut(here())?)?,
+            _ => {
+                self.linear(&plan.up, normed, up, &mut work.low)?;
+                gelu::forward(kept.up.rows(here())?, kept.hidden.rows_mut(here())?)?;
+            }
         }
         if let Some(mask) = on.mask(self.layer, SiteKind::MlpHid) {
             mask::apply(kept.hidden.rows_mut(here())?, mask)?;

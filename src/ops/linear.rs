@@ -24,12 +24,15 @@ use super::launch::{arguments, by_dtype, kernels, size};
 use super::product::{Form, Operands, Product, Strided};
 use super::{Tensor, View, ViewMut, float_dispatch, gelu};
 use crate::base::{Dtype, Error, Result};
-use crate::cpu::gemm::{self, Bf16Operand, Matrix, MatrixMut, gemm, gemm_bf16};
+use crate::cpu::gemm::{self, Bf16Operand, Matrix, MatrixMut, Part, gemm, gemm_bf16, gemm_prepacked};
 use crate::device::{Device, Element, Grid, Launcher};
 use half::bf16;
 use std::ops::Range;
 
+mod each;
+
 pub use crate::cpu::gemm::Accumulate;
+pub use each::{Map, forward_each};
 
 kernels!("bias": BACKWARD_BIAS_F32 = "bias_bwd_f32", BACKWARD_BIAS_BF16 = "bias_bwd_bf16");
 
@@ -120,13 +123,17 @@ impl Projection {
         Ok(Strided { address: w.address()?, stride }.offset(first, w.dtype()))
     }
 
-    /// The window of a weight as `[in, out]`.
-    fn matrix<'a, T>(&self, w: &'a [T], total: usize) -> Matrix<'a, T> {
+    /// A whole weight as `[in, out]`.
+    fn whole_matrix<'a, T>(&self, w: &'a [T], total: usize) -> Matrix<'a, T> {
         match self.layout {
             Layout::OutIn => Matrix::row_major(w, total, self.inputs).transposed(),
             Layout::InOut => Matrix::row_major(w, self.inputs, total),
         }
-        .window_cols(self.outputs.clone())
+    }
+
+    /// The window of a weight as `[in, out]`.
+    fn matrix<'a, T>(&self, w: &'a [T], total: usize) -> Matrix<'a, T> {
+        self.whole_matrix(w, total).window_cols(self.outputs.clone())
     }
 }
 
@@ -183,28 +190,30 @@ fn run(
     activated: Option<ViewMut>,
 ) -> Result<()> {
     let (rows, dtype) = (x.count(), x.dtype());
-    let total = p.total("linear weight", w)?;
-    let mixed = expect_weight(x.device(), dtype, w)?;
-    x.expect("linear input", rows, p.inputs, dtype)?;
-    y.expect("linear output", rows, p.outputs.len(), result_dtype(dtype, y.dtype()))?;
-    if let Some(bias) = bias {
-        bias.expect_shape("linear bias", [total])?;
-        bias.expect_dtype("linear bias", dtype.accumulation())?;
-    }
+    let (total, mixed) = check(x, &Map { projection: p, weight: w, bias, output: y.reborrow() })?;
     x.device().traffic().multiply(1);
     match x.device() {
         Device::Cpu(_) if mixed => {
             let a = Matrix::row_major(x.slice()?, rows, p.inputs);
-            let b = Bf16Operand::Stored(p.matrix(w.view().slice::<bf16>()?, total));
+            let b = p.whole_matrix(w.view().slice::<bf16>()?, total);
             let bias = window::<f32>(bias, &p.outputs)?;
             let c = MatrixMut::row_major(y.slice()?, rows, p.outputs.len());
-            gemm_bf16(a, b, c, accumulate, bias);
+            let outputs = p.outputs.clone();
+            match w.reading_order().lend(b, p, rows) {
+                Some(copy) => gemm_prepacked(a, [Part { b: copy.matrix(), outputs, c, accumulate, bias }]),
+                None => gemm_bf16(a, Bf16Operand::Stored(b.window_cols(outputs)), c, accumulate, bias),
+            }
         }
         Device::Cpu(_) => float_dispatch!("linear", dtype, T => {
             let a = Matrix::<T>::row_major(x.slice()?, rows, p.inputs);
-            let b = p.matrix(w.view().slice()?, total);
+            let b = p.whole_matrix(w.view().slice()?, total);
             let bias = window(bias, &p.outputs)?;
-            gemm(a, b, MatrixMut::row_major(y.slice()?, rows, p.outputs.len()), accumulate, bias);
+            let c = MatrixMut::row_major(y.slice()?, rows, p.outputs.len());
+            let outputs = p.outputs.clone();
+            match w.reading_order().lend(b, p, rows) {
+                Some(copy) => gemm_prepacked(a, [Part { b: copy.matrix(), outputs, c, accumulate, bias }]),
+                None => gemm(a, b.window_cols(outputs), c, accumulate, bias),
+            }
         }),
         Device::Gpu(gpu) => {
             let form = if p.layout == Layout::OutIn { Form::Nt } else { Form::Nn };
@@ -234,6 +243,21 @@ fn run(
         Some(activated) => gelu::forward(y.as_view(), activated),
         None => Ok(()),
     }
+}
+
+/// All outputs of the map's weight, and whether it is bf16 beside f32 activations, if everything fits.
+fn check(x: View, map: &Map) -> Result<(usize, bool)> {
+    let (p, dtype) = (map.projection, x.dtype());
+    let total = p.total("linear weight", map.weight)?;
+    let mixed = expect_weight(x.device(), dtype, map.weight)?;
+    x.expect("linear input", x.count(), p.inputs, dtype)?;
+    let y = &map.output;
+    y.expect("linear output", x.count(), p.outputs.len(), result_dtype(dtype, y.dtype()))?;
+    if let Some(bias) = map.bias {
+        bias.expect_shape("linear bias", [total])?;
+        bias.expect_dtype("linear bias", dtype.accumulation())?;
+    }
+    Ok((total, mixed))
 }
 
 /// Gradients of [`forward`]; `x`, `p` and `w` are those of the forward call, `dy[rows, out]`.

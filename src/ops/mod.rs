@@ -26,6 +26,7 @@ pub mod masked_residual;
 pub mod policy_loss;
 mod product;
 pub mod random;
+pub mod reading_order;
 pub mod residual_norm;
 pub mod rmsnorm;
 pub mod rope;

@@ -1,5 +1,6 @@
 //! Tensors and windows of their rows. Data is reachable inside `ops` alone; everyone else uploads and downloads.
 
+use super::reading_order::ReadingOrder;
 use crate::base::dtype::bf16_of_f64;
 use crate::base::{Dtype, Error, Result, Shape};
 use crate::device::{Argument, Buffer, Device, Download, Element};
@@ -12,6 +13,7 @@ pub struct Tensor {
     device: Device,
     shape: Shape,
     buffer: Buffer,
+    reading_order: ReadingOrder,
 }
 
 /// A run of whole rows of a tensor seen as a matrix ([`Shape::as_matrix`]).
@@ -38,7 +40,8 @@ impl Tensor {
     /// A tensor of zeros.
     pub fn zeros(device: &Device, shape: impl Into<Shape>, dtype: Dtype) -> Result<Tensor> {
         let shape = shape.into();
-        Ok(Tensor { device: device.clone(), shape, buffer: device.allocate(dtype, shape.elements())? })
+        let buffer = device.allocate(dtype, shape.elements())?;
+        Ok(Tensor { device: device.clone(), shape, buffer, reading_order: ReadingOrder::default() })
     }
 
     /// A tensor with the host's `data`, row-major (one upload).
@@ -63,7 +66,7 @@ impl Tensor {
     /// Replaces the elements from `at` on by the host's `data` (one upload).
     pub fn upload_at<T: Element>(&mut self, at: usize, data: &[T]) -> Result<()> {
         self.expect_room("upload", at, data)?;
-        self.buffer.upload(at, data)
+        self.buffer_mut().upload(at, data)
     }
 
     /// The same as [`Tensor::upload_at`], on a GPU beside the computation that was asked for before and will be asked for:
@@ -73,7 +76,7 @@ impl Tensor {
     /// As [`Tensor::upload_at`].
     pub fn prefetch_at<T: Element>(&mut self, at: usize, data: &[T]) -> Result<()> {
         self.expect_room("prefetch", at, data)?;
-        self.buffer.prefetch(at, data)
+        self.buffer_mut().prefetch(at, data)
     }
 
     fn expect_room<T: Element>(&self, what: &str, at: usize, data: &[T]) -> Result<()> {
@@ -107,7 +110,18 @@ impl Tensor {
 
     /// Sets all elements to zero, on the device.
     pub fn clear(&mut self) -> Result<()> {
-        self.buffer.clear()
+        self.buffer_mut().clear()
+    }
+
+    /// The memory, to be changed: the one way to it.
+    fn buffer_mut(&mut self) -> &mut Buffer {
+        self.reading_order.outdate();
+        &mut self.buffer
+    }
+
+    /// The copy for products of few rows; only for the CPU arm of an operation.
+    pub(in crate::ops) fn reading_order(&self) -> &ReadingOrder {
+        &self.reading_order
     }
 
     /// The shape.
@@ -359,7 +373,7 @@ impl<'a> ViewMut<'a> {
     /// The elements as a host slice; only for the CPU arm of an operation.
     pub(in crate::ops) fn slice<T: Element>(&mut self) -> Result<&mut [T]> {
         let (dtype, elements) = (self.dtype(), self.rows * self.cols);
-        match T::host_mut(&mut self.tensor.buffer) {
+        match T::host_mut(self.tensor.buffer_mut()) {
             Some(data) => Ok(&mut data[self.offset..self.offset + elements]),
             None => Err(Error::dtype("operand", dtype, T::DTYPE)),
         }

@@ -10,9 +10,9 @@ use super::story::longest;
 use super::student::Student;
 use super::terminal::{Certainty, MemoryRow, memory_table};
 use crate::base::Result;
-use crate::device::Device;
+use crate::device::{Arena, Device};
 use crate::model::Precision;
-use crate::ops::Tensor;
+use crate::ops::{Tensor, reading_order};
 use std::fmt::Write;
 
 /// Everything `--dry-run` prints after the recipe.
@@ -82,8 +82,15 @@ pub fn forecast(recipe: &Recipe, problems: &Problems, device: &Device) -> Result
         rows(&rehearsed).iter().map(|(name, bytes)| exact(name, *bytes)).collect();
     let free = match device {
         Device::Cpu(_) => {
-            let program = "program and problems".into();
-            memory.push(MemoryRow { name: program, bytes: PROGRAM, certainty: Certainty::Estimate });
+            let mut estimate = |name: &str, bytes: u64| {
+                memory.push(MemoryRow { name: name.into(), bytes, certainty: Certainty::Estimate });
+            };
+            // Rollouts and answers read every matrix at each position: all come to have a copy.
+            let copies = reading_order::at_most(rehearsed.peak.of(Arena::Weights));
+            if copies > 0 {
+                estimate("copies of weights", copies as u64);
+            }
+            estimate("program and problems", PROGRAM);
             free_memory()
         }
         Device::Gpu(gpu) => {

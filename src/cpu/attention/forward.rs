@@ -64,7 +64,7 @@ fn store<T: Float>(sizes: &Sizes, plan: &Plan, inputs: ForwardInputs<T>, keys: &
     let (head_dim, padded, width) = (sizes.head_dim, sizes.padded(), sizes.kv_heads * sizes.head_dim);
     let (key_block, value_block) = (sizes.key_block(), sizes.value_block());
     let (key_head, value_head) = (sizes.blocks * key_block, sizes.blocks * value_block);
-    let cost = 2 * plan.entries.len() * head_dim;
+    let cost = 40 * plan.entries.len() * head_dim;
     parallel::rows2((keys, key_head), (values, value_head), cost, |first, keys, values| {
         let heads = keys.chunks_exact_mut(key_head).zip(values.chunks_exact_mut(value_head));
         for (head, (keys, values)) in (first..).zip(heads) {
@@ -303,10 +303,15 @@ fn weights<T: Float>(scores: &mut [T], visible: usize, scale: T) -> (T, T) {
             largest[lane] = largest[lane].larger(scores[lane]);
         }
     }
-    let mut maximum = T::NEG_INFINITY;
-    for largest in largest {
-        maximum = maximum.larger(largest);
+    // By halves, as a chain of sixteen is waited for; the largest of numbers does not depend on the order.
+    let mut half = LANES / 2;
+    while half > 0 {
+        for lane in 0..half {
+            largest[lane] = largest[lane].larger(largest[lane + half]);
+        }
+        half /= 2;
     }
+    let maximum = largest[0];
     let mut sums = [T::ZERO; LANES];
     for (part, scores) in scores.chunks_exact_mut(LANES).enumerate() {
         if part * LANES >= visible {

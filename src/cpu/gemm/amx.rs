@@ -60,6 +60,9 @@ fn detect() -> bool {
     answer == 0
 }
 
+/// Tiles of k between their use and the request for their lines ([`Unit::multiply_far`]).
+const AHEAD: usize = 2;
+
 /// Eight tiles of rows of 64 bytes.
 #[repr(C, align(64))]
 struct Configuration {
@@ -199,6 +202,51 @@ impl Unit for Amx {
                 out("tmm0") _, out("tmm1") _, out("tmm2") _, out("tmm3") _,
                 out("tmm4") _, out("tmm5") _, out("tmm6") _, out("tmm7") _,
                 options(nostack)
+            );
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn multiply_far(
+        depth: usize,
+        a: *const u16,
+        b: *const u16,
+        (c, c_stride): (*mut f32, usize),
+        add: bool,
+    ) {
+        use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
+        // SAFETY: as for `multiply`; prefetches may name any address. The tiles are carried from one block to the next.
+        unsafe {
+            let (step, pitch) = (64_usize, c_stride * 4);
+            if add {
+                std::arch::asm!(
+                    "tileloadd tmm0, [{c} + {pitch}*1]",
+                    "tileloadd tmm1, [{c} + {pitch}*1 + 64]",
+                    c = in(reg) c, pitch = in(reg) pitch, out("tmm0") _, out("tmm1") _, options(nostack)
+                );
+            } else {
+                std::arch::asm!("tilezero tmm0", "tilezero tmm1", out("tmm0") _, out("tmm1") _, options(nostack));
+            }
+            for k in 0..depth {
+                let b = b.add(k * 2 * TILE);
+                for line in 0..2 * TILE / 32 {
+                    _mm_prefetch::<_MM_HINT_T0>(b.wrapping_add(AHEAD * 2 * TILE + 32 * line).cast());
+                }
+                std::arch::asm!(
+                    "tileloadd tmm4, [{a} + {step}*1]",
+                    "tileloadd tmm6, [{b} + {step}*1]",
+                    "tileloadd tmm7, [{b} + {step}*1 + 1024]",
+                    "tdpbf16ps tmm0, tmm4, tmm6",
+                    "tdpbf16ps tmm1, tmm4, tmm7",
+                    a = in(reg) a.add(k * TILE), b = in(reg) b, step = in(reg) step,
+                    out("tmm0") _, out("tmm1") _, out("tmm4") _, out("tmm6") _, out("tmm7") _,
+                    options(nostack)
+                );
+            }
+            std::arch::asm!(
+                "tilestored [{c} + {pitch}*1], tmm0",
+                "tilestored [{c} + {pitch}*1 + 64], tmm1",
+                c = in(reg) c, pitch = in(reg) pitch, options(nostack)
             );
         }
     }

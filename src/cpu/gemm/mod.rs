@@ -17,9 +17,13 @@
 //! or, in a process whose CPU has AMX, with the chain of blocks that `units` states. Which of the two is a fact of the
 //! process, never of the sizes.
 //!
-//! Files: `matrix` (operands), `packed` (many rows), `skinny`, `stream` and `spread` (few rows), `tile` (the kernel),
-//! `pack`, `simd` and `x86` (vectors), `units`, `units_pack`, `units_rows`,
-//! `units_neighbours` and `amx` (matrix units), `workspace` (scratch), `column_sums` (gradients of biases).
+//! [`gemm_prepacked`] has the bits of these two; it multiplies few rows by matrices that were stored for that beforehand,
+//! several in one section of tasks.
+//!
+//! Files: `matrix` (operands), `packed` (many rows), `skinny`, `stream` and `spread` (few rows), `prepacked`,
+//! `prepacked_order` and `prepacked_panels` (few rows by a B in reading order), `tile` (the kernel),
+//! `pack`, `simd` and `x86` (vectors), `units`, `units_pack`, `units_rows`, `units_neighbours`, `units_strips`
+//! and `amx` (matrix units), `workspace` (scratch), `column_sums` (gradients of biases).
 #![allow(unsafe_code)]
 
 #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
@@ -28,6 +32,9 @@ mod column_sums;
 mod matrix;
 mod pack;
 mod packed;
+mod prepacked;
+mod prepacked_order;
+mod prepacked_panels;
 mod simd;
 mod skinny;
 mod spread;
@@ -37,12 +44,14 @@ mod units;
 mod units_neighbours;
 mod units_pack;
 mod units_rows;
+mod units_strips;
 mod workspace;
 #[cfg(target_arch = "x86_64")]
 mod x86;
 
 pub use column_sums::add_column_sums;
 pub use matrix::{Matrix, MatrixMut};
+pub use prepacked::{Part, Prepacked, Stored, gemm_prepacked, prepack, prepacked_len};
 
 use super::Float;
 use super::isa::{self, Level};
@@ -50,7 +59,7 @@ use half::bf16;
 use pack::Strip;
 use simd::{Lanes, Rounded, Storage, Vector};
 use std::any::TypeId;
-use tile::Problem;
+use tile::{Problem, Product};
 use units::Bf16Bits;
 
 /// Whether a product replaces C or is added to it.
@@ -172,13 +181,13 @@ fn lanes<T>(m: Matrix<T>) -> Strip<T> {
 }
 
 /// Checks that the shapes fit and does what needs no product; `None` when nothing is left to do.
-fn checked<T: Float, B>(
+fn checked<T: Float, O>(
     (rows, depth): (usize, usize),
-    (b, b_depth, cols): (Strip<B>, usize, usize),
+    (b, b_depth, cols): (O, usize, usize),
     mut c: MatrixMut<T>,
     accumulate: Accumulate,
     bias: Option<&[T]>,
-) -> Option<Problem<T, B>> {
+) -> Option<Product<T, O>> {
     assert!(
         depth == b_depth
             && (c.rows(), c.cols()) == (rows, cols)
@@ -204,7 +213,7 @@ fn checked<T: Float, B>(
     }
     let (c, c_stride) = c.parts();
     let bias = bias.map_or(std::ptr::null(), <[T]>::as_ptr);
-    Some(Problem { rows, cols, depth, b, c, c_stride, add: accumulate == Accumulate::Add, bias })
+    Some(Product { rows, cols, depth, b, c, c_stride, add: accumulate == Accumulate::Add, bias })
 }
 
 /// What vectors of f32 can read at every level.

@@ -17,7 +17,7 @@ const AHEAD: usize = 8;
 
 /// Lanes (rows of A or columns of B) of an operand: element (lane, k) is at `start + lane * lane_stride + k * k_stride`.
 #[derive(Clone, Copy)]
-pub(super) struct Strip<S> {
+pub struct Strip<S> {
     pub start: *const S,
     pub lanes: usize,
     pub lane_stride: usize,
@@ -47,7 +47,7 @@ impl<S> Strip<S> {
 ///
 /// # Safety
 /// The strip is readable for its lanes and `depth`; `to` is writable for `slot` elements a panel; `slot` is at least
-/// `depth * width + SLACK`; the CPU has `V`'s instructions.
+/// `depth * width + SLACK`, or without the slack where `width` is whole vectors; the CPU has `V`'s instructions.
 #[inline(always)]
 pub(super) unsafe fn pack<V, S>(strip: Strip<S>, width: usize, depth: usize, to: *mut V::Element, slot: usize)
 where

@@ -33,7 +33,7 @@ where
 {
     let unit = 4 * V::LANES;
     let most = (SUMS / problem.rows / unit).max(1) * unit;
-    let go = |a: Rows<V::Element>| {
+    with_rows::<V, A>(operand, problem.rows, problem.depth, |a| {
         for_each_run(problem, unit, most, |cols| {
             // An odd number of lines: rows of sums at a power of two would share their cache sets with B's.
             let stride = cols.len().next_multiple_of(32) + 16;
@@ -42,30 +42,39 @@ where
                 unsafe { V::enter(Stream::<V, B> { problem, a, cols, sums, stride }) }
             });
         });
-    };
-    if A::PLAIN && operand.k_stride == 1 {
-        return go(Rows { start: operand.start.cast(), stride: operand.lane_stride });
-    }
-    with_scratch(problem.rows * problem.depth, |a: &mut [V::Element]| {
-        for (row, a) in a.chunks_exact_mut(problem.depth).enumerate() {
-            for (k, a) in a.iter_mut().enumerate() {
-                // SAFETY: row and k are inside A.
-                *a = unsafe { operand.at(row, k).start.read() }.widen();
-            }
-        }
-        go(Rows { start: a.as_ptr(), stride: problem.depth });
     });
 }
 
 /// Rows of A, whose terms are neighbours.
 #[derive(Clone, Copy)]
-struct Rows<T> {
-    start: *const T,
-    stride: usize,
+pub(super) struct Rows<T> {
+    pub start: *const T,
+    pub stride: usize,
 }
 
 // SAFETY: tasks only read through it, and the borrow of its maker outlives them.
 unsafe impl<T: Sync> Sync for Rows<T> {}
+
+/// Calls `body` with the rows of A as they lie, or with a copy where they are stored otherwise.
+pub(super) fn with_rows<V: Vector, A: Storage<V>>(
+    operand: Strip<A>,
+    rows: usize,
+    depth: usize,
+    body: impl FnOnce(Rows<V::Element>),
+) {
+    if A::PLAIN && operand.k_stride == 1 {
+        return body(Rows { start: operand.start.cast(), stride: operand.lane_stride });
+    }
+    with_scratch(rows * depth, |a: &mut [V::Element]| {
+        for (row, a) in a.chunks_exact_mut(depth).enumerate() {
+            for (k, a) in a.iter_mut().enumerate() {
+                // SAFETY: row and k are inside A.
+                *a = unsafe { operand.at(row, k).start.read() }.widen();
+            }
+        }
+        body(Rows { start: a.as_ptr(), stride: depth });
+    });
+}
 
 /// All rows by some columns.
 struct Stream<'a, V: Vector, B> {

@@ -6,14 +6,13 @@
 use super::simd::Vector;
 use std::mem::MaybeUninit;
 
-/// What one product is, but for A: pointers and strides that the entry points have checked against their slices.
-/// (A is packed by its own code, so that the kernels are compiled once for all types that A may have.)
-pub(super) struct Problem<T, B> {
+/// What one product is, but for A: pointers and strides that the entry points have checked against their slices; B is an
+/// `O`. (A is packed by its own code, so that the kernels are compiled once for all types that A may have.)
+pub struct Product<T, O> {
     pub rows: usize,
     pub cols: usize,
     pub depth: usize,
-    /// Lanes are columns.
-    pub b: super::pack::Strip<B>,
+    pub b: O,
     pub c: *mut T,
     pub c_stride: usize,
     /// Chains start from C instead of 0.
@@ -22,8 +21,11 @@ pub(super) struct Problem<T, B> {
     pub bias: *const T,
 }
 
+/// A product by a matrix as it lies in memory; lanes are columns.
+pub(super) type Problem<T, B> = Product<T, super::pack::Strip<B>>;
+
 // SAFETY: tasks read B and bias and write disjoint tiles of C; the borrows outlive the product.
-unsafe impl<T: Sync, B: Sync> Sync for Problem<T, B> {}
+unsafe impl<T: Sync, O: Sync> Sync for Product<T, O> {}
 
 /// Where a tile starts from and what it ends with.
 #[derive(Clone, Copy)]

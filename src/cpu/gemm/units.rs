@@ -18,7 +18,7 @@
 
 use super::pack::Strip;
 use super::simd::{Body, Rounded, Vector, round_bf16};
-use super::tile::Problem;
+use super::tile::{Problem, Product};
 use super::units_pack::{PackRows, pack_strips};
 use super::workspace::{share, with_scratch};
 use super::{units_neighbours, units_rows};
@@ -36,7 +36,7 @@ pub(super) const TILE: usize = SIDE * DEPTH;
 /// Tiles along k between two visits of C: B's strip then takes 32 KiB.
 const CHUNK: usize = 16;
 /// Numbers of a packed strip of B, for each tile along k.
-const STRIP: usize = 2 * TILE;
+pub(super) const STRIP: usize = 2 * TILE;
 /// Strips packed side by side where columns are neighbours in memory: rows are then read in runs of 512 bytes.
 const GROUP: usize = 8;
 /// Columns that [`Unit::multiply_neighbours`] multiplies at once: two lines of memory a term.
@@ -73,6 +73,15 @@ pub(super) trait Unit {
         c: (*mut f32, usize),
         add: bool,
     );
+    /// [`Unit::multiply`] with one tile row of A and a B that comes from memory: what follows it there is asked for.
+    ///
+    /// # Safety
+    /// As [`Unit::multiply`].
+    #[inline(always)]
+    unsafe fn multiply_far(depth: usize, a: *const u16, b: *const u16, c: (*mut f32, usize), add: bool) {
+        // SAFETY: passed on to the caller.
+        unsafe { Self::multiply(1, depth, (a, 0), b, c, add) }
+    }
     /// `to[16 rows][16 columns] (+)=` rows of W by packed columns, over `depth` tiles: W's row i starts at
     /// `w + i * w_stride`, the columns are `[depth][16 pairs][16 columns][2]`. The chains are those of
     /// [`Unit::multiply`] with A and B changed over, which changes no product.
@@ -202,16 +211,14 @@ where
         let down = wanted.div_ceil(across).min(row_pairs.div_ceil(4));
         parallel::for_each_task(across * down, |task| {
             let cols = share(col_pairs, across, task / down);
-            let rows = share(row_pairs, down, task % down);
+            let pairs = share(row_pairs, down, task % down);
             // Strips of B and the sums of four tiles.
             with_scratch(group * chunk * STRIP + 8 * SIDE * SIDE, |scratch: &mut [u16]| {
                 // SAFETY: tasks own disjoint tiles of C; A is packed.
                 unsafe {
                     let a = packed.get().cast_const();
                     V::enter(Tiles::<V, U, B> {
-                        problem,
-                        a,
-                        rows,
+                        rows: RowPairs { problem, a, pairs },
                         cols,
                         group,
                         chunk,
@@ -226,9 +233,7 @@ where
 
 /// Computes some pairs of tile rows by some pairs of tile columns.
 struct Tiles<'a, V, U, B> {
-    problem: &'a Problem<f32, B>,
-    a: *const u16,
-    rows: Range<usize>,
+    rows: RowPairs<'a, Strip<B>>,
     cols: Range<usize>,
     /// Strips packed at a time.
     group: usize,
@@ -241,7 +246,8 @@ struct Tiles<'a, V, U, B> {
 impl<V: Vector<Element = f32>, U: Unit, B: Bf16Bits> Body for Tiles<'_, V, U, B> {
     #[inline(always)]
     unsafe fn run(self) {
-        let (problem, cols, group, chunk) = (self.problem, self.cols.clone(), self.group, self.chunk);
+        let Tiles { rows, cols, group, chunk, .. } = self;
+        let problem = rows.problem;
         let depth_tiles = problem.depth.div_ceil(DEPTH);
         let b = self.scratch.as_mut_ptr();
         // SAFETY: the scratch has room for both (its maker's sum); ranges are inside the problem; sums are clipped.
@@ -261,7 +267,7 @@ impl<V: Vector<Element = f32>, U: Unit, B: Bf16Bits> Body for Tiles<'_, V, U, B>
                     pack_strips::<V, U, B>(strip, terms, b, chunk * STRIP);
                     for (i, strip) in strips.clone().enumerate() {
                         let place = (strip * 2 * SIDE, first, count);
-                        self.column::<U>(place, b.add(i * chunk * STRIP), sums);
+                        rows.multiply::<U, false>(place, b.add(i * chunk * STRIP), sums);
                     }
                     first += count;
                 }
@@ -272,13 +278,22 @@ impl<V: Vector<Element = f32>, U: Unit, B: Bf16Bits> Body for Tiles<'_, V, U, B>
     }
 }
 
-impl<V, U, B> Tiles<'_, V, U, B> {
-    /// All rows by one packed strip of columns, `count` tiles deep from tile `first` on.
+/// Pairs of rows of packed tiles of A.
+pub(super) struct RowPairs<'a, O> {
+    pub problem: &'a Product<f32, O>,
+    /// All of A.
+    pub a: *const u16,
+    pub pairs: Range<usize>,
+}
+
+impl<O> RowPairs<'_, O> {
+    /// These rows by one packed strip of columns from `col` on, `count` tiles deep from tile `first` on; with `FAR` the
+    /// strip comes from memory.
     ///
     /// # Safety
     /// The strip is packed at `b`, `sums` holds 32 x 32, and [`Unit::begin`] was called.
     #[inline(always)]
-    unsafe fn column<W: Unit>(
+    pub unsafe fn multiply<U: Unit, const FAR: bool>(
         &self,
         (col, first, count): (usize, usize, usize),
         b: *const u16,
@@ -293,21 +308,24 @@ impl<V, U, B> Tiles<'_, V, U, B> {
         let last = first + count == depth_tiles && !problem.bias.is_null();
         // SAFETY: ranges are inside the problem; a window that is cut by an edge is computed aside.
         unsafe {
-            for pair in self.rows.clone() {
+            for pair in self.pairs.clone() {
                 let tile = 2 * pair;
                 let height = (2 * SIDE).min(problem.rows - tile * SIDE);
                 let tile_rows = (row_tiles - tile).min(2);
                 let c = (problem.c.add(tile * SIDE * problem.c_stride + col), problem.c_stride);
                 let a = (self.a.add(tile * a_step + first * TILE), a_step);
-                if height == tile_rows * SIDE.min(problem.rows) && width == 2 * SIDE {
-                    W::multiply(tile_rows, count, a, b, c, add);
+                let whole = height == tile_rows * SIDE.min(problem.rows) && width == 2 * SIDE;
+                let target = if whole { c } else { (sums, 2 * SIDE) };
+                if !whole && add {
+                    copy_window(c, target, (height, width));
+                }
+                if FAR && tile_rows == 1 {
+                    U::multiply_far(count, a.0, b, target, add);
                 } else {
-                    let aside = (sums, 2 * SIDE);
-                    if add {
-                        copy_window(c, aside, (height, width));
-                    }
-                    W::multiply(tile_rows, count, a, b, aside, add);
-                    copy_window(aside, c, (height, width));
+                    U::multiply(tile_rows, count, a, b, target, add);
+                }
+                if !whole {
+                    copy_window(target, c, (height, width));
                 }
                 if last {
                     add_bias(problem.bias.add(col), c, (height, width));

@@ -10,7 +10,8 @@ use super::units::{Bf16Bits, DEPTH, SIDE, TILE, Unit};
 use std::marker::PhantomData;
 use std::ops::Range;
 
-/// Packs rows of A into tiles `[row tile][k tile][16][32]`; what is missing becomes zero.
+/// Packs rows of A into tiles `[row tile][k tile][16][32]`; what is missing becomes zero, but for the missing rows of a
+/// single tile: [`Unit::begin`] says that they are not read.
 pub(super) struct PackRows<A, V> {
     pub operand: Strip<A>,
     pub tiles: Range<usize>,
@@ -23,6 +24,7 @@ impl<A: Bf16Bits, V: Vector<Element = f32>> Body for PackRows<A, V> {
     #[inline(always)]
     unsafe fn run(self) {
         let PackRows { operand, tiles, depth, mut to, .. } = self;
+        let rows = operand.lanes.min(SIDE);
         for tile in tiles {
             for first in (0..depth).step_by(DEPTH) {
                 let count = DEPTH.min(depth - first);
@@ -41,7 +43,7 @@ impl<A: Bf16Bits, V: Vector<Element = f32>> Body for PackRows<A, V> {
                     }
                     continue;
                 }
-                for row in 0..SIDE {
+                for row in 0..rows {
                     let lane = tile * SIDE + row;
                     // SAFETY: the row and its `count` terms exist; the tile has 32 numbers a row.
                     unsafe {
@@ -70,6 +72,7 @@ impl<A: Bf16Bits, V: Vector<Element = f32>> Body for PackRows<A, V> {
                         to = to.add(DEPTH);
                     }
                 }
+                to = to.wrapping_add((SIDE - rows) * DEPTH);
             }
         }
     }

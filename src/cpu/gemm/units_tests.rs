@@ -1,7 +1,9 @@
 //! The tiling against plain loops through a model of the instruction, and the instruction itself where there is one.
 
 use super::*;
+use crate::cpu::gemm::prepacked::Panels;
 use crate::cpu::gemm::simd::Lanes;
+use crate::cpu::gemm::units_strips;
 use crate::cpu::gemm::{Accumulate, Bf16Operand, Matrix, MatrixMut, checked, lanes, retyped};
 
 /// TDPBF16PS as the Intel SDM writes it.
@@ -166,6 +168,33 @@ impl Case {
         c
     }
 
+    /// The same by strips of B that were stored beforehand; A as it lies.
+    fn run_stored<U: Unit>(self) -> Vec<f32> {
+        let (m, k, n) = self.size;
+        let (a, b, bias, mut c) = self.operands();
+        let half: Vec<bf16> = b.iter().map(|&v| bf16::from_f32(v)).collect();
+        let b = match self.transposed.1 {
+            true => Matrix::row_major(&half, n, k),
+            false => Matrix::row_major(&half, k, n).transposed(),
+        };
+        let len = k.next_multiple_of(DEPTH) * 2 * SIDE;
+        // What is not written must not be read.
+        let mut store = vec![bf16::NAN; n.div_ceil(2 * SIDE) * len];
+        for (strip, to) in store.chunks_mut(len).enumerate() {
+            let columns = b.window_rows(strip * 2 * SIDE..n.min((strip + 1) * 2 * SIDE));
+            // SAFETY: the columns are B's, and the strip has its place; Lanes need nothing.
+            unsafe { units_strips::write::<Lanes<f32>, U>(lanes(columns), k, to.as_mut_ptr().cast()) };
+        }
+        let accumulate = if self.add { Accumulate::Add } else { Accumulate::Assign };
+        let panels = Panels { start: store.as_ptr(), len };
+        let target = MatrixMut::row_major(&mut c, m, n);
+        let problem = checked((m, k), (panels, k, n), target, accumulate, Some(&bias)).unwrap();
+        let a = retyped::<f32, Rounded>(lanes(Matrix::row_major(&a, m, k)));
+        // SAFETY: `checked` has checked the sizes, and all strips are stored; tests run a unit where it is available.
+        unsafe { units_strips::run::<Lanes<f32>, U, _>(&[problem], a) };
+        c
+    }
+
     /// The chain of blocks of 32, as plainly as it can be written.
     fn plain(self) -> Vec<f32> {
         let (m, k, n) = self.size;
@@ -221,6 +250,41 @@ fn cases() -> Vec<Case> {
 fn tiling_is_the_chain_of_blocks() {
     for case in cases() {
         assert_eq!(case.run::<Model>(), case.plain(), "{case:?}");
+    }
+}
+
+fn stored_cases() -> Vec<Case> {
+    let sizes = (1..=32).map(|m| (m, 31 + m % 3, 30 + 35 * (m % 3))).chain([
+        (1, 1, 1),
+        (5, 64, 32),
+        (16, 700, 33),
+        (17, 32, 96),
+        (32, 545, 64),
+        (20, 2, 97),
+    ]);
+    sizes
+        .enumerate()
+        .map(|(at, size)| Case { size, transposed: (false, at % 2 == 0), stored: true, add: at % 3 == 0 })
+        .collect()
+}
+
+#[test]
+fn strips_stored_beforehand_are_the_chain_of_blocks() {
+    for case in stored_cases() {
+        assert_eq!(case.run_stored::<Model>(), case.plain(), "{case:?}");
+    }
+}
+
+#[test]
+#[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+fn the_hardware_has_its_own_bits_for_strips_stored_beforehand() {
+    use crate::cpu::gemm::amx::{Amx, available};
+    if !available() {
+        println!("skipped: no AMX on this CPU");
+        return;
+    }
+    for case in stored_cases() {
+        assert_eq!(case.run_stored::<Amx>(), case.run::<Amx>(), "{case:?}");
     }
 }
 

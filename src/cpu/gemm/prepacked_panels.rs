@@ -1,0 +1,231 @@
+//! Few rows by panels that vectors read (`prepacked`). All sums of a panel stay in registers; an element's chain is that
+//! of the tile kernel.
+#![allow(unsafe_code)]
+// Plain loops: closures of iterators are not sure to be inlined into code for the vector level.
+#![allow(clippy::needless_range_loop)]
+
+use super::pack::Strip;
+use super::prepacked::Panels;
+use super::prepacked_order::WIDE;
+use super::simd::{Body, Storage, Vector};
+use super::stream::{Rows, with_rows};
+use super::tile::Product;
+use super::workspace::share;
+use crate::cpu::parallel;
+use std::ops::Range;
+
+/// Longest run of k between two visits of C, where a panel is read again for other rows: it then stays in L1.
+const CHUNK: usize = 128;
+/// Terms between their use and the request for their lines.
+const AHEAD: usize = 32;
+
+/// Cuts panels of several problems, counted through, into runs of one problem: calls `work(problem, panels)` for each of
+/// the panels `which` of all.
+pub(super) fn each_problem<T, B>(
+    problems: &[Product<T, Panels<B>>],
+    width: usize,
+    which: Range<usize>,
+    mut work: impl FnMut(&Product<T, Panels<B>>, Range<usize>),
+) {
+    let mut first = 0;
+    for problem in problems {
+        let end = first + problem.cols.div_ceil(width);
+        let part = which.start.max(first)..which.end.min(end);
+        if !part.is_empty() {
+            work(problem, part.start - first..part.end - first);
+        }
+        first = end;
+    }
+}
+
+/// Computes all problems, of one A; at most `TALL` rows at a time.
+///
+/// # Safety
+/// The problems' pointers are valid for their sizes, all have A's rows and depth, and their Bs are panels of `V`; the CPU
+/// has `V`'s instructions.
+pub(super) unsafe fn multiply<V, A, B, const TALL: usize>(
+    problems: &[Product<V::Element, Panels<B>>],
+    a: Strip<A>,
+) where
+    V: Vector,
+    A: Storage<V>,
+    B: Storage<V>,
+{
+    let Some(&Product { rows, depth, .. }) = problems.first() else { return };
+    let width = WIDE * V::LANES;
+    let panels = problems.iter().map(|problem| problem.cols.div_ceil(width)).sum();
+    let height = rows.div_ceil(rows.div_ceil(TALL));
+    // Reading a number from a cache that cores share takes about as long as eight operations of a core.
+    let tasks = parallel::task_count(panels, width * depth * (rows / 2 + 2 * size_of::<B>()));
+    with_rows::<V, A>(a, rows, depth, |a| {
+        parallel::for_each_task(tasks, |task| {
+            each_problem(problems, width, share(panels, tasks, task), |problem, panels| {
+                // SAFETY: tasks own different columns of C.
+                unsafe {
+                    match height {
+                        1 => V::enter(FewRows::<V, B, 1, 4> { problem, a, panels }),
+                        2 => V::enter(FewRows::<V, B, 2, 2> { problem, a, panels }),
+                        3 | 4 => V::enter(FewRows::<V, B, 4, 1> { problem, a, panels }),
+                        5 | 6 => V::enter(FewRows::<V, B, 6, 1> { problem, a, panels }),
+                        _ => V::enter(FewRows::<V, B, 8, 1> { problem, a, panels }),
+                    }
+                }
+            });
+        });
+    });
+}
+
+/// All rows, `M` at a time, by some panels, `P` at a time.
+struct FewRows<'a, V: Vector, B, const M: usize, const P: usize> {
+    problem: &'a Product<V::Element, Panels<B>>,
+    a: Rows<V::Element>,
+    panels: Range<usize>,
+}
+
+impl<V: Vector, B: Storage<V>, const M: usize, const P: usize> Body for FewRows<'_, V, B, M, P> {
+    #[inline(always)]
+    unsafe fn run(self) {
+        let Range { start: mut panel, end } = self.panels.clone();
+        // SAFETY: the panels exist.
+        unsafe {
+            while panel + P <= end {
+                self.columns::<P>(panel);
+                panel += P;
+            }
+            while panel < end {
+                self.columns::<1>(panel);
+                panel += 1;
+            }
+        }
+    }
+}
+
+impl<V: Vector, B: Storage<V>, const M: usize, const P: usize> FewRows<'_, V, B, M, P> {
+    /// All rows by `Q` panels from `panel` on.
+    #[inline(always)]
+    unsafe fn columns<const Q: usize>(&self, panel: usize) {
+        let (rows, depth) = (self.problem.rows, self.problem.depth);
+        let chunks = if rows <= M { 1 } else { depth.div_ceil(CHUNK) };
+        for chunk in 0..chunks {
+            let k = share(depth, chunks, chunk);
+            for row in (0..rows).step_by(M) {
+                // SAFETY: rows, panels and k exist.
+                unsafe { self.tile::<Q>(row, panel, k.clone()) };
+            }
+        }
+    }
+
+    /// Where the memory is asked for that will be read next, and how much further with each k: some lines ahead; or, where
+    /// several runs of rows go through a chunk, each asks for its part of the chunk that follows.
+    #[inline(always)]
+    fn ahead<const Q: usize>(&self, row: usize, panel: usize, k: &Range<usize>) -> [(*const B, usize); Q] {
+        let width = WIDE * V::LANES;
+        let runs = self.problem.rows.div_ceil(M);
+        std::array::from_fn(|q| {
+            let panel = self.problem.b.start.wrapping_add((panel + q) * self.problem.b.len);
+            match runs {
+                1 => (panel.wrapping_add((k.start + AHEAD) * width), width),
+                _ => {
+                    let part = k.len() * width / runs;
+                    (panel.wrapping_add(k.end * width + row / M * part), width / runs)
+                }
+            }
+        })
+    }
+
+    /// `M` rows (or those that are left) from `row` on, by `Q` panels from `panel` on: their chains continue through `k`.
+    #[inline(always)]
+    unsafe fn tile<const Q: usize>(&self, row: usize, panel: usize, k: Range<usize>) {
+        let problem = self.problem;
+        let width = WIDE * V::LANES;
+        let rows = M.min(problem.rows - row);
+        let zero = V::Element::default();
+        // SAFETY: A's rows are valid for all k (missing rows repeat the last), B's panels too; C is written where it
+        // exists, by way of lanes aside where a panel is cut by its edge.
+        unsafe {
+            let mut a = [self.a.start; M];
+            for i in 0..M {
+                a[i] = self.a.start.add((row + i.min(rows - 1)) * self.a.stride);
+            }
+            let panel_len = problem.b.len;
+            let mut b = [problem.b.start; Q];
+            for q in 0..Q {
+                b[q] = problem.b.start.add((panel + q) * panel_len + k.start * width);
+            }
+            let whole = (panel + Q) * width <= problem.cols;
+            let mut ahead = self.ahead::<Q>(row, panel, &k);
+            let mut aside = [[[zero; 16]; WIDE]; Q];
+            let mut sums = [[[V::splat(zero); WIDE]; Q]; M];
+            let load = problem.add || k.start > 0;
+            if load {
+                for i in 0..rows {
+                    let c = problem.c.add((row + i) * problem.c_stride + panel * width);
+                    for q in 0..Q {
+                        for j in 0..WIDE {
+                            let at = q * width + j * V::LANES;
+                            if !whole {
+                                let left = problem.cols.saturating_sub(panel * width + at).min(V::LANES);
+                                std::ptr::copy_nonoverlapping(
+                                    c.wrapping_add(at),
+                                    aside[q][j].as_mut_ptr(),
+                                    left,
+                                );
+                                sums[i][q][j] = V::load(aside[q][j].as_ptr());
+                            } else {
+                                sums[i][q][j] = V::load(c.add(at));
+                            }
+                        }
+                    }
+                }
+            }
+            for at in k.clone() {
+                let mut columns = [[V::splat(zero); WIDE]; Q];
+                for q in 0..Q {
+                    V::prefetch(ahead[q].0);
+                    if ahead[q].1 == width {
+                        V::prefetch(ahead[q].0.wrapping_add(V::LANES));
+                    }
+                    ahead[q].0 = ahead[q].0.wrapping_add(ahead[q].1);
+                    for j in 0..WIDE {
+                        columns[q][j] = B::load(b[q].add(j * V::LANES));
+                    }
+                    b[q] = b[q].add(width);
+                }
+                for i in 0..M {
+                    let factor = V::splat(*a[i].add(at));
+                    for q in 0..Q {
+                        for j in 0..WIDE {
+                            sums[i][q][j] = factor.mul_add(columns[q][j], sums[i][q][j]);
+                        }
+                    }
+                }
+            }
+            let bias = k.end == problem.depth && !problem.bias.is_null();
+            for i in 0..rows {
+                let c = problem.c.add((row + i) * problem.c_stride + panel * width);
+                for q in 0..Q {
+                    for j in 0..WIDE {
+                        let at = q * width + j * V::LANES;
+                        if whole {
+                            let mut sum = sums[i][q][j];
+                            if bias {
+                                sum = sum.add(V::load(problem.bias.add(panel * width + at)));
+                            }
+                            sum.store(c.add(at));
+                            continue;
+                        }
+                        let left = problem.cols.saturating_sub(panel * width + at).min(V::LANES);
+                        let lanes = &mut aside[q][j];
+                        sums[i][q][j].store(lanes.as_mut_ptr());
+                        for lane in 0..left {
+                            if bias {
+                                lanes[lane] += *problem.bias.add(panel * width + at + lane);
+                            }
+                            *c.add(at + lane) = lanes[lane];
+                        }
+                    }
+                }
+            }
+        }
+    }
+}
