@@ -1,4 +1,4 @@
-//! Small value types that every floor may use: errors, element types, shapes, and the random number layout.
+//! What every floor may use: errors, element types, shapes, the random number layout, and memory in large pages.
 //! Nothing else of ours is imported here.
 
 pub mod dtype;

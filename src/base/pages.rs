@@ -2,7 +2,7 @@
 //!
 //! A processor finds a page's place in a table that covers a few megabytes of small pages; weights, tapes and caches are
 //! larger, and products walk through them by columns. In large pages (2 MiB, asked for where the system leaves the
-//! choice to programs) a training step or a rollout takes a tenth to a fifth less time. Arrays share chunks of large
+//! choice to programs) a training step or a rollout took up to a quarter less time. Arrays share chunks of large
 //! pages, as most are smaller than one; very large ones have a chunk of their own, which is given back with them.
 #![allow(unsafe_code)]
 

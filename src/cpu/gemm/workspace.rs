@@ -7,8 +7,8 @@ use std::cell::RefCell;
 const GRAIN: usize = 4096;
 
 thread_local! {
-    /// Scratch of this thread that is not in use. A stack, because a thread that waits for others may be handed
-    /// another product meanwhile.
+    /// Scratch of this thread that is not in use. A stack, because a section's tasks borrow scratch of their
+    /// own while the product that began it holds some.
     static IDLE: RefCell<Vec<PageVec<u8>>> = const { RefCell::new(Vec::new()) };
 }
 

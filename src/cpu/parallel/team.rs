@@ -12,7 +12,7 @@
 //!
 //! Closing and entering change one word, so a helper is inside or kept out, never between. Tasks are shared out before:
 //! member i begins with share i and then takes from the ends of others' shares. As a member's share is the same in every
-//! section of a kind, the weights that it reads and the rows that it wrote are still in its own core's cache.
+//! section of a kind, the weights that it reads and the rows that it wrote may still be in its own core's cache.
 //!
 //! A panic in a task ends its member's part of the section; the other members do what is left, and the caller panics when
 //! nobody is inside.
