@@ -26,6 +26,7 @@
 //! and `amx` (matrix units), `workspace` (scratch), `column_sums` (gradients of biases).
 #![allow(unsafe_code)]
 
+mod ahead;
 #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
 mod amx;
 mod column_sums;

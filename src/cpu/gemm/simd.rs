@@ -55,6 +55,8 @@ pub(super) trait Vector: Copy + 'static {
     unsafe fn prefetch<T>(at: *const T);
     /// The same into the second level: for many lines that share a set of the first.
     unsafe fn prefetch_far<T>(at: *const T);
+    /// Asks for the cache line at `at` to be written: no other core keeps it. It need not be valid memory.
+    unsafe fn prefetch_write<T>(at: *const T);
 }
 
 /// f32 vectors also read bfloat16.
@@ -197,6 +199,8 @@ impl<T: Float> Vector for Lanes<T> {
     unsafe fn prefetch<P>(_at: *const P) {}
     #[inline(always)]
     unsafe fn prefetch_far<P>(_at: *const P) {}
+    #[inline(always)]
+    unsafe fn prefetch_write<P>(_at: *const P) {}
 }
 
 impl VectorF32 for Lanes<f32> {

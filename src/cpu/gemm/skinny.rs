@@ -9,9 +9,10 @@
 // Plain loops: closures of iterators are not sure to be inlined into code for the vector level.
 #![allow(clippy::needless_range_loop)]
 
+use super::ahead::{Ahead, Lines};
 use super::pack::{SLACK, Strip, pack};
 use super::simd::{Body, Storage, Vector};
-use super::tile::{Ends, Problem, tile_clipped};
+use super::tile::{Ends, Problem, Rows, tile_clipped};
 use super::workspace::{share, with_scratch};
 use super::{spread, stream};
 use crate::cpu::{Float, parallel};
@@ -183,10 +184,11 @@ where
                         tile_clipped::<V, M, N>(
                             (M.min(problem.rows - row), lanes),
                             k.len(),
-                            a.as_ptr().add(group * a_slot + k.start * M),
-                            scratch.as_ptr(),
+                            Rows::Packed(a.as_ptr().add(group * a_slot + k.start * M)),
+                            (scratch.as_ptr(), width),
                             (problem.c.add(row * problem.c_stride + col), problem.c_stride),
                             Ends { load, bias },
+                            Ahead::nothing(&mut Lines::NONE.clone()),
                         );
                     }
                 }

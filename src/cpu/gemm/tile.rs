@@ -3,6 +3,7 @@
 // Plain loops: closures of iterators are not sure to be inlined into code for the vector level.
 #![allow(clippy::needless_range_loop)]
 
+use super::ahead::Ahead;
 use super::simd::Vector;
 use std::mem::MaybeUninit;
 
@@ -39,27 +40,32 @@ pub(super) struct Ends<T> {
 // SAFETY: the bias is only read, and its borrow outlives the product.
 unsafe impl<T: Sync> Sync for Ends<T> {}
 
-/// c = chain over k of a * b for a tile of `M` rows and `N` vectors. `a` is packed `[k][M]`, `b` is `[k][b_step]`
-/// with `b_step` at least `N` vectors.
+/// Rows of A.
+#[derive(Clone, Copy)]
+pub(super) enum Rows<T> {
+    /// A packed panel, `[k][height]`.
+    Packed(*const T),
+    /// As they lie in memory: where the first begins, and the next after it. A row's k are neighbours.
+    InPlace(*const T, usize),
+}
+
+/// c = chain over k of a * b for a tile of `M` rows and `N` vectors. `a` is `[k][M]`, or in place with `a_stride`; `b` is `[k][b_step]` with `b_step` at least `N` vectors.
 ///
 /// # Safety
 /// `a`, `b` readable for `depth`, `c` (and bias) valid for the whole tile; the CPU has `V`'s instructions.
 #[inline(always)]
-pub(super) unsafe fn tile<V: Vector, const M: usize, const N: usize>(
+unsafe fn tile<V: Vector, const M: usize, const N: usize, const IN_PLACE: bool>(
     depth: usize,
-    mut a: *const V::Element,
+    (mut a, a_stride): (*const V::Element, usize),
     (mut b, b_step): (*const V::Element, usize),
     c: *mut V::Element,
     c_stride: usize,
     ends: Ends<V::Element>,
+    mut ahead: Ahead<V::Element>,
 ) {
     // SAFETY: by the caller's promises; index arithmetic stays inside the tile.
     unsafe {
         let mut sums = [[V::splat(V::Element::default()); N]; M];
-        // The tile is read or written only now and then: its lines are fetched while k runs.
-        for i in 0..M {
-            V::prefetch(c.add(i * c_stride));
-        }
         if ends.load {
             for i in 0..M {
                 for j in 0..N {
@@ -67,20 +73,18 @@ pub(super) unsafe fn tile<V: Vector, const M: usize, const N: usize>(
                 }
             }
         }
-        for _ in 0..depth {
-            let mut columns = [V::splat(V::Element::default()); N];
+        // The next tile's lines are asked for one by one, or the memory would have them all to do at once.
+        let pause = if ahead.c.is_null() { 0 } else { depth / (M * N) };
+        let (mut row, mut left) = (ahead.c, M);
+        while left > 0 && pause > 0 {
             for j in 0..N {
-                columns[j] = V::load(b.add(j * V::LANES));
+                ahead.ask::<V>(row.wrapping_add(j * V::LANES));
+                (a, b) = terms::<V, M, N, IN_PLACE>(pause, (a, a_stride), (b, b_step), &mut sums);
             }
-            for i in 0..M {
-                let row = V::splat(*a.add(i));
-                for j in 0..N {
-                    sums[i][j] = row.mul_add(columns[j], sums[i][j]);
-                }
-            }
-            a = a.add(M);
-            b = b.add(b_step);
+            row = row.wrapping_add(c_stride);
+            left -= 1;
         }
+        terms::<V, M, N, IN_PLACE>(depth - pause * M * N, (a, a_stride), (b, b_step), &mut sums);
         if !ends.bias.is_null() {
             for j in 0..N {
                 let bias = V::load(ends.bias.add(j * V::LANES));
@@ -97,10 +101,47 @@ pub(super) unsafe fn tile<V: Vector, const M: usize, const N: usize>(
     }
 }
 
+/// Adds `depth` terms to the chains; returns where the next ones lie.
+///
+/// # Safety
+/// As [`tile`].
+#[inline(always)]
+unsafe fn terms<V: Vector, const M: usize, const N: usize, const IN_PLACE: bool>(
+    depth: usize,
+    (mut a, a_stride): (*const V::Element, usize),
+    (mut b, b_step): (*const V::Element, usize),
+    sums: &mut [[V; N]; M],
+) -> (*const V::Element, *const V::Element) {
+    // SAFETY: by the caller's promises.
+    unsafe {
+        let mut rows = [a; M];
+        for i in 0..M {
+            rows[i] = a.wrapping_add(i * a_stride);
+        }
+        for k in 0..depth {
+            let mut columns = [V::splat(V::Element::default()); N];
+            for j in 0..N {
+                columns[j] = V::load(b.add(j * V::LANES));
+            }
+            for i in 0..M {
+                let row = V::splat(if IN_PLACE { *rows[i].add(k) } else { *a.add(i) });
+                for j in 0..N {
+                    sums[i][j] = row.mul_add(columns[j], sums[i][j]);
+                }
+            }
+            if !IN_PLACE {
+                a = a.add(M);
+            }
+            b = b.add(b_step);
+        }
+        (if IN_PLACE { a.add(depth) } else { a }, b)
+    }
+}
+
 /// Elements of the largest tile's square buffer (8 x 48 f32).
 pub(super) const TILE_ELEMENTS: usize = 512;
 
-/// [`tile`] of a panel of B of `N` vectors of which only `rows x cols` exist: vectors without a column are left out,
+/// [`tile`] of a panel of B of at most `N` vectors (its `[k]` rows are `b_step` apart) of which only `rows x cols` exist: vectors without a column are left out,
 /// what else is missing is computed beside C and dropped.
 ///
 /// # Safety
@@ -109,23 +150,24 @@ pub(super) const TILE_ELEMENTS: usize = 512;
 pub(super) unsafe fn tile_clipped<V: Vector, const M: usize, const N: usize>(
     (rows, cols): (usize, usize),
     depth: usize,
-    a: *const V::Element,
-    b: *const V::Element,
+    a: Rows<V::Element>,
+    b: (*const V::Element, usize),
     (c, c_stride): (*mut V::Element, usize),
     ends: Ends<V::Element>,
+    ahead: Ahead<V::Element>,
 ) {
     const { assert!(N <= 4) }
-    let (size, b, c) = ((rows, cols), (b, N * V::LANES), (c, c_stride));
+    let (size, c) = ((rows, cols), (c, c_stride));
     // SAFETY: passed on to the caller; `cols` fit the vectors of each case.
     unsafe {
         if N > 3 && cols > 3 * V::LANES {
-            clipped::<V, M, 4>(size, depth, a, b, c, ends);
+            clipped::<V, M, 4>(size, depth, a, b, c, ends, ahead);
         } else if N > 2 && cols > 2 * V::LANES {
-            clipped::<V, M, 3>(size, depth, a, b, c, ends);
+            clipped::<V, M, 3>(size, depth, a, b, c, ends, ahead);
         } else if N > 1 && cols > V::LANES {
-            clipped::<V, M, 2>(size, depth, a, b, c, ends);
+            clipped::<V, M, 2>(size, depth, a, b, c, ends, ahead);
         } else {
-            clipped::<V, M, 1>(size, depth, a, b, c, ends);
+            clipped::<V, M, 1>(size, depth, a, b, c, ends, ahead);
         }
     }
 }
@@ -135,10 +177,11 @@ pub(super) unsafe fn tile_clipped<V: Vector, const M: usize, const N: usize>(
 unsafe fn clipped<V: Vector, const M: usize, const N: usize>(
     (rows, cols): (usize, usize),
     depth: usize,
-    a: *const V::Element,
+    a: Rows<V::Element>,
     b: (*const V::Element, usize),
     (c, c_stride): (*mut V::Element, usize),
     ends: Ends<V::Element>,
+    ahead: Ahead<V::Element>,
 ) {
     let width = N * V::LANES;
     // SAFETY: whole tiles by the caller's promise; clipped ones work on local buffers of a whole tile
@@ -173,7 +216,12 @@ unsafe fn clipped<V: Vector, const M: usize, const N: usize>(
             }
             target = (local.as_mut_ptr().cast(), width);
         }
-        tile::<V, M, N>(depth, a, b, target.0, target.1, ends);
+        match a {
+            Rows::Packed(a) => tile::<V, M, N, false>(depth, (a, 0), b, target.0, target.1, ends, ahead),
+            Rows::InPlace(a, stride) => {
+                tile::<V, M, N, true>(depth, (a, stride), b, target.0, target.1, ends, ahead);
+            }
+        }
         if !whole {
             for i in 0..rows {
                 std::ptr::copy_nonoverlapping(

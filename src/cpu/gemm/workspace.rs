@@ -16,8 +16,9 @@ thread_local! {
 pub(super) fn with_scratch<T: bytemuck::Pod, R>(elements: usize, body: impl FnOnce(&mut [T]) -> R) -> R {
     let mut memory = IDLE.with_borrow_mut(Vec::pop).unwrap_or_default();
     let bytes = elements * size_of::<T>();
-    if memory.len() < bytes {
-        memory = PageVec::zeroed(bytes.next_multiple_of(GRAIN));
+    // No memory would have no alignment.
+    if memory.len() < bytes.max(1) {
+        memory = PageVec::zeroed(bytes.max(1).next_multiple_of(GRAIN));
     }
     let result = body(bytemuck::cast_slice_mut(&mut memory[..bytes]));
     IDLE.with_borrow_mut(|idle| idle.push(memory));

@@ -3,6 +3,7 @@
 
 use super::simd::{Body, Vector, VectorF32};
 use half::bf16;
+use std::arch::asm;
 use std::arch::x86_64::*;
 
 /// Eight f32 in an AVX2 register.
@@ -81,6 +82,11 @@ macro_rules! vector {
             #[inline(always)]
             unsafe fn prefetch_far<T>(at: *const T) {
                 unsafe { _mm_prefetch::<_MM_HINT_T1>(at.cast()) }
+            }
+            #[inline(always)]
+            unsafe fn prefetch_write<T>(at: *const T) {
+                // A CPU without the instruction takes it for no operation.
+                unsafe { asm!("prefetchw [{}]", in(reg) at, options(nostack, preserves_flags, readonly)) }
             }
         }
     };
