@@ -4,6 +4,7 @@ use super::Tensor;
 use super::attention::Geometry;
 use crate::base::{Dtype, Error, Result};
 use crate::cpu::attention::{BLOCK, Sizes};
+use crate::cpu::elementwise;
 use crate::device::{Arena, Device};
 
 /// Slots of a cache come in blocks of this many.
@@ -197,7 +198,7 @@ impl KvCache {
                     let all = view.slice::<T>()?;
                     let head = all.len() / heads;
                     for of_head in all.chunks_exact_mut(head) {
-                        of_head[..head / blocks * used].fill(0.0);
+                        elementwise::clear(&mut of_head[..head / blocks * used]);
                     }
                 }
             }),

@@ -3,6 +3,7 @@
 use super::reading_order::ReadingOrder;
 use crate::base::dtype::bf16_of_f64;
 use crate::base::{Dtype, Error, Result, Shape};
+use crate::cpu::elementwise;
 use crate::device::{Argument, Buffer, Device, Download, Element};
 use std::marker::PhantomData;
 use std::ops::Range;
@@ -110,7 +111,12 @@ impl Tensor {
 
     /// Sets all elements to zero, on the device.
     pub fn clear(&mut self) -> Result<()> {
-        self.buffer_mut().clear()
+        match (&self.device, self.dtype()) {
+            (Device::Cpu(_), Dtype::F32) => elementwise::clear(self.view_mut().slice::<f32>()?),
+            (Device::Cpu(_), Dtype::F64) => elementwise::clear(self.view_mut().slice::<f64>()?),
+            _ => self.buffer_mut().clear()?,
+        }
+        Ok(())
     }
 
     /// The memory, to be changed: the one way to it.
