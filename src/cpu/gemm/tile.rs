@@ -73,18 +73,18 @@ unsafe fn tile<V: Vector, const M: usize, const N: usize, const IN_PLACE: bool>(
                 }
             }
         }
-        // The next tile's lines are asked for one by one, or the memory would have them all to do at once.
-        let pause = if ahead.c.is_null() { 0 } else { depth / (M * N) };
+        // The next tile's lines are asked for row by row, or the memory would have them all to do at once.
+        let pause = if ahead.c.is_null() { 0 } else { depth / M };
         let (mut row, mut left) = (ahead.c, M);
         while left > 0 && pause > 0 {
             for j in 0..N {
                 ahead.ask::<V>(row.wrapping_add(j * V::LANES));
-                (a, b) = terms::<V, M, N, IN_PLACE>(pause, (a, a_stride), (b, b_step), &mut sums);
             }
+            (a, b) = terms::<V, M, N, IN_PLACE>(pause, (a, a_stride), (b, b_step), &mut sums);
             row = row.wrapping_add(c_stride);
             left -= 1;
         }
-        terms::<V, M, N, IN_PLACE>(depth - pause * M * N, (a, a_stride), (b, b_step), &mut sums);
+        terms::<V, M, N, IN_PLACE>(depth - pause * M, (a, a_stride), (b, b_step), &mut sums);
         if !ends.bias.is_null() {
             for j in 0..N {
                 let bias = V::load(ends.bias.add(j * V::LANES));
