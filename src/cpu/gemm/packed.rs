@@ -10,7 +10,7 @@
 //! ```
 //!
 //! While a tile is computed, the lines of the next tile of C and of the panel of B that is packed next are asked for
-//! (`ahead`): on the shared cores that this was written on, two threads gained a tenth from that at 256 rows.
+//! (`ahead`): two threads gained 5 to 13 % from that at 256 rows of GPT-2's shapes.
 #![allow(unsafe_code)]
 
 use super::ahead::{Ahead, Lines};
@@ -331,7 +331,7 @@ where
                 }
                 source = self.next_source(chunk, panel);
             }
-            let share = source.count().div_ceil(row_panels.len() * M * N);
+            let each = source.count().div_ceil(row_panels.len() * M * N);
             let bias = if last { block.ends.bias.add(columns.start) } else { std::ptr::null() };
             for row_panel in row_panels.clone() {
                 let row = block.rows.start + row_panel * M;
@@ -347,7 +347,7 @@ where
                     (b, width),
                     (c(row, columns.start), problem.c_stride),
                     Ends { load, bias },
-                    Ahead { c: next, source: &mut source, share },
+                    Ahead { c: next, source: &mut source, share: each },
                 );
             }
         }
