@@ -201,7 +201,8 @@ pub struct Stamp {
     /// The newest operation of each stream that it comes behind: by an event, by what the host waited for before it asked,
     /// or in its own stream.
     pub behind: Clock,
-    /// The newest operation of each stream that all that is still to run outside that stream comes behind.
+    /// The newest operation of each stream that all that is still to run outside that stream, this one first, comes
+    /// behind.
     pub settled: Clock,
 }
 

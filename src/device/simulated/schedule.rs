@@ -158,8 +158,8 @@ impl<T> Schedule<T> {
         self.loose.clear();
     }
 
-    /// Of each stream, the newest operation that all that is still to run outside that stream comes behind.
-    fn settled(&self) -> Clock {
+    /// The place of an operation that is about to run, with what all that is still to run, this one first, comes behind.
+    fn settled(&self, stamp: Stamp) -> Stamp {
         // Later work of a stream comes behind whatever its earlier work does.
         let next = |stream: usize| {
             let waiting = self.streams[stream].iter().find_map(|item| match item {
@@ -169,10 +169,13 @@ impl<T> Schedule<T> {
             waiting.unwrap_or_else(|| self.clock(stream))
         };
         let next: [Clock; STREAMS] = std::array::from_fn(next);
-        std::array::from_fn(|of| {
+        let settled = std::array::from_fn(|of| {
+            let now = (stamp.stream != Some(of)).then_some(stamp.behind[of]);
             let others = (0..STREAMS).filter(|&stream| stream != of).map(|stream| next[stream][of]);
-            others.chain(self.loose.iter().map(|loose| loose.stamp.behind[of])).min().unwrap_or(0)
-        })
+            let loose = self.loose.iter().map(|loose| loose.stamp.behind[of]);
+            now.into_iter().chain(others).chain(loose).min().unwrap_or(0)
+        });
+        Stamp { settled, ..stamp }
     }
 
     /// Work that may happen now, with its place. Its points are reached when the caller has done it, which it does before
@@ -191,11 +194,11 @@ impl<T> Schedule<T> {
             if choice >= 2 {
                 let loose = self.loose.remove(choice - 2);
                 loose.done.reach();
-                return Some((Stamp { settled: self.settled(), ..loose.stamp }, loose.work));
+                return Some((self.settled(loose.stamp), loose.work));
             }
             match self.streams[choice].pop_front() {
                 Some(Item::Work(stamp, work)) => {
-                    return Some((Stamp { settled: self.settled(), ..stamp }, work));
+                    return Some((self.settled(stamp), work));
                 }
                 Some(Item::Reach(flag)) => flag.reach(),
                 Some(Item::Wait(_)) | None => {}
@@ -280,6 +283,10 @@ mod tests {
             let mut check = |stamp: Stamp| {
                 for at in (0..STREAMS).filter(|&at| stamp.stream != Some(at)) {
                     assert!(settled[at] <= stamp.behind[at], "seed {seed}: {stamp:?} after {settled:?}");
+                    assert!(
+                        stamp.settled[at] <= stamp.behind[at],
+                        "seed {seed}: {stamp:?} itself is still to run"
+                    );
                 }
                 assert!((0..STREAMS).all(|at| settled[at] <= stamp.settled[at]), "it only grows");
                 settled = stamp.settled;
