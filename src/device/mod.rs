@@ -31,7 +31,7 @@ pub use library::{LibraryMatrix, LibraryProduct, Matmul};
 pub use opening::{Choice, leak_in_words};
 pub use properties::{KernelCount, Properties, Statistics};
 pub use signature::{Parameter, ParameterType, Signature, Signatures};
-pub use simulated::SimulatorOptions;
+pub use simulated::{SimulatorOptions, Waits};
 pub use steps::{Identity, StepRun, Steps};
 pub use stream::{Download, Event, Stream};
 pub use traffic::{Traffic, TrafficCount};

@@ -3,8 +3,11 @@
 //!
 //! Nothing runs when it is asked for. Operations wait in their streams until somebody waits for them; then a scheduler
 //! with a seed picks among those that may run (simulated/schedule.rs). So a program without a needed event gives wrong
-//! data under some seeds, as it would on a GPU, and the same data under all of them when its events are right.
+//! data under some seeds, as it would on a GPU, and the same data under all of them when its events are right. The checker
+//! is told each operation's place among the streams, and reports a missing event under all seeds.
 
+mod options;
+mod pinned;
 mod schedule;
 
 use super::driver::{Driver, Executable, Failure, Function, Launch, Mark, Node, Outcome, Pinned, Sizes};
@@ -13,51 +16,13 @@ use super::runtime::Runtime;
 use super::texts::Texts;
 use super::{Kernel, Launcher, Properties, Stream};
 use crate::base::Error;
-use crate::sim::access::Observer;
-use crate::sim::check::Checker;
+use crate::sim::access::{Deed, Operation};
 use crate::sim::{self, Counters, Machine, Program, sample};
+pub use options::{SimulatorOptions, Waits};
+use pinned::PinnedMemory;
 use schedule::{Flag, Schedule};
 use std::collections::HashMap;
 use std::sync::Arc;
-
-/// How a simulated GPU is made.
-#[derive(Clone, Debug)]
-pub struct SimulatorOptions {
-    /// Bytes of device memory.
-    pub memory_bytes: u64,
-    /// Which GPU it is, by compute capability: 8.0 has what every GPU has that kernels of `sm_80` run on; 9.0 is a Hopper,
-    /// which also runs kernels of `sm_90a` and has 227 KiB of shared memory for a block.
-    pub compute_capability: (u32, u32),
-    /// Host threads that run blocks; 0 takes as many as the host has.
-    pub threads: usize,
-    /// Who looks at every access: by default the checker, which also counts what memory costs.
-    pub observer: Option<Arc<dyn Observer>>,
-    /// PTX that runs in place of shipped entries, by their names: a kernel under work, or one broken to see who notices.
-    pub replaced: Vec<(&'static str, String)>,
-    /// Which of the allowed orders the operations of different streams run in.
-    pub schedule: u64,
-    /// Which order the blocks of a kernel run in: 0 is ascending.
-    pub block_order: u64,
-    /// Runs a sample of the blocks of large grids and scales the counts ([`crate::sim::sample`]). Results are then
-    /// incomplete: for those who ask what kernels cost.
-    pub sample: bool,
-}
-
-impl Default for SimulatorOptions {
-    fn default() -> Self {
-        let observer: Option<Arc<dyn Observer>> = Some(Arc::new(Checker::new()));
-        SimulatorOptions {
-            memory_bytes: 16 << 30,
-            compute_capability: (8, 0),
-            threads: 0,
-            observer,
-            replaced: Vec::new(),
-            schedule: 0,
-            block_order: 0,
-            sample: false,
-        }
-    }
-}
 
 /// Opens a simulated GPU.
 pub(super) fn open(options: SimulatorOptions) -> Arc<dyn Launcher> {
@@ -99,7 +64,8 @@ struct Simulated {
     replaced: Vec<(&'static str, String)>,
     machine: Machine,
     functions: Vec<Loaded>,
-    pinned: Vec<Vec<u8>>,
+    pinned: PinnedMemory,
+    waits: Waits,
     schedule: Schedule<Work>,
     marks: HashMap<Mark, Flag>,
     next_mark: Mark,
@@ -138,7 +104,8 @@ impl Simulated {
             replaced: options.replaced,
             machine,
             functions: Vec::new(),
-            pinned: Vec::new(),
+            pinned: PinnedMemory::default(),
+            waits: options.waits,
             schedule: Schedule::new(options.schedule),
             marks: HashMap::new(),
             next_mark: 0,
@@ -149,18 +116,43 @@ impl Simulated {
     }
 
     fn push(&mut self, stream: Stream, work: Work) -> Outcome<()> {
-        self.schedule.push(stream, work);
+        let deed = self.deed(&work);
+        let place = match work {
+            Work::Upload(pinned, at, _, bytes) | Work::Download(_, pinned, at, bytes) => {
+                Some((pinned, at..at + bytes))
+            }
+            _ => None,
+        };
+        let stamp = self.schedule.push(stream, work);
+        if let Some((pinned, part)) = place {
+            self.pinned.will_use(pinned, part, deed, &stamp, self.schedule.host())?;
+        }
         if self.schedule.waiting() > MOST_WAITING { self.step().map(|_| ()) } else { Ok(()) }
     }
 
     /// Runs one operation that may run; `false` when none is left.
     fn step(&mut self) -> Outcome<bool> {
-        let Some(work) = self.schedule.next() else { return Ok(false) };
-        self.execute(work).map_err(|fault| {
+        let Some((stamp, work)) = self.schedule.next() else { return Ok(false) };
+        self.machine.begin(Some(Operation { deed: self.deed(&work), stamp }));
+        let outcome = self.execute(work);
+        self.machine.begin(None);
+        outcome.map_err(|fault| {
             self.schedule.clear();
             Failure::Lost { problem: fault.sentence(), advice: fault.advice }
         })?;
         Ok(true)
+    }
+
+    fn deed(&self, work: &Work) -> Deed {
+        match work {
+            Work::Carve(..) => Deed::Take,
+            Work::Release(..) => Deed::GiveBack,
+            Work::Launch(launch) => Deed::Kernel(self.functions[launch.function].kernel.entry),
+            Work::Upload(..) => Deed::Upload,
+            Work::Download(..) => Deed::Download,
+            Work::Clear(..) => Deed::Clear,
+            Work::Copy(..) => Deed::Copy,
+        }
     }
 
     fn execute(&mut self, work: Work) -> sim::Result<()> {
@@ -168,10 +160,10 @@ impl Simulated {
             Work::Carve(address, bytes) => self.machine.carve(address, bytes),
             Work::Release(address) => self.machine.release(address),
             Work::Upload(pinned, at, to, bytes) => {
-                self.machine.write(to, &self.pinned[pinned][at..at + bytes])
+                self.machine.write(to, &self.pinned.bytes(pinned)[at..at + bytes])
             }
             Work::Download(from, pinned, at, bytes) => {
-                self.machine.read(from, &mut self.pinned[pinned][at..at + bytes])
+                self.machine.read(from, &mut self.pinned.bytes_mut(pinned)[at..at + bytes])
             }
             Work::Clear(address, bytes) => self.machine.fill(address, 0, bytes),
             Work::Copy(from, to, bytes) => self.machine.copy(from, to, bytes),
@@ -226,7 +218,8 @@ impl Driver for Simulated {
 
     fn carve(&mut self, address: u64, bytes: usize) -> Outcome<()> {
         if let Some(released) = self.releasing.remove(&address) {
-            self.schedule.wait(Stream::Compute, released);
+            // That the block is free again is the simulator's to know; that its last use is over, the pool's to wait for.
+            self.schedule.hold(Stream::Compute, released);
         }
         self.push(Stream::Compute, Work::Carve(address, bytes as u64))
     }
@@ -243,18 +236,15 @@ impl Driver for Simulated {
     }
 
     fn pin(&mut self, bytes: usize) -> Outcome<Pinned> {
-        self.pinned.push(vec![0; bytes]);
-        Ok(self.pinned.len() - 1)
+        Ok(self.pinned.take(bytes))
     }
 
     fn write_pinned(&mut self, pinned: Pinned, at: usize, bytes: &[u8]) -> Outcome<()> {
-        self.pinned[pinned][at..at + bytes.len()].copy_from_slice(bytes);
-        Ok(())
+        self.pinned.write(pinned, at, bytes, self.schedule.host())
     }
 
     fn read_pinned(&mut self, pinned: Pinned, at: usize, bytes: &mut [u8]) -> Outcome<()> {
-        bytes.copy_from_slice(&self.pinned[pinned][at..at + bytes.len()]);
-        Ok(())
+        self.pinned.read(pinned, at, bytes, self.schedule.host())
     }
 
     fn load(&mut self, kernel: &'static Kernel) -> Outcome<Function> {
@@ -297,7 +287,7 @@ impl Driver for Simulated {
     }
 
     fn wait(&mut self, stream: Stream, mark: Mark) -> Outcome<()> {
-        if let Some(flag) = self.marks.get(&mark) {
+        if let Some(flag) = self.marks.get(&mark).filter(|_| !self.waits.leaves_out_next()) {
             self.schedule.wait(stream, flag.clone());
         }
         Ok(())
@@ -306,12 +296,22 @@ impl Driver for Simulated {
     /// Asking takes time in which something may run, so that who asks again and again gets an answer.
     fn reached(&mut self, mark: Mark) -> Outcome<bool> {
         self.step()?;
-        Ok(self.marks.get(&mark).is_none_or(Flag::is_reached))
+        let Some(flag) = self.marks.get(&mark) else { return Ok(true) };
+        if flag.is_reached() {
+            self.schedule.seen(flag);
+        }
+        Ok(flag.is_reached())
     }
 
     fn wait_host(&mut self, mark: Mark) -> Outcome<()> {
         let Some(flag) = self.marks.get(&mark).cloned() else { return Ok(()) };
+        if self.waits.leaves_out_next() {
+            return Ok(());
+        }
         while !flag.is_reached() && self.step()? {}
+        if flag.is_reached() {
+            self.schedule.seen(&flag);
+        }
         Ok(())
     }
 
@@ -325,6 +325,7 @@ impl Driver for Simulated {
 
     fn synchronise(&mut self) -> Outcome<()> {
         while self.step()? {}
+        self.schedule.seen_all();
         Ok(())
     }
 

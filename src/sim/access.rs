@@ -7,7 +7,7 @@
 
 use super::counters::Counters;
 use super::fault::Result;
-use std::fmt::Debug;
+use std::fmt::{self, Debug};
 
 /// Threads of a warp.
 pub const LANES: usize = 32;
@@ -149,6 +149,72 @@ pub enum MemoryEvent {
     },
 }
 
+/// Streams of a device: 0 is for computation, 1 for copies.
+pub const STREAMS: usize = 2;
+
+/// Of each stream, how many of its operations lie behind.
+pub type Clock = [u64; STREAMS];
+
+/// What an operation that was given to a device does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Deed {
+    /// A launch of this entry.
+    Kernel(&'static str),
+    /// A copy from the host.
+    Upload,
+    /// A copy to the host.
+    Download,
+    /// Bytes set to zero.
+    Clear,
+    /// A copy within the device.
+    Copy,
+    /// A block of memory gets an owner.
+    Take,
+    /// A block of memory loses its owner.
+    GiveBack,
+}
+
+impl fmt::Display for Deed {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Deed::Kernel(entry) => write!(f, "kernel `{entry}`"),
+            Deed::Upload => f.write_str("an upload"),
+            Deed::Download => f.write_str("a download"),
+            Deed::Clear => f.write_str("a clear"),
+            Deed::Copy => f.write_str("a copy within the device"),
+            Deed::Take => f.write_str("the block's allocation"),
+            Deed::GiveBack => f.write_str("the block's release"),
+        }
+    }
+}
+
+/// An operation's place among those of all streams: what comes before it under every order that streams, events and the
+/// host allow.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Stamp {
+    /// Its stream; `None` for what waits for points of streams and is part of none.
+    pub stream: Option<usize>,
+    /// Its number in its stream, from 1.
+    pub number: u64,
+    /// Its number among all operations, in the order in which the host asked for them.
+    pub asked: u64,
+    /// The newest operation of each stream that it comes behind: by an event, by what the host waited for before it asked,
+    /// or in its own stream.
+    pub behind: Clock,
+    /// The newest operation of each stream that all that is still to run outside that stream, this one first, comes
+    /// behind.
+    pub settled: Clock,
+}
+
+/// What an observer is told when an operation begins.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Operation {
+    /// What it does.
+    pub deed: Deed,
+    /// Its place.
+    pub stamp: Stamp,
+}
+
 /// What an observer is told when a launch begins.
 #[derive(Clone, Copy, Debug)]
 pub struct LaunchInfo<'a> {
@@ -225,6 +291,11 @@ pub trait Observer: Send + Sync + Debug {
     fn memory(&self, event: MemoryEvent) -> Result<()> {
         let _ = event;
         Ok(())
+    }
+
+    /// What follows belongs to this operation of a stream; with `None`, to the host.
+    fn operation(&self, operation: Option<Operation>) {
+        let _ = operation;
     }
 
     /// A launch begins; `None` says that nobody looks at it.

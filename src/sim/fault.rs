@@ -28,6 +28,8 @@ pub enum Kind {
     SharedRace,
     /// Two blocks touch the same bytes without an order between them.
     GlobalRace,
+    /// Operations of two streams touch the same bytes without an order between them.
+    StreamRace,
     /// A read of bytes that an asynchronous copy has not delivered.
     CopyNotVisible,
     /// A write to bytes that an asynchronous copy under way reads or writes.

@@ -1,6 +1,6 @@
 //! The simulated device: memory, and launches of entries of a [`Program`].
 
-use super::access::{MemoryEvent, Observer};
+use super::access::{MemoryEvent, Observer, Operation};
 use super::counters::Counters;
 use super::fault::{Fault, Kind, Result};
 use super::launch::{Surroundings, check, run};
@@ -69,6 +69,11 @@ impl Machine {
 
     fn tell(&self, event: MemoryEvent) -> Result<()> {
         self.options.observer.as_ref().map_or(Ok(()), |observer| observer.memory(event))
+    }
+
+    /// Says whose work follows: an operation's, or, with `None`, the host's own.
+    pub fn begin(&self, operation: Option<Operation>) {
+        self.options.observer.iter().for_each(|observer| observer.operation(operation));
     }
 
     /// Reserves `bytes` bytes and returns their address, a multiple of 256. The bytes are zero, but count as

@@ -397,6 +397,18 @@ impl TrafficMeter {
         open.into_iter().for_each(|(range, word, bits)| range.mark(word, bits, reads, writes));
     }
 
+    /// Lends the runs of bytes that were read, and those that were written (`true`), range by range: offsets of their first
+    /// byte and of the byte behind their last, ascending.
+    pub fn each_range(&self, mut lend: impl FnMut(u64, bool, Runs<'_>)) {
+        for range in &self.ranges {
+            for (written, map) in [(false, &range.read), (true, &range.written)] {
+                if let Some(words) = map.get() {
+                    lend(range.base, written, Runs { words, at: 0 });
+                }
+            }
+        }
+    }
+
     /// Adds the bytes touched.
     pub fn finish(&self, traffic: &mut Traffic) {
         // A word of the maps is 64 bytes: two sectors, as ranges begin at multiples of 256.
@@ -415,6 +427,39 @@ impl TrafficMeter {
             traffic.unique_written_bytes += written;
             traffic.unique_written_sectors += written_sectors;
         }
+    }
+}
+
+/// Runs of bits that are set.
+#[derive(Debug)]
+pub struct Runs<'m> {
+    words: &'m [AtomicU64],
+    at: u64,
+}
+
+impl Runs<'_> {
+    /// The first bit from `from` on that is `set`; the end where there is none.
+    fn first(&self, from: u64, set: bool) -> u64 {
+        let mut mask = !0 << (from % 64);
+        for (index, word) in self.words.iter().enumerate().skip((from / 64) as usize) {
+            let word = word.load(Relaxed);
+            let bits = if set { word } else { !word } & mask;
+            if bits != 0 {
+                return 64 * index as u64 + u64::from(bits.trailing_zeros());
+            }
+            mask = !0;
+        }
+        64 * self.words.len() as u64
+    }
+}
+
+impl Iterator for Runs<'_> {
+    type Item = (u64, u64);
+
+    fn next(&mut self) -> Option<(u64, u64)> {
+        let first = self.first(self.at, true);
+        self.at = self.first(first, false);
+        (first < self.at).then_some((first, self.at))
     }
 }
 
@@ -443,6 +488,30 @@ impl Touched {
 mod tests {
     use super::super::access::{Order, Place};
     use super::*;
+
+    #[test]
+    fn runs_are_lent_as_they_were_touched() {
+        let ranges = [0x1000, 0x2000].map(|base| Range { base, bytes: 200, variable: false });
+        let meter = TrafficMeter::new(&ranges);
+        let touch = |action, active, at: fn(u64) -> u64| {
+            let addresses = std::array::from_fn(|lane| at(lane as u64));
+            meter.touch(&warp_access(Space::Global, action, 4, active, &addresses));
+        };
+        touch(Action::Read, !0, |lane| 0x1000 + 4 * lane);
+        touch(Action::Read, 0xff, |lane| 0x1000 + 128 + 4 * lane);
+        touch(Action::Write, 0b1111, |lane| 0x2000 + 60 + 8 * lane);
+        touch(Action::Atomic, 1, |_| 0x2000 + 196);
+        let mut found = Vec::new();
+        meter.each_range(|base, written, runs| found.push((base, written, runs.collect::<Vec<_>>())));
+        assert_eq!(
+            found,
+            [
+                (0x1000, false, vec![(0, 160)]),
+                (0x2000, false, vec![(196, 200)]),
+                (0x2000, true, vec![(60, 64), (68, 72), (76, 80), (84, 88), (196, 200)]),
+            ]
+        );
+    }
 
     fn access(space: Space, bytes: u32, active: u32, at: impl Fn(u64) -> u64) -> Traffic {
         let addresses = std::array::from_fn(|lane| at(lane as u64));

@@ -2,6 +2,8 @@
 
 use super::launcher;
 use latch::device::{Argument, GraphOperation, Grid, Kernel, Launcher, SimulatorOptions, Stream};
+use latch::sim::access::Observer;
+use latch::sim::check::Checker;
 use std::sync::Arc;
 
 /// `axpy`: y[i] = a * x[i] + y[i] for i < n, one thread an element.
@@ -197,7 +199,10 @@ fn a_kernel_that_leaves_its_operands_is_named() {
 /// What a step of a pipeline does: the copy stream brings x, the compute stream adds it to y, the copy stream takes y
 /// away. `events` says which of the two waits are there.
 fn pipeline(seed: u64, events: [bool; 2]) -> Vec<f32> {
-    let vectors = Vectors::new(launcher(SimulatorOptions { schedule: seed, ..Default::default() }), 100);
+    // The checker would stop the device before anybody sees wrong numbers.
+    let observer: Option<Arc<dyn Observer>> = Some(Arc::new(Checker::only_counters()));
+    let options = SimulatorOptions { schedule: seed, observer, ..Default::default() };
+    let vectors = Vectors::new(launcher(options), 100);
     let gpu = &vectors.gpu;
     gpu.synchronise().unwrap();
     let fresh = vec![7.0f32; 100];

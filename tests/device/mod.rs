@@ -9,6 +9,7 @@ mod launches;
 mod memory;
 mod opening;
 mod products;
+mod streams;
 
 use latch::device::{Device, Launcher, SimulatorOptions};
 use std::sync::Arc;

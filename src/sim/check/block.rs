@@ -46,7 +46,7 @@ pub struct BlockCheck {
     barriers: HashMap<u32, Waiting>,
     /// A thread that has exited, if any has.
     gone: Option<Actor>,
-    traffic: Option<Traffic>,
+    traffic: Traffic,
 }
 
 impl BlockCheck {
@@ -66,7 +66,7 @@ impl BlockCheck {
             products: Products::new(warps),
             barriers: HashMap::new(),
             gone: None,
-            traffic: launch.meter.is_some().then(Traffic::default),
+            traffic: Traffic::default(),
             launch,
         }
     }
@@ -252,10 +252,8 @@ fn touch_of(access: &WarpAccess<'_>) -> Touch {
 
 impl BlockObserver for BlockCheck {
     fn access(&mut self, access: &WarpAccess<'_>) -> Result<()> {
-        if let (Some(traffic), Some(meter)) = (&mut self.traffic, &self.launch.meter) {
-            traffic.count(access);
-            meter.touch(access);
-        }
+        self.traffic.count(access);
+        self.launch.meter.touch(access);
         if !self.launch.checks {
             return Ok(());
         }
@@ -464,9 +462,7 @@ impl BlockObserver for BlockCheck {
 
     fn end(self: Box<Self>) -> Result<()> {
         self.launch.shared_grain.fetch_min(self.shared.grain(), Relaxed);
-        if let Some(traffic) = &self.traffic {
-            self.launch.traffic.lock().unwrap_or_else(PoisonError::into_inner).add(traffic);
-        }
+        self.launch.traffic.lock().unwrap_or_else(PoisonError::into_inner).add(&self.traffic);
         Ok(())
     }
 }

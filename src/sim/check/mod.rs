@@ -7,12 +7,14 @@
 //! shared    shadow of a block's shared memory          global    shadow of device memory in one launch
 //! written   which bytes of device memory were written  copies    cp.async under way
 //! products  operands of wgmma, and proxy fences        report    faults in words
+//! streams   order between operations of streams        runs      who touched which bytes last
 //! block     one block's observer
 //! ```
 //!
 //! It finds uninitialised reads of global and shared memory, races in both, reads and writes that meet a copy under
-//! way or a product of a warpgroup, masks that do not name the lanes that come, barriers that some threads do not reach, and leaks. Bounds,
-//! alignment and memory that was given back are the machine's own checks, and deadlock is its scheduler's.
+//! way or a product of a warpgroup, masks that do not name the lanes that come, barriers that some threads do not reach,
+//! operations of different streams that no event orders, and leaks. Bounds, alignment and memory that was given back are
+//! the machine's own checks, and deadlock is its scheduler's.
 //!
 //! It does not look at local memory (one thread's own), and not at registers.
 
@@ -24,12 +26,14 @@ mod order;
 mod products;
 mod publish;
 mod report;
+mod runs;
 mod shared;
+mod streams;
 #[cfg(test)]
 mod tests;
 mod written;
 
-use super::access::{BlockObserver, LaunchInfo, LaunchObserver, MemoryEvent, Observer, Range};
+use super::access::{BlockObserver, LaunchInfo, LaunchObserver, MemoryEvent, Observer, Operation, Range};
 use super::counters::Counters;
 use super::fault::{Fault, Kind, Result};
 use super::memory::describe;
@@ -40,14 +44,15 @@ use publish::Board;
 use report::Launched;
 use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, PoisonError};
+use streams::Streams;
 use written::{Ledger, Written};
 
 /// Looks at every access of a machine; see the module.
 #[derive(Debug)]
 pub struct Checker {
     ledger: Ledger,
+    streams: Arc<Streams>,
     checks: bool,
-    counts: bool,
 }
 
 impl Default for Checker {
@@ -59,12 +64,7 @@ impl Default for Checker {
 impl Checker {
     /// Checks everything and counts memory traffic.
     pub fn new() -> Checker {
-        Checker { ledger: Ledger::default(), checks: true, counts: true }
-    }
-
-    /// Checks everything and counts nothing.
-    pub fn without_counters() -> Checker {
-        Checker { counts: false, ..Checker::new() }
+        Checker { ledger: Ledger::default(), streams: Arc::default(), checks: true }
     }
 
     /// Counts memory traffic and checks nothing.
@@ -87,7 +87,16 @@ impl Checker {
 }
 
 impl Observer for Checker {
+    fn operation(&self, operation: Option<Operation>) {
+        if self.checks {
+            self.streams.begin(operation);
+        }
+    }
+
     fn memory(&self, event: MemoryEvent) -> Result<()> {
+        if self.checks {
+            self.streams.memory(event)?;
+        }
         match self.ledger.note(event) {
             Some(address) if self.checks => Err(Fault::new(
                 Kind::Uninitialised,
@@ -107,8 +116,9 @@ impl Observer for Checker {
             shadow,
             board: Board::default(),
             shared_grain: AtomicU32::new(16),
+            streams: self.checks.then(|| self.streams.clone()),
             checks: self.checks,
-            meter: self.counts.then(|| TrafficMeter::new(info.ranges)),
+            meter: TrafficMeter::new(info.ranges),
             traffic: Mutex::default(),
             launched,
         }))))
@@ -124,8 +134,10 @@ struct Launch {
     board: Board,
     /// The narrowest cell of shared memory that a block needed so far; later blocks start with it.
     shared_grain: AtomicU32,
+    /// Where order between streams is looked at.
+    streams: Option<Arc<Streams>>,
     checks: bool,
-    meter: Option<TrafficMeter>,
+    meter: TrafficMeter,
     traffic: Mutex<Traffic>,
 }
 
@@ -138,11 +150,9 @@ impl LaunchObserver for LaunchCheck {
     }
 
     fn finish(self: Box<Self>, counters: &mut Counters) -> Result<()> {
-        if let Some(meter) = &self.0.meter {
-            let mut traffic = self.0.traffic.lock().unwrap_or_else(PoisonError::into_inner).clone();
-            meter.finish(&mut traffic);
-            counters.traffic.add(&traffic);
-        }
-        Ok(())
+        let mut traffic = self.0.traffic.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        self.0.meter.finish(&mut traffic);
+        counters.traffic.add(&traffic);
+        self.0.streams.as_ref().map_or(Ok(()), |streams| streams.launched(&self.0.meter))
     }
 }
