@@ -157,7 +157,7 @@ fn refused_with_the_reason() {
     says(&llama(json!({"partial_rotary_factor": 0.5})), &["partial_rotary_factor = 0.5"]);
     says(&llama(json!({"rope_interleaved": true})), &["rope_interleaved"]);
     says(&llama(json!({"sliding_window": 64})), &["sliding_window = 64 of 128"]);
-    let window = json!({"model_type": "qwen2", "sliding_window": 64, "use_sliding_window": true});
+    let window = json!({"model_type": "qwen2", "sliding_window": 64, "use_sliding_window": true, "max_window_layers": 0});
     says(&llama(window), &["sliding_window = 64"]);
     says(&llama(json!({"layer_types": ["sliding_attention"]})), &["sliding_attention"]);
     says(&llama(json!({"quantization_config": {"bits": 4}})), &["quantization_config"]);
