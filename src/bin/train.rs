@@ -45,7 +45,7 @@ struct Arguments {
     /// Folder of the run (default: runs/RECIPE-NN)
     #[arg(long)]
     out: Option<PathBuf>,
-    /// Goes on where a run in the folder stopped, to the same bits
+    /// Goes on where a run in the folder stopped, to the same bits; without RECIPE and --set, the folder says what the run is
     #[arg(long, conflicts_with = "clean")]
     resume: bool,
     /// Removes a run that the folder holds, and starts anew
