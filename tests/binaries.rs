@@ -107,7 +107,7 @@ fn generate_refuses_what_cannot_be_done() {
     refuses(
         &generate(&["--model", "/nonexistent", "--prompt-ids", "1"]),
         1,
-        &["/nonexistent", "cannot open"],
+        &["/nonexistent", "no such file or folder", "nothing is downloaded"],
     );
     refuses(
         &generate(&["--model", model, "--prompt-ids", "1", "--device", "cuda:4096"]),
@@ -486,4 +486,106 @@ fn an_experiment_compares_variations_over_seeds_and_goes_on_where_it_stopped() {
     assert_eq!(experiment(), tables, "nothing is run twice");
     assert_eq!(std::fs::read_to_string(out.join("results.jsonl")).unwrap(), results);
     assert!(out.join("e4.json").is_file());
+}
+
+/// `| head`: the reader has what it wanted.
+#[test]
+fn a_reader_that_goes_away_is_no_failure() {
+    let model = golden("gpt2");
+    let model = model.to_str().unwrap();
+    let begin = |binary: &str, arguments: &[&str]| {
+        Command::new(binary)
+            .args(arguments)
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+    };
+    let commands: [(&str, &[&str]); 5] = [
+        (env!("CARGO_BIN_EXE_generate"), &["--model", model, "--prompt-ids", "1,2", "-n", "20", "--json"]),
+        (env!("CARGO_BIN_EXE_generate"), &["--model", model, "--prompt-ids", "1,2", "-n", "20"]),
+        (env!("CARGO_BIN_EXE_train"), &["--describe"]),
+        (env!("CARGO_BIN_EXE_experiment"), &["list"]),
+        (env!("CARGO_BIN_EXE_verify_grad"), &["--list"]),
+    ];
+    for (binary, arguments) in commands {
+        for words_too in [false, true] {
+            let mut child = begin(binary, arguments).unwrap();
+            drop(child.stdout.take());
+            if words_too {
+                drop(child.stderr.take());
+            }
+            let output = child.wait_with_output().unwrap();
+            let message = stderr(&output);
+            assert!(output.status.success(), "{binary} {arguments:?}: {:?} {message}", output.status);
+            assert!(!message.contains("panicked"), "{binary} {arguments:?}: {message}");
+        }
+    }
+}
+
+#[test]
+fn numbers_below_zero_and_beyond_reason_are_refused_by_name() {
+    let model = golden("gpt2");
+    let model = model.to_str().unwrap();
+    let generate = |flag: &str, value: &str| generate(&["--model", model, "--prompt-ids", "1", flag, value]);
+    refuses(&generate("--latents", "-3"), 2, &["'-3' for '--latents"]);
+    refuses(&generate("-n", "-1"), 2, &["'-1' for '--max-new-tokens"]);
+    refuses(&generate("--temperature", "-1"), 2, &["temperature", "-1"]);
+    refuses(&generate("--threads", "5000"), 2, &["--threads", "5000", "1024"]);
+    let most = usize::MAX.to_string();
+    refuses(&generate("--latents", &most), 2, &["positions", "exceed the model's 40"]);
+}
+
+#[test]
+fn prompts_come_from_files_as_editors_write_them() {
+    let folder = tempfile::tempdir().unwrap();
+    let (path, model) = (folder.path().join("präsent.txt"), folder.path().join("model"));
+    std::fs::create_dir(&model).unwrap();
+    for file in ["config.json", "model.safetensors"] {
+        std::fs::copy(golden("gpt2").join(file), model.join(file)).unwrap();
+    }
+    let tokenizer = r#"{"version": "1.0", "model": {"type": "BPE", "unk_token": "?", "merges": [],
+        "vocab": {"a": 0, "b": 1, " ": 2, "?": 3}}}"#;
+    std::fs::write(model.join("tokenizer.json"), tokenizer).unwrap();
+    let ids = |contents: &[u8]| {
+        std::fs::write(&path, contents).unwrap();
+        let (model, path) = (model.to_str().unwrap(), path.to_str().unwrap());
+        let output = generate(&["--model", model, "--prompt-file", path, "--json", "-n", "1"]);
+        let line =
+            |line: &str| serde_json::from_str::<serde_json::Value>(line).unwrap()["prompt_ids"].clone();
+        stdout(&output).lines().map(line).collect::<Vec<_>>()
+    };
+    let plain = ids(b"ab\nb a\n");
+    assert_eq!(plain, [serde_json::json!([0, 1]), serde_json::json!([1, 2, 0])]);
+    assert_eq!(ids(b"\xef\xbb\xbfab\r\n\r\nb a"), plain);
+    std::fs::write(&path, b"ab\ncaf\xe9\n").unwrap();
+    let arguments = ["--model", model.to_str().unwrap(), "--prompt-file", path.to_str().unwrap()];
+    refuses(&generate(&arguments), 1, &["line 2", "not UTF-8"]);
+}
+
+/// A run that cannot begin leaves its folder free, so that the same command works once the reason is mended.
+#[test]
+fn a_run_that_cannot_begin_leaves_nothing() {
+    let work = tempfile::tempdir().unwrap();
+    let out = work.path().join("run");
+    let folder = out.to_str().unwrap();
+    let refused = train(&["--set", "model.path=\"/nonexistent\"", "--out", folder]);
+    refuses(&refused, 2, &["/nonexistent", "no such file or folder", "model.path"]);
+    assert!(!out.exists());
+    // A folder that holds a run keeps it.
+    stdout(&train(&["--quiet", "--out", folder, "--set", "grpo.arms=[]"]));
+    let recipe = std::fs::read_to_string(out.join("recipe.toml")).unwrap();
+    refuses(&train(&["--set", "model.path=\"/nonexistent\"", "--out", folder]), 2, &["holds a run already"]);
+    refuses(&train(&["--resume", "--set", "seed=9", "--out", folder]), 2, &["--resume", "seed"]);
+    // The folder knows its recipe.
+    stdout(&run(env!("CARGO_BIN_EXE_train"), &["--resume", "--quiet", "--out", folder]));
+    assert_eq!(std::fs::read_to_string(out.join("recipe.toml")).unwrap(), recipe);
+    assert!(out.join("models").is_dir());
+
+    let alone = work.path().join("samples.jsonl");
+    std::fs::write(&alone, "{}\n{}\n").unwrap();
+    let place = format!("{}:2", alone.display());
+    refuses(&generate(&["--replay", &place]), 1, &["samples.jsonl", "no recipe.toml", "RUN/samples.jsonl"]);
+    let place = format!("{}:99", out.join("samples.jsonl").display());
+    refuses(&generate(&["--replay", &place]), 1, &["no line 99"]);
 }

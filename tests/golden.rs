@@ -4,6 +4,7 @@
 use latch::base::Dtype;
 use latch::device::Device;
 use latch::model::{Model, Precision};
+use latch::ops::mask::SiteKind;
 use latch::ops::sampler::Law;
 use latch::rollout::generate::{Options, generate};
 use latch::run::probe::{self, Answer, Request};
@@ -102,6 +103,28 @@ fn every_model_and_case_in_f32() {
 #[test]
 fn every_model_and_case_in_f64() {
     check(Dtype::F64, LOGITS_F64, GRADIENT_F64);
+}
+
+/// Masks for some layers only: the others are as if their bits were all kept, at a p that scales nothing.
+#[test]
+fn a_layer_without_a_mask_is_not_masked() {
+    let folder = folder().join("qwen3");
+    let model = Model::load(&folder, &Device::cpu(), Precision::of(Dtype::F32)).unwrap();
+    let mut whole = probe::read(&folder.join("cases/masked.in.safetensors")).unwrap();
+    whole.p = 0.0;
+    let kept = |(layer, kind): &(usize, SiteKind)| *layer == 1 && *kind != SiteKind::AttnOut;
+    let mut some = whole.clone();
+    some.masks.retain(|site, _| kept(site));
+    assert_eq!(some.masks.len(), 2, "mlp_hid and mlp_out of layer 1");
+    whole.masks.iter_mut().filter(|(site, _)| !kept(site)).for_each(|(_, bytes)| bytes.fill(1));
+    let run = |request: &Request| probe::probe(&model, request).unwrap();
+    let (some_found, whole_found) = (run(&some), run(&whole));
+    assert_eq!(some_found.logits, whole_found.logits);
+    assert_eq!(some_found.gradients, whole_found.gradients);
+    some.p = 0.25;
+    assert_ne!(run(&some).logits, some_found.logits);
+    some.masks.clear();
+    assert_ne!(run(&some).logits, some_found.logits);
 }
 
 #[test]

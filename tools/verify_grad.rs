@@ -1,11 +1,14 @@
 //! `verify_grad`: every gradient against central differences in f64, as a table.
 
+#[path = "../src/bin/generate/output.rs"]
+mod output;
 #[path = "verify_grad/rounding.rs"]
 mod rounding;
 #[path = "verify_grad/table.rs"]
 mod table;
 
 use clap::Parser;
+use clap::builder::RangedU64ValueParser;
 use latch::base::{Error, Result};
 use latch::cpu::parallel;
 use latch::device::Device;
@@ -35,7 +38,7 @@ a floor of 1e-2 max|g|. Exit code 0: all agree; 1: a gradient is wrong; 2: somet
 /// Checks every operation, every family's layer, and every family's whole model through latent steps, with masks
 /// on all sites and a shared prompt, against central differences in f64.
 #[derive(Parser)]
-#[command(version, after_help = EXAMPLES)]
+#[command(version, allow_negative_numbers = true, after_help = EXAMPLES)]
 struct Arguments {
     /// Check this model (Hugging Face folder or .gguf) instead of operations, layers and small random models
     #[arg(long)]
@@ -68,7 +71,7 @@ struct Arguments {
     #[arg(long, default_value_t = 0)]
     seed: u64,
     /// Worker threads (0 = one per core)
-    #[arg(long, default_value_t = 0)]
+    #[arg(long, default_value_t = 0, value_parser = RangedU64ValueParser::<usize>::new().range(..=parallel::MOST))]
     threads: usize,
     /// Self-test: spoil a gradient, OPERATION/VARIABLE or CHECK/PARAMETER, with :swap (default), :drop, :scale or
     /// :f32; or `recurrence` or `cache`, which whole models' backward pass then forgets
@@ -93,7 +96,7 @@ fn main() -> ExitCode {
         Ok(true) => ExitCode::SUCCESS,
         Ok(false) => ExitCode::from(1),
         Err(error) => {
-            eprintln!("error: {error}");
+            output::say(&format!("error: {error}"));
             ExitCode::from(2)
         }
     }
@@ -101,7 +104,7 @@ fn main() -> ExitCode {
 
 /// Whether every gradient agrees.
 fn run(arguments: &Arguments) -> Result<bool> {
-    let mut say = |line: &str| eprintln!("{line}");
+    let mut say = output::say;
     devices::on(&arguments.device, true, &mut say, |device, _| check(arguments, device))
 }
 
@@ -110,19 +113,26 @@ fn check(arguments: &Arguments, device: &Device) -> Result<bool> {
     if arguments.dtype != Precision::F32 {
         arguments.dtype.check(device)?;
         if arguments.list {
-            print!("{}", rounding::list(&options));
+            output::write(&rounding::list(&options))?;
             return Ok(true);
         }
         return rounding::run(&options, arguments.dtype, arguments.json, arguments.quiet, arguments.tensors);
     }
     if arguments.list {
-        print!("{}", table::list(&suite::names(&options), &suite::gradient_outputs()));
+        output::write(&table::list(&suite::names(&options), &suite::gradient_outputs()))?;
         return Ok(true);
     }
     let mut table = Table::new(arguments.json, arguments.quiet, arguments.tensors);
-    print!("{}", table.head());
-    suite::run(&options, &mut |report| print!("{}", table.add(&report)))?;
-    print!("{}", table.close());
+    output::write(&table.head())?;
+    let mut written = Ok(true);
+    suite::run(&options, &mut |report| {
+        let lines = table.add(&report);
+        if written.is_ok() {
+            written = output::write(&lines);
+        }
+    })?;
+    written?;
+    output::write(&table.close())?;
     Ok(table.passed())
 }
 

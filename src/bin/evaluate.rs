@@ -1,11 +1,14 @@
 //! `evaluate`: how well a model answers problems, without masks, over masks, sampled, or both.
 
+#[path = "generate/output.rs"]
+mod output;
 #[path = "generate/room.rs"]
 mod room;
 #[path = "generate/soft.rs"]
 mod soft;
 
 use clap::Parser;
+use clap::builder::RangedU64ValueParser;
 use latch::base::{Error, Result};
 use latch::cpu::parallel;
 use latch::device::{Device, Matmul};
@@ -32,7 +35,7 @@ use std::process::ExitCode;
 
 /// Asks a model problems and counts right answers (algorithms B.7).
 #[derive(Parser)]
-#[command(version)]
+#[command(version, allow_negative_numbers = true)]
 struct Arguments {
     /// Hugging Face folder or .gguf file
     #[arg(long)]
@@ -122,7 +125,7 @@ struct Arguments {
     #[arg(long)]
     no_graphs: bool,
     /// Worker threads (0 = one per core)
-    #[arg(long, default_value_t = 0)]
+    #[arg(long, default_value_t = 0, value_parser = RangedU64ValueParser::<usize>::new().range(..=parallel::MOST))]
     threads: usize,
     /// One JSON object on stdout
     #[arg(long)]
@@ -135,14 +138,14 @@ fn main() -> ExitCode {
     match parallel::with_threads(threads, move || run(&arguments)) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("error: {error}");
+            output::say(&format!("error: {error}"));
             ExitCode::from(if matches!(error, Error::Input { .. } | Error::File { .. }) { 2 } else { 1 })
         }
     }
 }
 
 fn run(arguments: &Arguments) -> Result<()> {
-    let mut say = |line: &str| eprintln!("{line}");
+    let mut say = output::say;
     devices::on(&arguments.device, !arguments.no_graphs, &mut say, |device, _| work(arguments, device))
 }
 
@@ -220,13 +223,13 @@ fn work(arguments: &Arguments, device: &Device) -> Result<()> {
         value["seed"] = json!(arguments.seed);
         value["skipped"] = json!(skipped);
         value["average_by_probability"] = json!(average);
-        println!("{value}");
+        output::write(&format!("{value}\n"))?;
         return Ok(());
     }
     if skipped > 0 {
-        eprintln!("{skipped} malformed items left out");
+        output::say(&format!("{skipped} malformed items left out"));
     }
-    print!("{}", show(arguments, latents, &scores, average));
+    output::write(&show(arguments, latents, &scores, average))?;
     Ok(())
 }
 

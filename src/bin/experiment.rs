@@ -1,6 +1,10 @@
 //! `experiment e1 [e4 ...]`: variations of Dropout-GRPO from the same base models on several seeds, with intervals.
 
+#[path = "generate/output.rs"]
+mod output;
+
 use clap::Parser;
+use clap::builder::RangedU64ValueParser;
 use latch::base::{Error, Result};
 use latch::cpu::parallel;
 use latch::device::Device;
@@ -8,7 +12,7 @@ use latch::run::devices;
 use latch::run::experiments::{Experiment, Laboratory, Notice, compare, text};
 use latch::run::recipe::Recipe;
 use serde_json::json;
-use std::io::IsTerminal;
+use std::io::{IsTerminal, Write};
 use std::ops::ControlFlow;
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -21,7 +25,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 ///
 /// Base models and results are kept in the folder: what is there already is not run again.
 #[derive(Parser)]
-#[command(version)]
+#[command(version, allow_negative_numbers = true)]
 struct Arguments {
     /// Experiments, e.g. e1 e4 e6; or `list`
     #[arg(required = true)]
@@ -48,7 +52,7 @@ struct Arguments {
     #[arg(long)]
     no_graphs: bool,
     /// Worker threads (0 = one per core)
-    #[arg(long, default_value_t = 0)]
+    #[arg(long, default_value_t = 0, value_parser = RangedU64ValueParser::<usize>::new().range(..=parallel::MOST))]
     threads: usize,
     /// The tables as one JSON object on stdout
     #[arg(long)]
@@ -64,7 +68,7 @@ fn main() -> ExitCode {
     match parallel::with_threads(threads, move || run(&arguments)) {
         Ok(code) => code,
         Err(error) => {
-            eprintln!("error: {error}");
+            output::say(&format!("error: {error}"));
             ExitCode::from(if matches!(error, Error::Input { .. } | Error::File { .. }) { 2 } else { 1 })
         }
     }
@@ -73,7 +77,7 @@ fn main() -> ExitCode {
 fn run(arguments: &Arguments) -> Result<ExitCode> {
     if arguments.experiments.iter().any(|name| name == "list") {
         for (_, name, question) in Experiment::ALL {
-            println!("{name:<4} {question}");
+            output::write(&format!("{name:<4} {question}\n"))?;
         }
         return Ok(ExitCode::SUCCESS);
     }
@@ -86,7 +90,7 @@ fn run(arguments: &Arguments) -> Result<ExitCode> {
         })
         .collect::<Result<_>>()?;
     let recipe = Recipe::resolve(arguments.recipe.as_deref(), &arguments.set)?;
-    let mut say = |line: &str| eprintln!("{line}");
+    let mut say = output::say;
     devices::on(&arguments.device, !arguments.no_graphs, &mut say, |device, _| {
         work(arguments, &recipe, &experiments, device)
     })
@@ -104,10 +108,13 @@ fn work(
     let bars = show && std::io::stderr().is_terminal();
     let mut watch = |notice: &Notice| {
         match notice {
-            Notice::Begins { seed, what } if show => eprintln!("seed {seed}  {what}"),
-            Notice::Progress(done, of) if bars => eprint!("\r  {done}/{of} "),
+            Notice::Begins { seed, what } if show => output::say(&format!("seed {seed}  {what}")),
+            Notice::Progress(done, of) if bars => {
+                let _ = write!(std::io::stderr(), "\r  {done}/{of} ");
+            }
             Notice::Found(found) if show => {
-                eprintln!("{}  accuracy {:.1} %", if bars { "\r" } else { "" }, 100.0 * found.accuracy)
+                let begin = if bars { "\r" } else { "" };
+                output::say(&format!("{begin}  accuracy {:.1} %", 100.0 * found.accuracy))
             }
             _ => {}
         }
@@ -123,7 +130,7 @@ fn work(
         for seed in (arguments.first_seed..).take(arguments.seeds.max(1) as usize) {
             let found = laboratory.run(recipe, seed, &variations, &mut watch)?;
             if found.is_empty() {
-                eprintln!("stopped; the same command goes on from here");
+                output::say("stopped; the same command goes on from here");
                 return Ok(ExitCode::from(130));
             }
             findings.push(found);
@@ -131,12 +138,8 @@ fn work(
         let comparisons = compare(&variations, &findings)?;
         let name = experiment.name();
         if !arguments.json {
-            println!(
-                "\n{name}: {} ({} seeds)\n\n{}",
-                experiment.question(),
-                findings.len(),
-                text(&comparisons)
-            );
+            let (question, seeds) = (experiment.question(), findings.len());
+            output::write(&format!("\n{name}: {question} ({seeds} seeds)\n\n{}\n", text(&comparisons)))?;
         }
         let value = json!({"question": experiment.question(), "variations": comparisons});
         let path = arguments.out.join(format!("{name}.json"));
@@ -146,7 +149,7 @@ fn work(
         tables.insert(name.into(), value);
     }
     if arguments.json {
-        println!("{}", serde_json::Value::Object(tables));
+        output::write(&format!("{}\n", serde_json::Value::Object(tables)))?;
     }
     Ok(ExitCode::SUCCESS)
 }
@@ -161,7 +164,7 @@ fn on_interrupt() -> Arc<AtomicBool> {
         }
     });
     if let Err(error) = handler {
-        eprintln!("warning: Ctrl-C will stop at once: {error}");
+        output::say(&format!("warning: Ctrl-C will stop at once: {error}"));
     }
     interrupted
 }

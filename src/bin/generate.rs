@@ -1,5 +1,9 @@
 //! `generate`: continues prompts, with latent steps before the answer if asked.
 
+#[path = "generate/output.rs"]
+mod output;
+#[path = "generate/prompts.rs"]
+mod prompts;
 #[path = "generate/room.rs"]
 mod room;
 #[path = "generate/soft.rs"]
@@ -7,6 +11,7 @@ mod soft;
 #[path = "generate/switching.rs"]
 mod switching;
 
+use clap::builder::RangedU64ValueParser;
 use clap::{ArgGroup, Parser};
 use latch::base::{Error, Result};
 use latch::cpu::parallel;
@@ -19,8 +24,7 @@ use latch::rollout::switching as rollout_switching;
 use latch::run::admission::admit;
 use latch::run::student::gating_of;
 use latch::run::{devices, replay, settings};
-use latch::text::{Message, Tokenizer};
-use std::io::{BufRead, Write};
+use latch::text::Tokenizer;
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -29,7 +33,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 /// Generates text from a model. Text goes to stdout, everything else to stderr.
 #[derive(Parser)]
-#[command(version, group = ArgGroup::new("input").required(true))]
+#[command(version, allow_negative_numbers = true, group = ArgGroup::new("input").required(true))]
 struct Arguments {
     /// Hugging Face folder or .gguf file
     #[arg(long, short, required_unless_present = "replay")]
@@ -109,7 +113,7 @@ struct Arguments {
     #[arg(long)]
     no_graphs: bool,
     /// Worker threads (0 = one per core)
-    #[arg(long, default_value_t = 0)]
+    #[arg(long, default_value_t = 0, value_parser = RangedU64ValueParser::<usize>::new().range(..=parallel::MOST))]
     threads: usize,
     /// One JSON object a prompt on stdout: prompt_ids, ids, text, logprobs, stopped; with --swi no logprobs, but readings:
     /// t (token), m (mixture) or s (both, at a switch), what the position after each token was given to read
@@ -125,7 +129,7 @@ fn main() -> ExitCode {
     match parallel::with_threads(arguments.threads, || run(&arguments)) {
         Ok(code) => code,
         Err(error) => {
-            eprintln!("error: {error}");
+            output::say(&format!("error: {error}"));
             ExitCode::from(if matches!(error, Error::Input { .. }) { 2 } else { 1 })
         }
     }
@@ -134,7 +138,7 @@ fn main() -> ExitCode {
 fn run(arguments: &Arguments) -> Result<ExitCode> {
     let law = law(arguments);
     law.validate()?;
-    let mut say = |line: &str| eprintln!("{line}");
+    let mut say = output::say;
     devices::on(&arguments.device, !arguments.no_graphs, &mut say, |device, _| work(arguments, law, device))
 }
 
@@ -153,7 +157,7 @@ fn work(arguments: &Arguments, law: Law, device: &Device) -> Result<ExitCode> {
         (Err(_), false) => None,
         (Err(error), true) => return Err(error),
     };
-    let prompts = prompts(arguments, &source, tokenizer.as_ref())?;
+    let prompts = prompts::read(arguments, &source, tokenizer.as_ref())?;
     let vocab = source.config().vocab;
     for (index, prompt) in prompts.iter().enumerate() {
         if let Some(id) = prompt.iter().find(|id| **id as usize >= vocab) {
@@ -163,6 +167,13 @@ fn work(arguments: &Arguments, law: Law, device: &Device) -> Result<ExitCode> {
                 "check that the ids and the tokenizer belong to the model",
             ));
         }
+    }
+    let ignored = source.settings_not_followed()?;
+    if !ignored.is_empty() && !arguments.quiet {
+        output::say(&format!(
+            "note: generation_config.json asks for {}, which is not applied",
+            ignored.join(", ")
+        ));
     }
     let options = Options {
         latents: arguments.soft.soft.unwrap_or(arguments.latents),
@@ -217,13 +228,13 @@ fn work(arguments: &Arguments, law: Law, device: &Device) -> Result<ExitCode> {
     let mut closed = false;
     let mut show = |_: usize, token: u32| {
         let shown = match (&mut stream, streams) {
-            (Some(stream), _) if options.stop.contains(&token) => stream.push(token).map(|_| String::new()),
+            (Some(_), _) if options.stop.contains(&token) => Ok(String::new()),
             (Some(stream), _) => stream.push(token),
             (None, true) => Ok(format!("{token} ")),
             (None, false) => Ok(String::new()),
         };
-        match shown {
-            Ok(text) => closed = write_out(&text).is_err(),
+        match shown.and_then(|text| output::write(&text)) {
+            Ok(read) => closed = !read,
             Err(error) => failure = Some(error),
         }
         match failure.is_some() || closed || interrupted.load(Ordering::Relaxed) {
@@ -246,7 +257,7 @@ fn work(arguments: &Arguments, law: Law, device: &Device) -> Result<ExitCode> {
             None if streams => "\n".into(),
             None => String::new(),
         };
-        let _ = write_out(&rest);
+        output::write(&rest)?;
         if !streams {
             show_all(arguments, &prompts, (&generated, &readings), tokenizer.as_ref())?;
         }
@@ -273,10 +284,9 @@ fn source_folder(arguments: &Arguments) -> &Path {
 /// 64 tokens, or fewer where the model has fewer positions; the last token needs none of its own.
 fn default_length(arguments: &Arguments, source: &Source, prompts: &[Vec<u32>]) -> usize {
     let longest = prompts.iter().map(Vec::len).max().unwrap_or(0);
-    let used = longest
-        + arguments.soft.soft.unwrap_or(arguments.latents)
-        + arguments.after_latents.len()
-        + arguments.after_soft.len();
+    let thoughts = arguments.soft.soft.unwrap_or(arguments.latents);
+    let after = arguments.after_latents.len() + arguments.after_soft.len();
+    let used = longest.saturating_add(thoughts).saturating_add(after);
     (source.config().max_positions + 1).saturating_sub(used).clamp(1, 64)
 }
 
@@ -294,75 +304,6 @@ fn law(arguments: &Arguments) -> Law {
             min_p: arguments.min_p,
         },
     }
-}
-
-fn prompts(arguments: &Arguments, source: &Source, tokenizer: Option<&Tokenizer>) -> Result<Vec<Vec<u32>>> {
-    let mut prompts = Vec::new();
-    for list in &arguments.prompt_ids {
-        let ids = list.split(',').map(|id| {
-            id.trim().parse::<u32>().map_err(|_| {
-                Error::input(
-                    "--prompt-ids",
-                    format!("`{}` is no token id", id.trim()),
-                    "write ids separated by commas: 1,2,3",
-                )
-            })
-        });
-        prompts.push(ids.collect::<Result<Vec<u32>>>()?);
-    }
-    let mut texts = Vec::new();
-    for text in &arguments.prompt {
-        match text.as_str() {
-            "-" => texts.extend(lines(Path::new("-"))?),
-            text => texts.push(text.to_string()),
-        }
-    }
-    if let Some(path) = &arguments.prompt_file {
-        texts.extend(lines(path)?);
-    }
-    let Some(tokenizer) = tokenizer else { return Ok(prompts) };
-    let template = match arguments.chat {
-        false => None,
-        true => Some(source.chat_template()?.ok_or_else(|| {
-            Error::input(
-                "--chat",
-                "the model has no chat template",
-                "leave --chat out, or add chat_template.jinja to the model's folder",
-            )
-        })?),
-    };
-    for text in texts {
-        let ids = match &template {
-            None => tokenizer.encode(&text, true)?,
-            Some(template) => {
-                let system = arguments.system.iter().map(|content| Message::new("system", content.as_str()));
-                let messages: Vec<Message> = system.chain([Message::new("user", text)]).collect();
-                tokenizer.encode(&template.render(&messages, true)?, false)?
-            }
-        };
-        if ids.is_empty() {
-            return Err(Error::input(
-                "prompt",
-                "is empty",
-                "give at least one character of text, or --prompt-ids",
-            ));
-        }
-        prompts.push(ids);
-    }
-    if prompts.is_empty() {
-        return Err(Error::input("prompt", "there are no lines to continue", "write one prompt a line"));
-    }
-    Ok(prompts)
-}
-
-fn lines(path: &Path) -> Result<Vec<String>> {
-    let read = |reader: &mut dyn BufRead| -> std::io::Result<Vec<String>> { reader.lines().collect() };
-    let found = match path == Path::new("-") {
-        true => read(&mut std::io::stdin().lock()),
-        false => std::fs::File::open(path).and_then(|file| read(&mut std::io::BufReader::new(file))),
-    };
-    let lines = found.map_err(Error::io(path, "cannot read prompts"))?;
-    Ok(lines.into_iter().filter(|line| !line.is_empty()).collect())
 }
 
 fn show_all(
@@ -391,28 +332,22 @@ fn show_all(
             }
             false => format!("[{index}] {}", text.unwrap_or_else(|| format!("{:?}", answer.ids))),
         };
-        if write_out(&format!("{line}\n")).is_err() {
+        if !output::write(&format!("{line}\n"))? {
             break;
         }
     }
     Ok(())
 }
 
-fn write_out(text: &str) -> std::io::Result<()> {
-    let mut out = std::io::stdout().lock();
-    out.write_all(text.as_bytes())?;
-    out.flush()
-}
-
 fn report(prompts: &[Vec<u32>], timing: Timing) {
     let rate = |count: usize, time: std::time::Duration| count as f64 / time.as_secs_f64().max(1e-9);
     let positions: usize = prompts.iter().map(Vec::len).sum();
-    eprintln!(
+    output::say(&format!(
         "prompt {positions} tokens, {:.1} tokens/s;  generated {} tokens, {:.1} tokens/s",
         rate(positions, timing.prefill),
         timing.tokens,
         rate(timing.tokens, timing.decode)
-    );
+    ));
 }
 
 /// Runs a logged rollout again; exit code 1 where it comes out differently.
@@ -424,21 +359,18 @@ fn replay_logged(arguments: &Arguments, place: &str, device: &Device) -> Result<
     let replayed = replay::replay(Path::new(file), line, device)?;
     let same = replayed.gap == 0.0;
     if arguments.json {
-        println!(
-            "{}",
-            serde_json::json!({
-                "question": replayed.question, "text": replayed.text, "ids": replayed.again.tokens,
-                "logprobs": replayed.again.log_probabilities, "logged_ids": replayed.logged, "same": same,
-            })
-        );
+        let value = serde_json::json!({
+            "question": replayed.question, "text": replayed.text, "ids": replayed.again.tokens,
+            "logprobs": replayed.again.log_probabilities, "logged_ids": replayed.logged, "same": same,
+        });
+        output::write(&format!("{value}\n"))?;
     } else {
-        println!("{}\n{}", replayed.question, replayed.text);
-        match same {
-            true => eprintln!("the same {} tokens and log-probabilities as logged", replayed.logged.len()),
-            false => {
-                eprintln!("differs from what was logged: gap {}, ids {:?}", replayed.gap, replayed.logged)
-            }
-        }
+        output::write(&format!("{}\n{}\n", replayed.question, replayed.text))?;
+        let (gap, logged) = (replayed.gap, &replayed.logged);
+        output::say(&match same {
+            true => format!("the same {} tokens and log-probabilities as logged", logged.len()),
+            false => format!("differs from what was logged: gap {gap}, ids {logged:?}"),
+        });
     }
     Ok(ExitCode::from(u8::from(!same)))
 }
@@ -451,6 +383,6 @@ fn on_interrupt(interrupted: Arc<AtomicBool>) {
         }
     });
     if let Err(error) = handler {
-        eprintln!("warning: Ctrl-C will stop at once: {error}");
+        output::say(&format!("warning: Ctrl-C will stop at once: {error}"));
     }
 }

@@ -1,12 +1,14 @@
 //! `probe`: the runtime's public oracle. Logits, loss and all gradients of given rows, as safetensors.
 
 use clap::Parser;
+use clap::builder::RangedU64ValueParser;
 use latch::base::{Error, Result};
 use latch::cpu::parallel;
 use latch::device::Device;
 use latch::model::{Model, Precision};
 use latch::run::devices;
 use latch::run::probe;
+use std::io::Write;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -18,7 +20,7 @@ use std::process::ExitCode;
 /// `soft_weights` f32 [rows, T, k]. The output holds `logits` [rows, T, V] and, with labels, `loss` [1] and
 /// `grad/PARAMETER` for every parameter, through the recurrence, nothing detached.
 #[derive(Parser)]
-#[command(version)]
+#[command(version, allow_negative_numbers = true)]
 struct Arguments {
     /// Hugging Face folder or .gguf file
     #[arg(long)]
@@ -39,7 +41,7 @@ struct Arguments {
     #[arg(long, default_value = "f32")]
     dtype: Precision,
     /// Worker threads (0 = one per core)
-    #[arg(long, default_value_t = 0)]
+    #[arg(long, default_value_t = 0, value_parser = RangedU64ValueParser::<usize>::new().range(..=parallel::MOST))]
     threads: usize,
 }
 
@@ -48,14 +50,19 @@ fn main() -> ExitCode {
     match parallel::with_threads(arguments.threads, || run(&arguments)) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("error: {error}");
+            say(&format!("error: {error}"));
             ExitCode::from(if matches!(error, Error::Input { .. }) { 2 } else { 1 })
         }
     }
 }
 
+/// Writes a line of words for people, whether or not anybody reads it.
+fn say(line: &str) {
+    let _ = writeln!(std::io::stderr(), "{line}");
+}
+
 fn run(arguments: &Arguments) -> Result<()> {
-    devices::on(&arguments.device, true, &mut |line| eprintln!("{line}"), |device, _| work(arguments, device))
+    devices::on(&arguments.device, true, &mut say, |device, _| work(arguments, device))
 }
 
 fn work(arguments: &Arguments, device: &Device) -> Result<()> {
@@ -66,13 +73,10 @@ fn work(arguments: &Arguments, device: &Device) -> Result<()> {
     }
     let answer = probe::probe(&model, &request)?;
     probe::write(&arguments.output, &model, &request, &answer)?;
-    match answer.loss {
-        Some(loss) => eprintln!(
-            "loss {loss:.6}, {} gradients -> {}",
-            answer.gradients.len(),
-            arguments.output.display()
-        ),
-        None => eprintln!("logits only (no labels) -> {}", arguments.output.display()),
-    }
+    let place = arguments.output.display();
+    say(&match answer.loss {
+        Some(loss) => format!("loss {loss:.6}, {} gradients -> {place}", answer.gradients.len()),
+        None => format!("logits only (no labels) -> {place}"),
+    });
     Ok(())
 }

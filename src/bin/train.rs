@@ -1,6 +1,10 @@
 //! `train [RECIPE]`: teaches a model to reason in latents, improves it by reinforcement, and compares what helped.
 
+#[path = "generate/output.rs"]
+mod output;
+
 use clap::Parser;
+use clap::builder::RangedU64ValueParser;
 use latch::base::{Error, Result};
 use latch::cpu::parallel;
 use latch::device::{Choice, Device};
@@ -20,12 +24,15 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
+/// Where runs without a name of their own go.
+const RUNS: &str = "runs";
+
 /// Trains a model that thinks in latent steps: reasoning in words, the Coconut curriculum, then Dropout-GRPO and its
 /// comparisons, with held-out accuracy at each stage and a table at the end.
 ///
 /// Without arguments: the built-in recipe on embedded problems, about five minutes on two cores.
 #[derive(Parser)]
-#[command(version)]
+#[command(version, allow_negative_numbers = true)]
 struct Arguments {
     #[arg(help = recipe_help())]
     recipe: Option<String>,
@@ -38,7 +45,7 @@ struct Arguments {
     /// Folder of the run (default: runs/RECIPE-NN)
     #[arg(long)]
     out: Option<PathBuf>,
-    /// Goes on where a run in the folder stopped, to the same bits
+    /// Goes on where a run in the folder stopped, to the same bits; without RECIPE and --set, the folder says what the run is
     #[arg(long, conflicts_with = "clean")]
     resume: bool,
     /// Removes a run that the folder holds, and starts anew
@@ -57,7 +64,7 @@ struct Arguments {
     #[arg(long)]
     no_graphs: bool,
     /// Worker threads (0 = one per core)
-    #[arg(long, default_value_t = 0)]
+    #[arg(long, default_value_t = 0, value_parser = RangedU64ValueParser::<usize>::new().range(..=parallel::MOST))]
     threads: usize,
     /// One JSON object on stdout at the end (what OUT/summary.json holds), nothing else
     #[arg(long)]
@@ -79,7 +86,7 @@ fn main() -> ExitCode {
     match parallel::with_threads(threads, move || run(&arguments)) {
         Ok(code) => code,
         Err(error) => {
-            eprintln!("error: {error}");
+            output::say(&format!("error: {error}"));
             ExitCode::from(if matches!(error, Error::Input { .. } | Error::File { .. }) { 2 } else { 1 })
         }
     }
@@ -88,12 +95,15 @@ fn main() -> ExitCode {
 fn run(arguments: &Arguments) -> Result<ExitCode> {
     let mut overrides = arguments.set.clone();
     overrides.extend(arguments.seed.map(|seed| format!("seed={seed}")));
-    let recipe = Recipe::resolve(arguments.recipe.as_deref(), &overrides)?;
+    let recipe = match resumed_recipe(arguments).filter(|_| overrides.is_empty()) {
+        Some(recipe) => recipe?,
+        None => Recipe::resolve(arguments.recipe.as_deref(), &overrides)?,
+    };
     if arguments.describe {
-        print!("{}", recipe.describe());
+        output::write(&recipe.describe())?;
         return Ok(ExitCode::SUCCESS);
     }
-    let mut say = |line: &str| eprintln!("{line}");
+    let mut say = output::say;
     devices::on(&arguments.device, !arguments.no_graphs, &mut say, |device, choice| {
         // Before there is a folder of the run.
         recipe.model.dtype.check(device)?;
@@ -127,32 +137,53 @@ fn train(
         note(&folder, event);
         view.show(event)
     };
-    let mut story = Story::open(recipe, &folder, device, &mut watch)?;
+    let mut story = match Story::open(recipe, &folder, device, &mut watch) {
+        Ok(story) => story,
+        // Nothing was computed yet: the same command must work once its reason is mended.
+        Err(error) => {
+            folder.abandon();
+            return Err(error);
+        }
+    };
     let ending = story.run(&mut watch)?;
     let progress = story.progress().clone();
     drop(story);
     view.finish();
     if let Ending::Stopped { checkpoint } = ending {
-        eprintln!(
+        output::say(&format!(
             "stopped; {} holds everything: go on with --resume --out {}",
             checkpoint.display(),
             path.display()
-        );
+        ));
         return Ok(ExitCode::from(130));
     }
     if arguments.json {
-        println!("{}", story::summary(recipe, &progress));
+        output::write(&format!("{}\n", story::summary(recipe, &progress)))?;
         return Ok(ExitCode::SUCCESS);
     }
-    println!("{}", story::stage_table(&progress));
-    println!("{}", story::closing_table(recipe, &progress));
-    println!("{}", story::time_table(&progress));
-    println!("{:.0} s in all; the run is in {}", began.elapsed().as_secs_f64(), path.display());
+    output::write(&format!(
+        "{}\n{}\n{}\n{:.0} s in all; the run is in {}\n",
+        story::stage_table(&progress),
+        story::closing_table(recipe, &progress),
+        story::time_table(&progress),
+        began.elapsed().as_secs_f64(),
+        path.display()
+    ))?;
     Ok(ExitCode::SUCCESS)
 }
 
+/// A run that goes on is described by its folder, unless a recipe is named.
+fn resumed_recipe(arguments: &Arguments) -> Option<Result<Recipe>> {
+    if !arguments.resume || arguments.recipe.is_some() {
+        return None;
+    }
+    let newest = || RunFolder::newest(Path::new(RUNS), &recipe::name(None)).ok();
+    let folder = arguments.out.clone().or_else(newest)?;
+    RunFolder::holds_run(&folder).then(|| RunFolder::recipe_of(&folder))
+}
+
 fn open_folder(arguments: &Arguments, name: &str) -> Result<RunFolder> {
-    let runs = Path::new("runs");
+    let runs = Path::new(RUNS);
     let existing = match (arguments.resume, arguments.clean) {
         (true, _) => Existing::Resume,
         (_, true) => Existing::Clean,
@@ -185,8 +216,7 @@ fn refuse_other_recipe(folder: &RunFolder, recipe: &Recipe) -> Result<()> {
 fn forecast(recipe: &Recipe, device: &Device) -> Result<ExitCode> {
     let problems = dry_run::problems(recipe, device)?;
     let forecast = dry_run::forecast(recipe, &problems, device)?;
-    println!("{}", recipe.to_toml());
-    print!("{}", forecast.text());
+    output::write(&format!("{}\n{}", recipe.to_toml(), forecast.text()))?;
     Ok(ExitCode::SUCCESS)
 }
 
@@ -350,11 +380,11 @@ fn on_interrupt() -> Arc<AtomicBool> {
             std::process::exit(130);
         }
         if tidy {
-            eprintln!("\nfinishing this update and saving; Ctrl-C again stops now");
+            output::say("\nfinishing this update and saving; Ctrl-C again stops now");
         }
     });
     if let Err(error) = handler {
-        eprintln!("warning: Ctrl-C will stop at once: {error}");
+        output::say(&format!("warning: Ctrl-C will stop at once: {error}"));
     }
     interrupted
 }

@@ -13,6 +13,9 @@ use team::{Inside, Team, is_inside};
 /// a nanosecond, and an empty section with a watching helper takes just under a microsecond.
 const WORTH: usize = 1 << 14;
 
+/// Most threads that a command line may ask for: more than machines have cores.
+pub const MOST: u64 = 1024;
+
 thread_local! {
     /// The team of sections that this thread begins; `None`: everyone's.
     static TEAM: RefCell<Option<Arc<Team>>> = const { RefCell::new(None) };

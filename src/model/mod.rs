@@ -30,6 +30,7 @@ mod forward;
 mod gate_file;
 mod gate_room;
 pub mod gates;
+mod generation_config;
 pub mod gguf;
 pub mod gguf_model;
 mod logits;

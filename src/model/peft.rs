@@ -41,6 +41,10 @@ const UNSUPPORTED: [&str; 15] = [
     "velora_config",
 ];
 
+/// Beginnings of an adapter that leave the base alone; others (PiSSA, OLoRA, LoftQ, CorDA) begin by taking a part out of
+/// its weights, and PEFT does so again whenever such an adapter is loaded.
+const PLAIN_BEGINNINGS: [&str; 3] = ["gaussian", "eva", "orthogonal"];
+
 impl Model {
     /// Writes the adapter as a folder that PEFT opens. A folder that exists is replaced file by file, by rename.
     ///
@@ -271,6 +275,15 @@ fn config_of(path: &Path, keys: &Map<String, Value>) -> Result<AdapterConfig> {
     }
     if !matches!(get("bias"), Value::Null) && get("bias") != "none" {
         return wrong(format!("bias is {}", get("bias")), "adapters that leave biases alone are supported");
+    }
+    let init = get("init_lora_weights");
+    if !(init.is_null() || init.is_boolean() || PLAIN_BEGINNINGS.iter().any(|name| init == name)) {
+        return wrong(
+            format!(
+                "init_lora_weights is {init}, which may change the base's weights before the adapter is added"
+            ),
+            "save it with PEFT as a plain LoRA (path_initial_model_for_weight_conversion), or merge it",
+        );
     }
     let Some(rank) = get("r").as_u64() else {
         return wrong(format!("r is {}", get("r")), "expected a whole number");

@@ -7,6 +7,7 @@
 use super::config::{Config, Family, read_json};
 use super::families::{self, FEWEST_PER_LAYER, Found, LayerRole, Names, Parameter, Role};
 use super::folder;
+use super::generation_config;
 use super::gguf::GgufFile;
 use super::gguf_model::{self, Arrangement};
 use super::peft;
@@ -16,6 +17,7 @@ use super::stored::{Stored, Target};
 use crate::base::{Error, Result};
 use crate::text::{ChatTemplate, Tokenizer};
 use serde_json::{Value, json};
+use std::io::ErrorKind;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
@@ -95,7 +97,14 @@ impl Source {
     /// # Errors
     /// Anything that is missing, damaged, contradictory or not supported; the message names it.
     pub fn open(path: &Path) -> Result<Source> {
-        let metadata = std::fs::metadata(path).map_err(Error::io(path, "cannot open"))?;
+        let metadata = match std::fs::metadata(path) {
+            Err(error) if error.kind() == ErrorKind::NotFound => {
+                let advice = "expected a Hugging Face model folder, or a .gguf file, on this machine (model.path, --model): \
+                              nothing is downloaded";
+                return Err(Error::file(path, "there is no such file or folder", advice));
+            }
+            metadata => metadata.map_err(Error::io(path, "cannot open"))?,
+        };
         if peft::is_adapter(path) {
             let advice = "name the base model instead, and this folder with --adapter";
             return Err(Error::file(path, "is an adapter, not a model", advice));
@@ -286,20 +295,28 @@ impl Source {
     /// # Errors
     /// generation_config.json is damaged.
     pub fn stop_tokens(&self) -> Result<Vec<u32>> {
-        if let Container::Folder(_) = &self.container {
-            let found = &self.optional_json("generation_config.json")?["eos_token_id"];
-            let list = match found {
-                Value::Null => return Ok(self.config.eos.clone()),
-                Value::Array(list) => list.clone(),
-                one => vec![one.clone()],
-            };
-            let id = |value: &Value| value.as_u64().and_then(|id| u32::try_from(id).ok());
-            return list.iter().map(id).collect::<Option<Vec<u32>>>().ok_or_else(|| {
-                let path = self.path.join("generation_config.json");
-                Error::file(&path, format!("eos_token_id = {found}, expected token ids"), "correct the file")
-            });
+        let said = generation_config::stop_tokens(
+            &self.generation_config()?,
+            &self.path.join(generation_config::FILE),
+        )?;
+        Ok(said.unwrap_or_else(|| self.config.eos.clone()))
+    }
+
+    /// What generation_config.json asks for and latch does not do (`repetition_penalty = 1.1`): transformers' text would
+    /// differ.
+    ///
+    /// # Errors
+    /// generation_config.json is damaged.
+    pub fn settings_not_followed(&self) -> Result<Vec<String>> {
+        Ok(generation_config::not_followed(&self.generation_config()?))
+    }
+
+    /// generation_config.json, or null.
+    fn generation_config(&self) -> Result<Value> {
+        match &self.container {
+            Container::Folder(_) => self.optional_json(generation_config::FILE),
+            Container::Gguf(_) => Ok(Value::Null),
         }
-        Ok(self.config.eos.clone())
     }
 
     /// The files that belong beside the weights when the model is saved.

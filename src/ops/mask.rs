@@ -109,6 +109,16 @@ impl Sites {
         sites
     }
 
+    /// The same without the sites that `keep` refuses.
+    pub fn retain(self, keep: impl Fn(&Site) -> bool) -> Sites {
+        let mut sites = Sites::default();
+        for site in self.list.into_iter().filter(keep) {
+            sites.list.push(Site { offset: sites.words, ..site });
+            sites.words += site.width.div_ceil(32);
+        }
+        sites
+    }
+
     /// All sites, in order of their words.
     pub fn iter(&self) -> impl Iterator<Item = &Site> {
         self.list.iter()

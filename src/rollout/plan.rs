@@ -24,7 +24,9 @@ pub struct Form {
 impl Form {
     /// Positions of a rollout of `prompt` prompt tokens and `answer` answer tokens; the last is only a target.
     pub fn positions(&self, prompt: usize, answer: usize) -> usize {
-        prompt + self.start.len() + self.latents + self.end.len() + answer.saturating_sub(1)
+        self.latents
+            .saturating_add(prompt + self.start.len() + self.end.len())
+            .saturating_add(answer.saturating_sub(1))
     }
 }
 

@@ -12,7 +12,7 @@ use super::metrics::{Cut, Lines};
 use super::recipe::Recipe;
 use crate::base::{Error, Result};
 use serde_json::Value;
-use std::fs::{self, File, OpenOptions};
+use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io::{ErrorKind, Write};
 use std::path::{Path, PathBuf};
 
@@ -49,19 +49,26 @@ pub struct RunFolder {
     path: PathBuf,
     resumed: bool,
     log: File,
+    /// Held as long as the run is at work.
+    _lock: Option<File>,
 }
 
 impl RunFolder {
     /// The folder `path` for a run. `--clean` removes a run's own files and nothing else.
     ///
     /// # Errors
-    /// It holds a run and `existing` is `Refuse`; it holds none and `existing` is `Resume`; it holds other things; or it
-    /// cannot be written to.
+    /// Another run is at work in it; it holds a run and `existing` is `Refuse`; it holds none and `existing` is `Resume`;
+    /// it holds other things; or it cannot be written to.
     pub fn create(path: &Path, existing: Existing) -> Result<RunFolder> {
         if path.exists() && !path.is_dir() {
             return Err(Error::file(path, "is a file, expected a folder for the run", "choose another name"));
         }
-        let holds_run = path.join(RECIPE).is_file();
+        if existing != Existing::Resume {
+            fs::create_dir_all(path).map_err(Error::io(path, "cannot create the folder"))?;
+        }
+        // What it holds is looked at under the lock, so that of two runs that begin at once one is refused.
+        let lock = lock(path)?;
+        let holds_run = RunFolder::holds_run(path);
         let empty =
             !path.exists() || fs::read_dir(path).map_err(Error::io(path, "cannot list"))?.next().is_none();
         match existing {
@@ -80,8 +87,7 @@ impl RunFolder {
             Existing::Clean if holds_run => clean(path)?,
             _ => {}
         }
-        fs::create_dir_all(path).map_err(Error::io(path, "cannot create the folder"))?;
-        RunFolder::at(path, existing == Existing::Resume)
+        RunFolder::at(path, existing == Existing::Resume, lock)
     }
 
     /// A new folder `runs/NAME-NN` in `parent`, numbered one above all there are.
@@ -94,7 +100,7 @@ impl RunFolder {
         loop {
             let path = parent.join(format!("{name}-{number:02}"));
             match fs::create_dir(&path) {
-                Ok(()) => return RunFolder::at(&path, false),
+                Ok(()) => return RunFolder::at(&path, false, lock(&path)?),
                 // Another run took the number in the meantime.
                 Err(error) if error.kind() == ErrorKind::AlreadyExists => number += 1,
                 Err(error) => return Err(Error::io(&path, "cannot create the folder")(error)),
@@ -109,19 +115,20 @@ impl RunFolder {
     pub fn newest(parent: &Path, name: &str) -> Result<PathBuf> {
         let found = if parent.is_dir() { numbers(parent, name)? } else { Vec::new() };
         let folders = found.iter().rev().map(|number| parent.join(format!("{name}-{number:02}")));
-        folders.into_iter().find(|path| path.join(RECIPE).is_file()).ok_or_else(|| {
+        folders.into_iter().find(|path| RunFolder::holds_run(path)).ok_or_else(|| {
             let problem = format!("holds no run {name}-NN to go on with");
             Error::file(parent, problem, "name the folder with --out, or leave --resume away")
         })
     }
 
-    fn at(path: &Path, resumed: bool) -> Result<RunFolder> {
+    fn at(path: &Path, resumed: bool, lock: Option<File>) -> Result<RunFolder> {
         let log = path.join("log.txt");
         let opened = OpenOptions::new().append(true).create(true).open(&log);
         Ok(RunFolder {
             path: path.to_path_buf(),
             resumed,
             log: opened.map_err(Error::io(&log, "cannot open"))?,
+            _lock: lock,
         })
     }
 
@@ -140,6 +147,15 @@ impl RunFolder {
         self.resumed
     }
 
+    /// Takes back what a new run that could not begin has written, so that the folder is free again. A resumed run, and
+    /// what is not a run's own, stays.
+    pub fn abandon(self) {
+        if !self.resumed && clean(&self.path).is_ok() {
+            // Succeeds where the folder is empty now.
+            let _ = fs::remove_dir(&self.path);
+        }
+    }
+
     /// Writes the resolved recipe. It is written last of a new run's first files, since it marks the folder as a run.
     ///
     /// # Errors
@@ -154,6 +170,11 @@ impl RunFolder {
     /// None there, or of another version.
     pub fn recipe(&self) -> Result<Recipe> {
         RunFolder::recipe_of(&self.path)
+    }
+
+    /// Whether `folder` is that of a run.
+    pub fn holds_run(folder: &Path) -> bool {
+        folder.join(RECIPE).is_file()
     }
 
     /// The recipe of the run in `folder`.
@@ -227,6 +248,20 @@ impl RunFolder {
     pub fn log(&self, line: &str) -> Result<()> {
         let path = self.path.join("log.txt");
         (&self.log).write_all(format!("{line}\n").as_bytes()).map_err(Error::io(&path, "cannot write"))
+    }
+}
+
+/// The folder, locked: the system frees it however the process ends. Nothing where folders cannot be locked (other
+/// systems than Unix, some network file systems), or where there is no folder.
+fn lock(path: &Path) -> Result<Option<File>> {
+    let Some(folder) = File::open(path).ok().filter(|_| cfg!(unix)) else { return Ok(None) };
+    match folder.try_lock() {
+        Ok(()) => Ok(Some(folder)),
+        Err(TryLockError::WouldBlock) => {
+            let advice = "wait until it has ended or stop it, or name another folder with --out";
+            Err(Error::file(path, "is in use: another run is at work in it", advice))
+        }
+        Err(TryLockError::Error(_)) => Ok(None),
     }
 }
 

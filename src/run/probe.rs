@@ -204,6 +204,8 @@ fn mask_set(model: &Model, request: &Request) -> Result<Option<MaskSet>> {
             format!("the model has {} layers; emb and latent stand in layer 0", config.layers),
         ));
     }
+    // A site without bytes is not masked, whatever its siblings in other layers.
+    let sites = sites.retain(|site| request.masks.contains_key(&(site.layer, site.kind)));
     let keep = |site: &Site| request.masks.get(&(site.layer, site.kind)).map(Vec::as_slice);
     MaskSet::from_keep(model.device(), sites, request.p, request.rows, keep).map(Some)
 }

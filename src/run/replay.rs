@@ -41,6 +41,10 @@ pub struct Replayed {
 pub fn replay(samples: &Path, number: usize, device: &Device) -> Result<Replayed> {
     let run = samples.parent().unwrap_or(Path::new("."));
     let line = metrics::line(samples, number)?;
+    if !RunFolder::holds_run(run) {
+        let problem = "has no recipe.toml beside it, so it is not in the folder of a run";
+        return Err(Error::file(samples, problem, "give RUN/samples.jsonl:LINE, as train writes it"));
+    }
     let recipe = RunFolder::recipe_of(run)?;
     let wrong = |what: &str| {
         Error::file(samples, format!("line {number} has no {what}"), "is it a line of a run's samples.jsonl?")

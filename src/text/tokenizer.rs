@@ -112,6 +112,19 @@ impl Tokenizer {
         self.inner.id_to_token(id)
     }
 
+    /// Whether `decode(.., true)` leaves the token away.
+    fn is_special(&self, id: u32) -> bool {
+        let added = self.inner.get_added_vocabulary();
+        self.token(id).is_some_and(|token| added.is_special_token(&token))
+    }
+
+    /// Whether the token is one of SentencePiece's 256 for bytes that no other token spells.
+    fn spells_a_byte(&self, id: u32) -> bool {
+        let token = self.token(id);
+        let digits = token.as_deref().and_then(|token| token.strip_prefix("<0x")?.strip_suffix('>'));
+        digits.is_some_and(|digits| digits.len() == 2 && u8::from_str_radix(digits, 16).is_ok())
+    }
+
     /// Number of tokens, added ones included.
     pub fn vocab_size(&self) -> usize {
         self.inner.get_vocab_size(true)
@@ -142,8 +155,9 @@ impl Tokenizer {
     }
 }
 
-/// Decodes token by token. A piece comes out as soon as it is whole: characters that span tokens are held back. All
-/// pieces together are the text of all tokens.
+/// Decodes token by token. A piece comes out as soon as it is whole: characters that span tokens are held back, and so
+/// are tokens that spell a byte (`<0x0A>`) until one that does not follows, since a run of them that is no UTF-8 as a
+/// whole decodes to one U+FFFD a byte. All pieces together are the text of all tokens.
 #[derive(Clone, Debug)]
 pub struct TokenStream<'a> {
     tokenizer: &'a Tokenizer,
@@ -161,7 +175,14 @@ impl TokenStream<'_> {
     /// # Errors
     /// As [`Tokenizer::decode`].
     pub fn push(&mut self, id: u32) -> Result<String> {
+        // It is left away before anything is decoded, so that it does not even part a run of bytes.
+        if self.skip_special && self.tokenizer.is_special(id) {
+            return Ok(String::new());
+        }
         self.ids.push(id);
+        if self.tokenizer.spells_a_byte(id) {
+            return Ok(String::new());
+        }
         let (before, now) = self.texts()?;
         // A replacement character at the end may be the beginning of a character still to come.
         if now.ends_with(char::REPLACEMENT_CHARACTER) || now.len() <= before.len() {

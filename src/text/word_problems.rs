@@ -99,6 +99,9 @@ const LARGEST_BOUND: u32 = 1_000_000;
 /// Chains drawn before a family counts as empty.
 const ATTEMPTS: u32 = 1000;
 
+/// Longest chain: beyond it a story is longer than any model reads.
+const MOST_STEPS: usize = 1000;
+
 impl Default for WordProblems {
     /// Two or three steps, numbers below 100, training stories, all operations.
     fn default() -> Self {
@@ -188,6 +191,9 @@ impl WordProblems {
             return Err(
                 self.wrong(format!("steps are {:?}, expected a range that begins at 1 or more", self.steps))
             );
+        }
+        if *self.steps.end() > MOST_STEPS {
+            return Err(self.wrong(format!("steps are {:?}, expected at most {MOST_STEPS}", self.steps)));
         }
         if self.operations.is_empty() {
             return Err(self.wrong("no operations are allowed".to_string()));

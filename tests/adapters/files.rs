@@ -194,6 +194,12 @@ fn what_is_not_supported_is_named() {
     let with = |key: &str, value: Value| refusal(adapter, base, |json| json[key] = value.clone());
     says(&with("peft_type", json!("IA3")), &["peft_type", "IA3"]);
     says(&with("use_dora", json!(true)), &["use_dora"]);
+    // PEFT takes a part out of the base's weights before it adds these.
+    says(
+        &with("init_lora_weights", json!("pissa_niter_4")),
+        &["init_lora_weights", "pissa_niter_4", "merge"],
+    );
+    says(&with("init_lora_weights", json!("olora")), &["olora"]);
     says(&with("rank_pattern", json!({"q_proj": 2})), &["rank_pattern"]);
     says(&with("layers_to_transform", json!([0])), &["layers_to_transform"]);
     says(&with("bias", json!("all")), &["bias", "all"]);

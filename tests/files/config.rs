@@ -37,6 +37,65 @@ fn forms_of_transformers_4_and_5_mean_the_same() {
     assert_eq!(older.rope.unwrap().scaling, RopeScaling::Linear { factor: 2.0 });
 }
 
+/// What transformers 5 reads where a file holds both forms, or an empty one, or leaves the original context out.
+#[test]
+fn rope_settings_in_several_places_mean_what_transformers_reads() {
+    let rope = |changes: Value| parse(with(llama_json(), changes)).unwrap().rope.unwrap();
+    let linear = |factor: f64| json!({"rope_type": "linear", "factor": factor, "rope_theta": 5e5});
+    let both = rope(json!({"rope_scaling": linear(3.0), "rope_parameters": linear(2.0)}));
+    assert_eq!(both, Rope { theta: 5e5, scaling: RopeScaling::Linear { factor: 3.0 } });
+    let only = Rope { theta: 5e5, scaling: RopeScaling::Linear { factor: 2.0 } };
+    assert_eq!(rope(json!({"rope_scaling": {}, "rope_parameters": linear(2.0)})), only);
+    assert_eq!(rope(json!({"rope_scaling": linear(2.0), "rope_parameters": {}})), only);
+    let empty = rope(json!({"rope_scaling": {}, "rope_parameters": {}, "rope_theta": 7.0}));
+    assert_eq!(empty, Rope { theta: 7.0, scaling: RopeScaling::None });
+
+    let llama3 =
+        json!({"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0});
+    let original = |changes: Value| match rope(changes).scaling {
+        RopeScaling::Llama3 { original_max_position_embeddings, .. } => original_max_position_embeddings,
+        other => panic!("{other:?}"),
+    };
+    assert_eq!(original(json!({"rope_scaling": llama3})), 128.0, "the model's own context");
+    let inside = with(llama3, json!({"original_max_position_embeddings": 64}));
+    assert_eq!(original(json!({"rope_scaling": inside})), 64.0);
+    let beside = json!({"rope_scaling": inside, "original_max_position_embeddings": 32});
+    assert_eq!(original(beside), 32.0);
+}
+
+#[test]
+fn what_a_file_leaves_out_is_what_transformers_assumes() {
+    let without = |mut json: Value, keys: &[&str]| {
+        keys.iter().for_each(|key| drop(json.as_object_mut().unwrap().remove(*key)));
+        json
+    };
+    let qwen = |model_type: &str| with(llama_json(), json!({"model_type": model_type}));
+    let head_dim = |json: Value| parse(without(json, &["head_dim"])).unwrap().head_dim;
+    assert_eq!([head_dim(qwen("qwen3")), head_dim(qwen("qwen2")), head_dim(llama_json())], [128, 8, 8]);
+    // A window of 4096 positions from layer 28 on.
+    let windowed = |changes: Value| {
+        let used =
+            json!({"use_sliding_window": true, "max_position_embeddings": 8192, "max_window_layers": 0});
+        parse(with(with(qwen("qwen2"), used), changes))
+    };
+    says(&message(windowed(json!({}))), &["sliding_window = 4096 of 8192"]);
+    assert!(windowed(json!({"sliding_window": null})).is_ok());
+    assert!(parse(without(windowed_from_28(), &["max_window_layers"])).is_ok());
+    // The token that transformers names for any GPT-2, in a vocabulary without it.
+    let named = json!({"bos_token_id": 50256, "eos_token_id": 50256});
+    let small = parse(with(gpt2_json(), named)).unwrap();
+    assert_eq!((small.bos, small.eos), (None, vec![]));
+    let whole = with(with(gpt2_json(), json!({"vocab_size": 50257})), json!({"eos_token_id": 50256}));
+    let whole = parse(whole).unwrap();
+    assert_eq!((whole.bos, whole.eos), (Some(50256), vec![50256]));
+    says(&message(parse(with(gpt2_json(), json!({"eos_token_id": 9})))), &["token id 9"]);
+}
+
+fn windowed_from_28() -> Value {
+    let changes = json!({"model_type": "qwen3", "use_sliding_window": true, "sliding_window": 8, "num_hidden_layers": 28});
+    with(llama_json(), changes)
+}
+
 #[test]
 fn fields() {
     let llama = parse(with(llama_json(), json!({"eos_token_id": [2, 5], "attention_bias": true}))).unwrap();
@@ -98,7 +157,7 @@ fn refused_with_the_reason() {
     says(&llama(json!({"partial_rotary_factor": 0.5})), &["partial_rotary_factor = 0.5"]);
     says(&llama(json!({"rope_interleaved": true})), &["rope_interleaved"]);
     says(&llama(json!({"sliding_window": 64})), &["sliding_window = 64 of 128"]);
-    let window = json!({"model_type": "qwen2", "sliding_window": 64, "use_sliding_window": true});
+    let window = json!({"model_type": "qwen2", "sliding_window": 64, "use_sliding_window": true, "max_window_layers": 0});
     says(&llama(window), &["sliding_window = 64"]);
     says(&llama(json!({"layer_types": ["sliding_attention"]})), &["sliding_attention"]);
     says(&llama(json!({"quantization_config": {"bits": 4}})), &["quantization_config"]);

@@ -178,11 +178,46 @@ fn sentence_piece_merges_the_best_score_first() {
     assert_eq!(tokenizer.decode(&ids, true).unwrap(), "é b");
     let mut stream = tokenizer.stream(true);
     let pieces: Vec<String> = ids.iter().map(|id| stream.push(*id).unwrap()).collect();
-    assert_eq!(pieces, ["", "", "é", " ", "b"]);
+    assert_eq!(pieces, ["", "", "", "é ", "b"]);
     let mut plain = sentence_piece(&|_, _, _| {});
     plain.key("tokenizer.ggml.add_space_prefix", 7, &[0]).key("tokenizer.ggml.add_bos_token", 7, &[0]);
     let plain = gguf_tokenizer(&plain).unwrap();
     assert_eq!(plain.encode("ab", true).unwrap(), [id("ab")]);
+}
+
+/// A run of byte tokens that is no UTF-8 as a whole decodes to one replacement character a byte, also those of its bytes
+/// that were whole characters before the run went on.
+#[test]
+fn a_stream_of_byte_tokens_gives_the_same_text() {
+    let tokenizer = gguf_tokenizer(&sentence_piece(&|_, _, _| {})).unwrap();
+    let byte = |byte: u8| tokenizer.id(&format!("<0x{byte:02X}>")).unwrap();
+    let (letter, special) = (tokenizer.id("b").unwrap(), 1);
+    let mut cases = vec![
+        vec![letter, byte(b'-'), byte(0xff), letter],
+        vec![byte(0xc3), byte(0xa9), byte(0xc3), letter],
+        vec![byte(b'-'), special, byte(0xff)],
+        vec![letter, byte(0xe2), byte(0x82)],
+    ];
+    let mut draws = StreamKey::new(4, 0, 0, 0, Purpose::Probe).draws(0, 0);
+    cases.extend((0..300).map(|_| {
+        let token = |kind: usize, draw: usize| match kind {
+            0 => letter,
+            1 => special,
+            2 => byte(b'-'),
+            3 => byte(128 + (draw % 128) as u8),
+            _ => 259 + (draw % 9) as u32,
+        };
+        (0..draws.below(30)).map(|_| token(draws.below(5), draws.below(256))).collect()
+    }));
+    for ids in cases {
+        let mut stream = tokenizer.stream(true);
+        let mut text = String::new();
+        for id in &ids {
+            text.push_str(&stream.push(*id).unwrap());
+        }
+        text.push_str(&stream.finish().unwrap());
+        assert_eq!(text, tokenizer.decode(&ids, true).unwrap(), "{ids:?}");
+    }
 }
 
 #[test]

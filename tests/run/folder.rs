@@ -40,6 +40,12 @@ fn a_run_is_refused_resumed_or_cleaned_but_nothing_else_is_touched() {
     fs::create_dir_all(path.join("checkpoints/step-000001")).unwrap();
     fs::write(path.join("notes.txt"), "mine").unwrap();
 
+    // While that run is at work, nobody else is.
+    for existing in [Existing::Refuse, Existing::Resume, Existing::Clean] {
+        says(&message(RunFolder::create(&path, existing)), &["deep/run", "is in use", "--out"]);
+    }
+    assert!(path.join("summary.json").is_file());
+    drop(folder);
     says(
         &message(RunFolder::create(&path, Existing::Refuse)),
         &["holds a run already", "--resume", "--clean"],
@@ -50,11 +56,22 @@ fn a_run_is_refused_resumed_or_cleaned_but_nothing_else_is_touched() {
     resumed.log("second").unwrap();
     assert_eq!(fs::read_to_string(path.join("log.txt")).unwrap(), "first\nsecond\n");
 
+    drop(resumed);
+    // A resumed run is not taken back; one that was just begun is, and nothing else.
+    RunFolder::create(&path, Existing::Resume).unwrap().abandon();
+    assert!(path.join("recipe.toml").is_file());
     RunFolder::create(&path, Existing::Clean).unwrap();
     let mut names: Vec<_> = fs::read_dir(&path).unwrap().map(|entry| entry.unwrap().file_name()).collect();
     names.sort();
     assert_eq!(names, ["log.txt", "notes.txt"]);
     assert_eq!(fs::read_to_string(path.join("log.txt")).unwrap(), "");
+    fs::remove_file(path.join("log.txt")).unwrap();
+    says(&message(RunFolder::create(&path, Existing::Refuse)), &["holds no run"]);
+    fs::remove_file(path.join("notes.txt")).unwrap();
+    let begun = RunFolder::create(&path, Existing::Refuse).unwrap();
+    begun.write_recipe(&recipe()).unwrap();
+    begun.abandon();
+    assert!(!path.exists());
 
     // What holds no run is nobody's to clean.
     let other = place.path().join("home");
@@ -159,6 +176,7 @@ fn a_run_folder_cuts_its_lines() {
     let path = place.path().join("run");
     let folder = run(&path);
     write(&mut folder.metrics(None).unwrap().0, 1..=6);
+    drop(folder);
     let folder = RunFolder::create(&path, Existing::Resume).unwrap();
     assert_eq!(folder.metrics(Some(5)).unwrap().1, Cut { lines: 1, torn: false });
     // Resumed before the first checkpoint: from the beginning.

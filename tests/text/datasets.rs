@@ -145,7 +145,8 @@ fn broken_files_are_refused_whatever_is_skipped() {
         ("[{\"question\":\"A\",\"steps\":[],\"answer\":\"1\"}]\n]", "line 2: ']' after the end"),
         ("<ProblemSet>\n<Problem>\n</ProblemSet>", "line 3: is not valid XML"),
         ("plain words\n", "begins with \"plain words\""),
-        ("", "begins with \"\""),
+        ("", "is empty"),
+        ("\u{feff}\n\n", "is empty"),
         ("[]", "begins with \"[]\""),
         ("[{\"text\": \"A\"}]", "name the format if it is one of gsm8k, icot, coconut, prosqa, svamp"),
     ];

@@ -97,6 +97,7 @@ fn a_space_that_is_too_small_is_an_error() {
     for (family, words) in [
         (WordProblems { operations: vec![], ..WordProblems::default() }, "no operations"),
         (WordProblems { bound: 3, ..WordProblems::default() }, "bound is 3"),
+        (WordProblems { steps: 1..=99_999_999, ..WordProblems::default() }, "at most 1000"),
         (WordProblems { steps: 0..=2, ..WordProblems::default() }, "0..=2"),
         #[allow(clippy::reversed_empty_ranges)]
         (WordProblems { steps: 3..=2, ..WordProblems::default() }, "3..=2"),

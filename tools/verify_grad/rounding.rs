@@ -1,5 +1,6 @@
 //! `verify_grad --dtype bf16` and `bf16-activations`: whole models in a lower precision, in norm, as a table.
 
+use crate::output;
 use latch::base::{Error, Result};
 use latch::model::Precision;
 use latch::verify::models::FAMILIES;
@@ -48,13 +49,8 @@ pub fn run(options: &Options, precision: Precision, json: bool, quiet: bool, ten
     }
     let tell = !json && !quiet;
     if tell {
-        println!(
-            "{:NAME$} {:>10} {:>10} {:>10}  verdict",
-            "what, by norms",
-            precision.to_string(),
-            "f32",
-            "bound"
-        );
+        let (what, found, single, bound) = ("what, by norms", precision.to_string(), "f32", "bound");
+        output::write(&format!("{what:NAME$} {found:>10} {single:>10} {bound:>10}  verdict\n"))?;
     }
     let (mut failed, count) = (0, checks.len());
     for (name, family, share) in checks {
@@ -63,29 +59,32 @@ pub fn run(options: &Options, precision: Precision, json: bool, quiet: bool, ten
         let passed = found.iter().all(Distance::passed);
         failed += usize::from(!passed);
         if json {
-            found.iter().for_each(|distance| println!("{}", line(&name, distance)));
+            for distance in &found {
+                output::write(&format!("{}\n", line(&name, distance)))?;
+            }
             continue;
         }
         if tell || !passed {
             let worst = |of: fn(&Distance) -> f64| found.iter().map(of).fold(0.0, f64::max);
-            row(&name, worst(|d| d.found), worst(|d| d.single), worst(|d| d.bound), passed);
+            row(&name, worst(|d| d.found), worst(|d| d.single), worst(|d| d.bound), passed)?;
         }
         for distance in found.iter().filter(|distance| (tensors && tell) || !distance.passed()) {
             let name = format!("  {}", distance.name);
-            row(&name, distance.found, distance.single, distance.bound, distance.passed());
+            row(&name, distance.found, distance.single, distance.bound, distance.passed())?;
         }
     }
-    match (json, failed) {
-        (true, _) => println!("{}", json!({"summary": {"checks": count, "failed": failed}})),
-        (false, 0) => println!("all agree with f64 ({count} models in {precision})"),
-        (false, _) => println!("FAILED: {failed} of {count} models in {precision}"),
-    }
+    output::write(&match (json, failed) {
+        (true, _) => format!("{}\n", json!({"summary": {"checks": count, "failed": failed}})),
+        (false, 0) => format!("all agree with f64 ({count} models in {precision})\n"),
+        (false, _) => format!("FAILED: {failed} of {count} models in {precision}\n"),
+    })?;
     Ok(failed == 0)
 }
 
-fn row(name: &str, found: f64, single: f64, bound: f64, passed: bool) {
+fn row(name: &str, found: f64, single: f64, bound: f64, passed: bool) -> Result<()> {
     let verdict = if passed { "ok" } else { "FAILED" };
-    println!("{name:NAME$} {found:>10.1e} {single:>10.1e} {bound:>10.1e}  {verdict}");
+    output::write(&format!("{name:NAME$} {found:>10.1e} {single:>10.1e} {bound:>10.1e}  {verdict}\n"))
+        .map(drop)
 }
 
 fn line(check: &str, distance: &Distance) -> serde_json::Value {

@@ -6,6 +6,14 @@ use crate::model::stored::Stored;
 use serde_json::{Map, Value};
 use std::path::Path;
 
+/// The context before it was stretched. Beside the scaling it wins over the one inside, and is the model's own context
+/// where neither is given: transformers' rules.
+const ORIGINAL: &str = "original_max_position_embeddings";
+
+/// What GPT-2's own tokenizer begins and ends texts with. transformers writes it into the config of any GPT-2 whose
+/// maker named no such token, whatever its vocabulary.
+const GPT2_END_OF_TEXT: u32 = 50256;
+
 /// The keys of one config.json, with its path for messages.
 pub(super) struct Keys<'a> {
     pub(super) map: &'a Map<String, Value>,
@@ -151,14 +159,16 @@ impl Keys<'_> {
                 self.unsupported(format!("layer_types holds {other}, only \"full_attention\" is supported"))
             );
         }
-        let Some(window) = self.size_or_none("sliding_window")? else { return Ok(()) };
-        let used = match family {
+        // transformers' defaults where a file says nothing: 4096 positions, from layer 28 on.
+        let (absent, used) = match family {
             Family::Qwen2 | Family::Qwen3 => {
-                let first = self.size_or_none("max_window_layers")?.unwrap_or(0);
-                self.flag("use_sliding_window", false)? && first < layers
+                let first = self.size_or_none("max_window_layers")?.unwrap_or(28);
+                let used = self.flag("use_sliding_window", false)? && first < layers;
+                ((!self.map.contains_key("sliding_window")).then_some(4096), used)
             }
-            _ => true,
+            _ => (None, true),
         };
+        let Some(window) = self.size_or_none("sliding_window")?.or(absent) else { return Ok(()) };
         if used && window < positions {
             return Err(self.unsupported(format!(
                 "sliding_window = {window} of {positions} positions is not supported, only full attention"
@@ -202,9 +212,12 @@ impl Keys<'_> {
             Some(positions) => positions,
             None => self.size("n_ctx")?,
         };
-        // transformers' defaults where an old file says nothing.
-        let absent = |key: &str| (!self.map.contains_key(key) && vocab > 50256).then_some(50256);
-        let eos = self.ids("eos_token_id")?;
+        // transformers' defaults where an old file says nothing; and nothing where the vocabulary has no such token.
+        let inside = vocab > GPT2_END_OF_TEXT as usize;
+        let absent = |key: &str| (!self.map.contains_key(key) && inside).then_some(GPT2_END_OF_TEXT);
+        let meant = |id: &u32| inside || *id != GPT2_END_OF_TEXT;
+        let eos: Vec<u32> = self.ids("eos_token_id")?.into_iter().filter(meant).collect();
+        let bos = self.id("bos_token_id")?.filter(meant);
         Ok(Config {
             family: Family::Gpt2,
             vocab,
@@ -228,7 +241,7 @@ impl Keys<'_> {
             mlp_bias: true,
             qk_norm: false,
             tied: self.flag("tie_word_embeddings", true)?,
-            bos: self.id("bos_token_id")?.or(absent("bos_token_id")),
+            bos: bos.or(absent("bos_token_id")),
             eos: if eos.is_empty() { absent("eos_token_id").into_iter().collect() } else { eos },
             pad: self.id("pad_token_id")?,
             stored: self.stored()?,
@@ -240,6 +253,8 @@ impl Keys<'_> {
         let (width, heads) = (self.size("hidden_size")?, self.size("num_attention_heads")?);
         let head_dim = match self.size_or_none("head_dim")? {
             Some(head_dim) => head_dim,
+            // transformers' default of this family, whatever the width.
+            None if family == Family::Qwen3 && !self.map.contains_key("head_dim") => 128,
             None if heads > 0 && width.is_multiple_of(heads) => width / heads,
             None => {
                 return Err(self.wrong(format!(
@@ -263,7 +278,7 @@ impl Keys<'_> {
             max_positions,
             norm_eps: self.number("rms_norm_eps", 1e-6)?,
             activation: self.activation("hidden_act", "silu", &["silu", "swish"], Activation::Silu)?,
-            rope: Some(self.rope()?),
+            rope: Some(self.rope(max_positions)?),
             qkv_bias: attention_bias || family == Family::Qwen2,
             output_bias: attention_bias,
             mlp_bias: family == Family::Llama && self.flag("mlp_bias", false)?,
@@ -277,15 +292,18 @@ impl Keys<'_> {
         })
     }
 
-    /// `rope_parameters` (transformers 5), or `rope_theta` with `rope_scaling` (transformers 4).
-    fn rope(&self) -> Result<Rope> {
+    /// `rope_parameters` (transformers 5), or `rope_theta` with `rope_scaling` (transformers 4). A file that has both
+    /// means `rope_scaling`, as it does to transformers 5.
+    fn rope(&self, max_positions: usize) -> Result<Rope> {
         let object = |key: &str| match self.get(key) {
             None => Ok(None),
             Some(Value::Object(map)) => Ok(Some(map)),
             Some(other) => Err(self.wrong(format!("{key} = {other}, expected an object"))),
         };
         let top = self.number("rope_theta", 10_000.0)?;
-        let Some(map) = object("rope_parameters")?.or(object("rope_scaling")?) else {
+        // The order of transformers, which also passes over empty objects.
+        let forms = [object("rope_scaling")?, object("rope_parameters")?];
+        let Some(map) = forms.into_iter().flatten().find(|map| !map.is_empty()) else {
             return Ok(Rope { theta: top, scaling: RopeScaling::None });
         };
         let keys = Keys { map, path: self.path };
@@ -320,7 +338,11 @@ impl Keys<'_> {
                     factor: positive("factor")?,
                     low_freq_factor: low,
                     high_freq_factor: high,
-                    original_max_position_embeddings: positive("original_max_position_embeddings")?,
+                    original_max_position_embeddings: match self.size_or_none(ORIGINAL)? {
+                        Some(beside) => beside as f64,
+                        None if keys.get(ORIGINAL).is_none() => max_positions as f64,
+                        None => positive(ORIGINAL)?,
+                    },
                 }
             }
             other => {

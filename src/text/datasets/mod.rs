@@ -74,6 +74,9 @@ impl Format {
             Some('{') => gsm8k::looks_like_jsonl(first_line).then_some(Format::Gsm8k),
             _ => first_line.contains("||").then_some(Format::Icot),
         };
+        if beginning.is_empty() {
+            return Err(Error::file(path, "is empty", "expected a file of problems; fetch it again"));
+        }
         found.ok_or_else(|| {
             let shown: String = first_line.chars().take(60).collect();
             let problem = format!("begins with {shown:?}, which no known format does");
