@@ -129,7 +129,7 @@ fn train(
     };
     let mut story = Story::open(recipe, &folder, device, &mut watch)?;
     let ending = story.run(&mut watch)?;
-    let progress = story.progress().clone();
+    let (progress, memory) = (story.progress().clone(), *story.memory());
     drop(story);
     view.finish();
     if let Ending::Stopped { checkpoint } = ending {
@@ -141,12 +141,13 @@ fn train(
         return Ok(ExitCode::from(130));
     }
     if arguments.json {
-        println!("{}", story::summary(recipe, &progress));
+        println!("{}", story::summary(recipe, &progress, &memory));
         return Ok(ExitCode::SUCCESS);
     }
     println!("{}", story::stage_table(&progress));
     println!("{}", story::closing_table(recipe, &progress));
     println!("{}", story::time_table(&progress));
+    println!("{}", memory.sentence());
     println!("{:.0} s in all; the run is in {}", began.elapsed().as_secs_f64(), path.display());
     Ok(ExitCode::SUCCESS)
 }
