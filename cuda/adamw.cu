@@ -4,7 +4,8 @@
 //   m += (g - m) * (1 - beta1)
 //   v  = beta2 * v + (1 - beta2) * g^2
 //   p -= lr / (1 - beta1^t) * m / (sqrt(v) / sqrt(1 - beta2^t) + eps)
-// A bf16 parameter is its f32 master, stepped so and rounded to nearest, ties to even.
+// A bf16 parameter is its f32 master, stepped so and rounded to nearest. A master that would be half-way between two bf16
+// numbers has its last bit set first: the CPU keeps masters in parts that cannot say half-way (cpu/adamw.rs).
 //
 //   kernel            in                                  out             grid              block  bytes an element
 //   adamw_step_f32    p g m v [N]                         p m v           ceil(N / 4096)    256    28
@@ -36,6 +37,11 @@ struct Step {
     }
 };
 
+__device__ __forceinline__ float off_half_way(float master) {
+    u32 bits = __float_as_uint(master);
+    return __uint_as_float(bits | (u32)((bits & 0xFFFF) == 0x8000));
+}
+
 struct Operands {
     float *p;
     // The bf16 parameter that p is the master of, or absent.
@@ -48,7 +54,10 @@ struct Operands {
         Numbers<N> next = read<N>(p + i), slope = read<N>(gradient + i);
         Numbers<N> moment = read<N>(m + i), square = read<N>(v + i);
 #pragma unroll
-        for (int k = 0; k < N; k++) next[k] = with.element(next[k], slope[k], moment[k], square[k]);
+        for (int k = 0; k < N; k++) {
+            float master = with.element(next[k], slope[k], moment[k], square[k]);
+            next[k] = rounded ? off_half_way(master) : master;
+        }
         write(p + i, next);
         write(m + i, moment);
         write(v + i, square);

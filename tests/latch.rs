@@ -20,6 +20,7 @@ mod parity;
 mod philox;
 mod policy;
 mod real_model;
+mod resident;
 mod rollouts;
 mod run;
 mod schools;

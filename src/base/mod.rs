@@ -1,8 +1,10 @@
-//! What every floor may use: errors, element types, shapes, the random number layout, and memory in large pages.
+//! What every floor may use: errors, element types, shapes, the random number layout, memory in large pages, and what
+//! the system says of memory.
 //! Nothing else of ours is imported here.
 
 pub mod dtype;
 pub mod error;
+pub mod host_memory;
 pub mod pages;
 pub mod rng;
 pub mod shape;

@@ -17,6 +17,7 @@ use latch::learn::soft_policy::{SoftEstimator, SoftObjective};
 use latch::model::{Model, Precision};
 use latch::ops::mask::SiteKind;
 use latch::ops::policy_loss::{Hyper, Ratio, Surrogate};
+use latch::ops::reading_order;
 use latch::rollout::group::Thoughts;
 use latch::rollout::masks::{Masking, Mode, Scope};
 use latch::run::admission::admit;
@@ -124,6 +125,10 @@ struct Arguments {
     /// On a GPU: launches kernels one by one, not as captured graphs of steps that repeat (the same results, slower)
     #[arg(long)]
     no_graphs: bool,
+    /// Most memory on the CPU for copies of weights in the order in which decoding reads them, in MiB; 0 = none: slower, with
+    /// the same bits
+    #[arg(long, value_name = "MIB", default_value_t = reading_order::USUAL_MIB)]
+    weight_copies_mib: usize,
     /// Worker threads (0 = one per core)
     #[arg(long, default_value_t = 0, value_parser = RangedU64ValueParser::<usize>::new().range(..=parallel::MOST))]
     threads: usize,
@@ -151,6 +156,7 @@ fn run(arguments: &Arguments) -> Result<()> {
 
 fn work(arguments: &Arguments, device: &Device) -> Result<()> {
     device.choose_matmul(arguments.matmul)?;
+    reading_order::allow(arguments.weight_copies_mib);
     let latents = match arguments.latents {
         Some(latents) => latents,
         // Soft steps follow the bare question.

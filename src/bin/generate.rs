@@ -18,6 +18,7 @@ use latch::cpu::parallel;
 use latch::device::{Device, Matmul};
 use latch::model::weights::Source;
 use latch::model::{Model, Precision};
+use latch::ops::reading_order;
 use latch::ops::sampler::Law;
 use latch::rollout::generate::{self, Generated, Options, Timing, generate_gated};
 use latch::rollout::switching as rollout_switching;
@@ -112,6 +113,10 @@ struct Arguments {
     /// On a GPU: launches kernels one by one, not as captured graphs of steps that repeat (the same results, slower)
     #[arg(long)]
     no_graphs: bool,
+    /// Most memory on the CPU for copies of weights in the order in which decoding reads them, in MiB; 0 = none: slower, with
+    /// the same bits
+    #[arg(long, value_name = "MIB", default_value_t = reading_order::USUAL_MIB)]
+    weight_copies_mib: usize,
     /// Worker threads (0 = one per core)
     #[arg(long, default_value_t = 0, value_parser = RangedU64ValueParser::<usize>::new().range(..=parallel::MOST))]
     threads: usize,
@@ -144,6 +149,7 @@ fn run(arguments: &Arguments) -> Result<ExitCode> {
 
 fn work(arguments: &Arguments, law: Law, device: &Device) -> Result<ExitCode> {
     device.choose_matmul(arguments.matmul)?;
+    reading_order::allow(arguments.weight_copies_mib);
     if let Some(replay) = &arguments.replay {
         return replay_logged(arguments, replay, device);
     }

@@ -146,7 +146,7 @@ fn train(
         }
     };
     let ending = story.run(&mut watch)?;
-    let progress = story.progress().clone();
+    let (progress, memory) = (story.progress().clone(), *story.memory());
     drop(story);
     view.finish();
     if let Ending::Stopped { checkpoint } = ending {
@@ -158,14 +158,15 @@ fn train(
         return Ok(ExitCode::from(130));
     }
     if arguments.json {
-        output::write(&format!("{}\n", story::summary(recipe, &progress)))?;
+        output::write(&format!("{}\n", story::summary(recipe, &progress, &memory)))?;
         return Ok(ExitCode::SUCCESS);
     }
     output::write(&format!(
-        "{}\n{}\n{}\n{:.0} s in all; the run is in {}\n",
+        "{}\n{}\n{}\n{}\n{:.0} s in all; the run is in {}\n",
         story::stage_table(&progress),
         story::closing_table(recipe, &progress),
         story::time_table(&progress),
+        memory.sentence(),
         began.elapsed().as_secs_f64(),
         path.display()
     ))?;

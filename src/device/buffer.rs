@@ -1,8 +1,8 @@
 //! Memory of one dtype on one device.
 
 use super::{Arena, Device, DeviceMemory, Download, Traffic};
-use crate::base::pages::PageVec;
-use crate::base::{Dtype, Result};
+use crate::base::pages::{PageVec, Refused};
+use crate::base::{Dtype, Error, Result, host_memory};
 use half::bf16;
 use std::sync::Arc;
 
@@ -38,17 +38,18 @@ pub struct Buffer {
 
 impl Buffer {
     pub(super) fn zeros(device: &Device, dtype: Dtype, elements: usize) -> Result<Buffer> {
-        let bytes = elements * dtype.size();
+        let bytes = elements.saturating_mul(dtype.size());
         let (storage, traffic) = match device {
             Device::Cpu(traffic) => {
                 let storage = match dtype {
-                    Dtype::F32 => Storage::F32(PageVec::zeroed(elements)),
-                    Dtype::F64 => Storage::F64(PageVec::zeroed(elements)),
-                    Dtype::Bf16 => Storage::Bf16(PageVec::zeroed(elements)),
-                    Dtype::U32 => Storage::U32(PageVec::zeroed(elements)),
-                    Dtype::I32 => Storage::I32(PageVec::zeroed(elements)),
+                    Dtype::F32 => PageVec::try_zeroed(elements).map(Storage::F32),
+                    Dtype::F64 => PageVec::try_zeroed(elements).map(Storage::F64),
+                    Dtype::Bf16 => PageVec::try_zeroed(elements).map(Storage::Bf16),
+                    Dtype::U32 => PageVec::try_zeroed(elements).map(Storage::U32),
+                    Dtype::I32 => PageVec::try_zeroed(elements).map(Storage::I32),
                 };
                 let arena = Arena::current();
+                let storage = storage.map_err(|refused| out_of_memory(&refused, arena, traffic))?;
                 traffic.allocate_host(arena, bytes);
                 (storage, Some((traffic.clone(), arena)))
             }
@@ -177,6 +178,28 @@ impl Buffer {
         }
         Ok(())
     }
+}
+
+/// The error of a host that is full: what was to be held, what is, and what takes less.
+fn out_of_memory(refused: &Refused, arena: Arena, traffic: &Traffic) -> Error {
+    let held: Vec<String> = traffic
+        .host_arenas()
+        .iter()
+        .filter(|count| count.held > 0)
+        .map(|count| format!("{} {}", count.arena.name(), count.held))
+        .collect();
+    let held = if held.is_empty() { "none".into() } else { held.join(", ") };
+    let free = host_memory::free().map_or("an unknown number of".into(), |free| free.to_string());
+    Error::device(
+        format!(
+            "out of memory on the cpu, for the {}: {refused}; {free} bytes of the machine are free, and bytes held by tensors of this program are: {held}",
+            arena.name()
+        ),
+        "end other programs, lift a limit of this process (ulimit -v), or take less: of a run, `train --dry-run` shows what \
+         takes how much, and run.recompute, run.positions_at_once, grpo.tape_mib, evaluation.batch, run.weight_copies_mib, \
+         model.dtype and adapter.rank change it; of generate and evaluate --max-new-tokens, --weight-copies-mib and --dtype bf16, \
+         of evaluate --batch",
+    )
 }
 
 impl Drop for Buffer {

@@ -105,7 +105,7 @@ impl Device {
 
     /// A device of this one's kind that keeps accounts of its memory and does nothing else: what is reserved there takes
     /// what it would take here, the pool's rounding included, and what runs there has no results. On the CPU it is a
-    /// device of its own, whose pages are never touched as long as nothing is written.
+    /// device of its own, of whose pages few are touched as long as nothing is written.
     ///
     /// A GPU's accountant has `memory` bytes to give and is full beyond; none = no end.
     pub fn accountant(&self, memory: Option<usize>) -> Device {

@@ -1,7 +1,7 @@
 //! Counters of what crosses between host and device, of device memory, of matrix products, and of how steps ran.
 
 use super::arena::Books;
-use super::{Arena, MemoryPeak, StepRun};
+use super::{Arena, ArenaCount, MemoryPeak, StepRun};
 use std::cell::Cell;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -93,6 +93,11 @@ impl Traffic {
     /// What the host's arenas held when most was held in all.
     pub(super) fn peak(&self) -> MemoryPeak {
         self.books().peak()
+    }
+
+    /// What each arena of the host's memory holds.
+    pub(super) fn host_arenas(&self) -> Vec<ArenaCount> {
+        self.books().counts().to_vec()
     }
 
     fn books(&self) -> MutexGuard<'_, Books> {

@@ -2,7 +2,8 @@
 //!
 //! Weight decay acts on every parameter, as in torch.optim.AdamW and Coconut's training code; nothing is excluded.
 
-use crate::base::{Error, Result};
+use crate::base::{Dtype, Error, Result, Shape};
+use crate::device::Device;
 use crate::model::{Gradients, Model};
 use crate::ops::Tensor;
 use crate::ops::adamw::{self, Batch, Hyper, Moments};
@@ -37,6 +38,59 @@ struct Group {
     /// Their learning rate over that of the update.
     factor: f64,
     batch: Batch,
+}
+
+/// A tensor of an optimiser's state.
+#[derive(Clone, Copy, Debug)]
+pub enum State<'a> {
+    /// A moment, as it is held.
+    Moment(&'a Tensor),
+    /// The f32 master of a bf16 parameter, which the CPU keeps in parts.
+    Master(&'a Moments, &'a Tensor),
+}
+
+/// Elements of a master that are put together at a time on the CPU; a GPU's comes in one download.
+const PIECE: usize = 1 << 18;
+
+impl State<'_> {
+    /// Its shape.
+    pub fn shape(&self) -> Shape {
+        match self {
+            State::Moment(tensor) | State::Master(_, tensor) => tensor.shape(),
+        }
+    }
+
+    /// What its numbers are.
+    pub fn dtype(&self) -> Dtype {
+        match self {
+            State::Moment(tensor) => tensor.dtype(),
+            State::Master(..) => Dtype::F32,
+        }
+    }
+
+    /// Bytes of its numbers.
+    pub fn bytes(&self) -> usize {
+        self.shape().elements() * self.dtype().size()
+    }
+
+    /// Calls `body` with its numbers, piece by piece, each a tensor.
+    ///
+    /// # Errors
+    /// A device that fails, and those of `body`.
+    pub fn pieces(&self, mut body: impl FnMut(&Tensor) -> Result<()>) -> Result<()> {
+        let (moments, parameter) = match self {
+            State::Moment(tensor) => return body(tensor),
+            State::Master(moments, parameter) => (moments, parameter),
+        };
+        let elements = parameter.shape().elements();
+        let most = if matches!(parameter.device(), Device::Cpu(_)) { PIECE } else { elements.max(1) };
+        for at in (0..elements).step_by(most) {
+            let mut piece = vec![0.0; most.min(elements - at)];
+            moments.read_master(parameter, at, &mut piece)?;
+            body(&Tensor::from_host(&Device::cpu(), [piece.len()], &piece)?)?;
+        }
+        Ok(())
+    }
 }
 
 /// Optimiser state of what one model trains: its adapter, or all its parameters.
@@ -127,12 +181,15 @@ impl Optimizer {
     ///
     /// # Errors
     /// `model` is not the one the optimiser was made for.
-    pub fn state(&self, model: &Model) -> Result<Vec<(String, &Tensor)>> {
+    pub fn state<'a>(&'a self, model: &'a Model) -> Result<Vec<(String, State<'a>)>> {
         let mut list = Vec::with_capacity(3 * self.moments.len());
-        for (name, moments) in names(model, self.moments.len())?.into_iter().zip(&self.moments) {
-            list.push((format!("m.{name}"), &moments.m));
-            list.push((format!("v.{name}"), &moments.v));
-            list.extend(moments.master.as_ref().map(|master| (format!("master.{name}"), master)));
+        let names = names(model, self.moments.len())?;
+        for ((name, parameter), moments) in names.into_iter().zip(model.trained()).zip(&self.moments) {
+            list.push((format!("m.{name}"), State::Moment(&moments.m)));
+            list.push((format!("v.{name}"), State::Moment(&moments.v)));
+            if moments.has_master() {
+                list.push((format!("master.{name}"), State::Master(moments, parameter)));
+            }
         }
         Ok(list)
     }
@@ -147,11 +204,14 @@ impl Optimizer {
         step: u64,
         mut fill: impl FnMut(&str, &mut Tensor) -> Result<()>,
     ) -> Result<()> {
-        for (name, moments) in names(model, self.moments.len())?.into_iter().zip(&mut self.moments) {
+        let names = names(model, self.moments.len())?;
+        for ((name, parameter), moments) in names.into_iter().zip(model.trained()).zip(&mut self.moments) {
             fill(&format!("m.{name}"), &mut moments.m)?;
             fill(&format!("v.{name}"), &mut moments.v)?;
-            if let Some(master) = &mut moments.master {
-                fill(&format!("master.{name}"), master)?;
+            if moments.has_master() {
+                let mut master = Tensor::zeros(&Device::cpu(), parameter.shape(), Dtype::F32)?;
+                fill(&format!("master.{name}"), &mut master)?;
+                moments.write_master(parameter, &master.download()?)?;
             }
         }
         self.step = step;
@@ -166,7 +226,7 @@ impl Optimizer {
         let list: Vec<&Tensor> = gradients.tensors().iter().collect();
         gradient_norm::forward(&list, self.settings.clip.unwrap_or(f64::INFINITY), &mut self.norm)?;
         let norm = match self.norm.norm().dtype() {
-            crate::base::Dtype::F64 => self.norm.norm().download::<f64>()?[0],
+            Dtype::F64 => self.norm.norm().download::<f64>()?[0],
             _ => f64::from(self.norm.norm().download::<f32>()?[0]),
         };
         if !norm.is_finite() {

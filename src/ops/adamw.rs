@@ -19,15 +19,24 @@ kernels!("adamw":
 /// Threads of a block, which has one chunk of [`CHUNK`] elements; `__launch_bounds__` of the kernels.
 const BLOCK: u32 = 256;
 
-/// What one tensor carries from step to step. Checkpoints download and upload the parts.
+/// What one tensor carries from step to step.
 #[derive(Debug)]
 pub struct Moments {
     /// Running mean of gradients, of the parameter's shape.
     pub m: Tensor,
     /// Running mean of squared gradients, of the parameter's shape.
     pub v: Tensor,
-    /// The f32 value that a bf16 parameter is rounded from; absent otherwise.
-    pub master: Option<Tensor>,
+    /// What a bf16 parameter needs to be a master in f32; absent otherwise.
+    master: Option<Master>,
+}
+
+/// The f32 values that a bf16 parameter is rounded from.
+#[derive(Debug)]
+enum Master {
+    /// On a GPU: the values.
+    Whole(Tensor),
+    /// On the CPU: 16 bits of each beside the parameter's (cpu/adamw.rs), two in a word.
+    Beside(Tensor),
 }
 
 impl Moments {
@@ -43,25 +52,93 @@ impl Moments {
             dtype @ (Dtype::F32 | Dtype::F64) => dtype,
             other => return Err(Error::dtype("adamw parameter", other, "f32, f64 or bf16")),
         };
-        let mut moments = Moments {
-            m: Tensor::zeros(device, shape, state)?,
-            v: Tensor::zeros(device, shape, state)?,
-            master: None,
-        };
-        if parameter.dtype() == Dtype::Bf16 {
-            let mut master = Tensor::zeros(device, shape, Dtype::F32)?;
-            match device {
-                Device::Cpu(_) => cpu::adamw::widen(parameter.view().slice()?, master.view_mut().slice()?),
-                Device::Gpu(_) if shape.elements() == 0 => {}
-                Device::Gpu(gpu) => {
+        let (m, v) = (Tensor::zeros(device, shape, state)?, Tensor::zeros(device, shape, state)?);
+        let master = match (parameter.dtype(), device) {
+            (Dtype::Bf16, Device::Cpu(_)) => {
+                // The parameter's own value lies nothing beside it.
+                let words = shape.elements().div_ceil(2);
+                Some(Master::Beside(Tensor::zeros(device, [words], Dtype::U32)?))
+            }
+            (Dtype::Bf16, Device::Gpu(gpu)) => {
+                let mut master = Tensor::zeros(device, shape, Dtype::F32)?;
+                if shape.elements() > 0 {
                     let count = size("adamw elements", shape.elements())?;
                     let list = arguments![parameter.view().address()?, master.view_mut().address()?, count];
                     gpu.launch(&WIDEN, chunks(count), &list)?;
                 }
+                Some(Master::Whole(master))
             }
-            moments.master = Some(master);
+            _ => None,
+        };
+        Ok(Moments { m, v, master })
+    }
+
+    /// Whether there is an f32 master of a bf16 parameter.
+    pub fn has_master(&self) -> bool {
+        self.master.is_some()
+    }
+
+    /// Bytes that the master takes beside the parameter.
+    pub fn master_bytes(&self) -> usize {
+        match &self.master {
+            None => 0,
+            Some(Master::Whole(tensor) | Master::Beside(tensor)) => tensor.bytes(),
         }
-        Ok(moments)
+    }
+
+    /// Elements of a master from `at` on, as many as `out` has, where the parameter is the one that these belong to.
+    ///
+    /// # Errors
+    /// No master, or more elements than it has.
+    pub fn read_master(&self, parameter: &Tensor, at: usize, out: &mut [f32]) -> Result<()> {
+        let end = at + out.len();
+        self.expect_master(parameter, end)?;
+        match &self.master {
+            Some(Master::Beside(beside)) => {
+                let (p, beside) = (parameter.view(), beside.view());
+                let beside: &[u16] = bytemuck::cast_slice(beside.slice::<u32>()?);
+                cpu::adamw::join_all(&p.slice()?[at..end], &beside[at..end], out);
+                Ok(())
+            }
+            Some(Master::Whole(master)) => {
+                out.copy_from_slice(&master.download::<f32>()?[at..end]);
+                Ok(())
+            }
+            None => Ok(()),
+        }
+    }
+
+    /// Makes `values` the master of `parameter`, which is rounded from them already.
+    ///
+    /// # Errors
+    /// No master, another number of elements; on the CPU a parameter that is not rounded from `values`.
+    pub fn write_master(&mut self, parameter: &Tensor, values: &[f32]) -> Result<()> {
+        self.expect_master(parameter, values.len())?;
+        match &mut self.master {
+            Some(Master::Beside(beside)) => {
+                let (p, mut beside) = (parameter.view(), beside.view_mut());
+                let beside: &mut [u16] = bytemuck::cast_slice_mut(beside.slice::<u32>()?);
+                match cpu::adamw::split_all(values, p.slice()?, beside) {
+                    true => Ok(()),
+                    false => Err(Error::input(
+                        "the f32 master of a bf16 parameter",
+                        "does not round to the parameter",
+                        "take both from one checkpoint",
+                    )),
+                }
+            }
+            Some(Master::Whole(master)) => master.upload(values),
+            None => Ok(()),
+        }
+    }
+
+    fn expect_master(&self, parameter: &Tensor, elements: usize) -> Result<()> {
+        parameter.expect_shape("adamw parameter", self.m.shape())?;
+        parameter.expect_dtype("adamw parameter", Dtype::Bf16)?;
+        match self.master.is_some() && elements <= self.m.shape().elements() {
+            true => Ok(()),
+            false => Err(Error::shape("adamw master", format!("{elements} elements"), self.m.shape())),
+        }
     }
 }
 
@@ -99,11 +176,14 @@ pub fn step(
     let dtype = moments.m.dtype();
     match &parameter.device().clone() {
         Device::Cpu(_) => match moments.master.as_mut() {
-            Some(master) => {
-                let (mut p, mut master) = (parameter.view_mut(), master.view_mut());
+            Some(Master::Whole(master) | Master::Beside(master)) => {
+                let (mut p, mut beside) = (parameter.view_mut(), master.view_mut());
                 let (mut m, mut v) = (moments.m.view_mut(), moments.v.view_mut());
                 let step = numbers::<f32>(hyper, scale.view().slice()?[0]);
-                let both = (p.slice()?, master.slice()?);
+                let p = p.slice()?;
+                let beside: &mut [u16] = bytemuck::cast_slice_mut(beside.slice::<u32>()?);
+                let beside = &mut beside[..p.len()];
+                let both = (p, beside);
                 cpu::adamw::step_bf16(step, gradient.view().slice()?, both, m.slice()?, v.slice()?);
             }
             None => float_dispatch!("adamw", dtype, T => {
@@ -227,9 +307,13 @@ fn check(
         return Err(Error::input("adamw step", "found 0", "count steps from 1"));
     }
     match (parameter.dtype(), &moments.master) {
-        (Dtype::Bf16, Some(master)) => {
+        (Dtype::Bf16, Some(Master::Whole(master))) => {
             master.expect_shape("adamw master", shape)?;
             master.expect_dtype("adamw master", dtype)
+        }
+        (Dtype::Bf16, Some(Master::Beside(beside))) => {
+            beside.expect_shape("adamw master", [shape.elements().div_ceil(2)])?;
+            beside.expect_dtype("adamw master", Dtype::U32)
         }
         (found, None) if found == dtype && found.is_float() && found != Dtype::Bf16 => {
             match (parameter.device(), found) {
@@ -254,7 +338,10 @@ fn check(
 fn addresses(parameter: &Tensor, gradient: &Tensor, moments: &Moments) -> Result<[Argument; 5]> {
     Ok([
         parameter.view().address()?,
-        moments.master.as_ref().map_or(Ok(ABSENT), |master| master.view().address())?,
+        match &moments.master {
+            Some(Master::Whole(master) | Master::Beside(master)) => master.view().address()?,
+            None => ABSENT,
+        },
         gradient.view().address()?,
         moments.m.view().address()?,
         moments.v.view().address()?,

@@ -2,7 +2,8 @@
 //!
 //! A copy belongs to its tensor. It is made when the weight has been read a few times since it changed: a rollout or a
 //! decoded text reads every weight once a position, a training step does not come back to it. The bits of products do not
-//! depend on it. All copies of a process take at most [`MOST`] bytes; weights beyond are read where they lie.
+//! depend on it. All copies of a process take at most as many bytes as [`allow`] says; weights beyond are read where they
+//! lie, and so are all where the system has no memory for a copy.
 
 use super::linear::{Layout, Projection};
 use crate::base::pages::PageVec;
@@ -11,38 +12,45 @@ use std::marker::PhantomData;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
 
-/// Most bytes of all copies.
-pub const MOST: usize = 1 << 30;
+/// Most MiB of all copies, unless [`allow`] says otherwise.
+pub const USUAL_MIB: usize = 1024;
 
 /// Products of few rows before a copy pays. A pass makes three of a fused weight (queries, keys, values).
 const BEFORE: usize = 3;
 
-/// Bytes that copies of matrices of `bytes` together may come to take on this CPU.
-pub fn at_most(bytes: usize) -> usize {
-    prepacked_len::<f32>(1, 1).map_or(0, |_| bytes.min(MOST))
+/// Lets all copies of this process together take at most `mebibytes` from now on; 0 = no copies are made. Those that
+/// there are stay until their weights change.
+pub fn allow(mebibytes: usize) {
+    BUDGET.most.store(mebibytes.saturating_mul(1 << 20), Ordering::Relaxed);
+}
+
+/// Bytes that copies of matrices of `bytes` together may come to take on this CPU, where all copies may take `mebibytes`.
+pub fn at_most(bytes: usize, mebibytes: usize) -> usize {
+    prepacked_len::<f32>(1, 1).map_or(0, |_| bytes.min(mebibytes.saturating_mul(1 << 20)))
 }
 
 /// What copies may take, and do.
 #[derive(Debug)]
 pub(in crate::ops) struct Budget {
-    most: usize,
+    most: AtomicUsize,
     held: AtomicUsize,
 }
 
 impl Budget {
     const fn new(most: usize) -> Budget {
-        Budget { most, held: AtomicUsize::new(0) }
+        Budget { most: AtomicUsize::new(most), held: AtomicUsize::new(0) }
     }
 
     /// Counts `bytes`, unless that would be too many.
     fn take(&self, bytes: usize) -> bool {
-        let sum = |held: usize| held.checked_add(bytes).filter(|&sum| sum <= self.most);
+        let most = self.most.load(Ordering::Relaxed);
+        let sum = |held: usize| held.checked_add(bytes).filter(|&sum| sum <= most);
         self.held.fetch_update(Ordering::Relaxed, Ordering::Relaxed, sum).is_ok()
     }
 }
 
 /// The process's.
-static BUDGET: Budget = Budget::new(MOST);
+static BUDGET: Budget = Budget::new(USUAL_MIB << 20);
 
 /// A tensor's copy, if it has one.
 #[derive(Debug, Default)]
@@ -64,19 +72,28 @@ struct State {
 #[derive(Debug)]
 struct Words {
     words: PageVec<u64>,
+    /// Bytes that the budget counts.
+    counted: usize,
     budget: &'static Budget,
 }
 
 impl Words {
-    /// Room for `count` words, unless all copies would take too much.
+    /// Room for `count` words, unless all copies would take too much, or more than the system has.
     fn new(count: usize, budget: &'static Budget) -> Option<Words> {
-        budget.take(count * size_of::<u64>()).then(|| Words { words: PageVec::zeroed(count), budget })
+        let counted = count * size_of::<u64>();
+        if !budget.take(counted) {
+            return None;
+        }
+        // Made first, so that what was counted is given back where there is no memory.
+        let mut words = Words { words: PageVec::default(), counted, budget };
+        words.words = PageVec::try_zeroed(count).ok()?;
+        Some(words)
     }
 }
 
 impl Drop for Words {
     fn drop(&mut self) {
-        self.budget.held.fetch_sub(size_of_val(&self.words[..]), Ordering::Relaxed);
+        self.budget.held.fetch_sub(self.counted, Ordering::Relaxed);
     }
 }
 

@@ -9,10 +9,11 @@ use super::settings;
 use super::story::longest;
 use super::student::Student;
 use super::terminal::{Certainty, MemoryRow, memory_table};
-use crate::base::Result;
+use crate::base::{Result, host_memory};
+use crate::cpu::parallel;
 use crate::device::{Arena, Device};
 use crate::model::Precision;
-use crate::ops::{Tensor, reading_order};
+use crate::ops::reading_order;
 use std::fmt::Write;
 
 /// Everything `--dry-run` prints after the recipe.
@@ -51,8 +52,14 @@ impl Forecast {
     }
 }
 
-/// What the program itself, its threads and the problems take, beside tensors.
-const PROGRAM: u64 = 24 << 20;
+/// What the program, its tokenizer and the problems take where the system does not say.
+const PROGRAM: u64 = 32 << 20;
+
+/// What matrix products pack for all threads at once, at most (cpu/gemm/packed.rs, in f32).
+const PACKED: u64 = 16 << 20;
+
+/// What a thread has touched of its stack, and packs for itself.
+const THREAD: u64 = 2 << 20;
 
 /// The problems of `recipe`, without its model.
 ///
@@ -69,10 +76,13 @@ pub fn problems(recipe: &Recipe, device: &Device) -> Result<Problems> {
 /// # Errors
 /// Settings that contradict each other, or one group of rollouts that does not fit the tape.
 pub fn forecast(recipe: &Recipe, problems: &Problems, device: &Device) -> Result<Forecast> {
+    // Before the rehearsal, which comes and goes: what is resident and no tensor is here to stay.
+    let held = device.traffic().count().bytes_held as u64;
+    let program = host_memory::resident().map_or(PROGRAM, |resident| resident.saturating_sub(held));
     let accountant = device.accountant(None);
     let rehearsed = rehearse(recipe, problems, &accountant)?;
-    let mut lines = heading(recipe, problems, &accountant)?;
-    lines.extend(rehearsed.lines.iter().cloned());
+    let mut lines = vec![rehearsed.model.clone(), counts(problems)];
+    lines.extend(rehearsed.adapter.iter().chain(&rehearsed.lines).cloned());
     let exact = |name: &str, bytes: usize| MemoryRow {
         name: name.into(),
         bytes: bytes as u64,
@@ -86,12 +96,14 @@ pub fn forecast(recipe: &Recipe, problems: &Problems, device: &Device) -> Result
                 memory.push(MemoryRow { name: name.into(), bytes, certainty: Certainty::Estimate });
             };
             // Rollouts and answers read every matrix at each position: all come to have a copy.
-            let copies = reading_order::at_most(rehearsed.peak.of(Arena::Weights));
+            let weights = rehearsed.peak.of(Arena::Weights);
+            let copies = reading_order::at_most(weights, recipe.run.weight_copies_mib);
             if copies > 0 {
                 estimate("copies of weights", copies as u64);
             }
-            estimate("program and problems", PROGRAM);
-            free_memory()
+            estimate("program, tokenizer, problems", program);
+            estimate("threads and packed operands", PACKED + THREAD * parallel::threads() as u64);
+            host_memory::free()
         }
         Device::Gpu(gpu) => {
             let free = gpu.memory_free()?;
@@ -103,6 +115,18 @@ pub fn forecast(recipe: &Recipe, problems: &Problems, device: &Device) -> Result
         }
     };
     Ok(Forecast { lines, memory, worst: rehearsed.worst, free })
+}
+
+/// Bytes that the forecast of `recipe` adds up to: of the host's memory on the CPU, of tensors on a GPU, whose pool rounds
+/// them up.
+///
+/// # Errors
+/// As [`forecast`].
+pub fn bytes(recipe: &Recipe, problems: &Problems, device: &Device) -> Result<u64> {
+    match device {
+        Device::Cpu(_) => Ok(forecast(recipe, problems, device)?.bytes()),
+        Device::Gpu(_) => Ok(rehearse(recipe, problems, &device.accountant(None))?.peak.total() as u64),
+    }
 }
 
 /// Memory by kind; beside an adapter frozen weights are apart.
@@ -122,41 +146,18 @@ fn rows(rehearsed: &Rehearsed) -> Vec<(String, usize)> {
     rows
 }
 
-/// What the model and the problems are.
-fn heading(recipe: &Recipe, problems: &Problems, accountant: &Device) -> Result<Vec<String>> {
-    let model = Student::blank_of(recipe, accountant)?.model;
-    let elements = |list: &[Tensor]| -> usize { list.iter().map(|tensor| tensor.shape().elements()).sum() };
-    let parameters = elements(model.parameters());
-    let mut lines = vec![
-        format!(
-            "model     {} {} layers, width {}, vocabulary {}: {parameters} parameters",
-            model.config().family.model_type(),
-            model.config().layers,
-            model.config().width,
-            model.config().vocab
-        ),
-        format!(
-            "problems  {} train, {} valid, {} test; {} malformed, {} too long; {} and {} shared with training, left out there",
-            problems.train.items.len(),
-            problems.valid.items.len(),
-            problems.test.items.len(),
-            problems.train.bad + problems.valid.bad + problems.test.bad,
-            problems.train.too_long + problems.valid.too_long + problems.test.too_long,
-            problems.overlap[0],
-            problems.overlap[1],
-        ),
-    ];
-    if let Some(config) = model.adapter() {
-        let trained = elements(model.trained());
-        lines.push(format!(
-            "adapter   rank {}, scale {}: {trained} of {} parameters are trained ({:.2} %)",
-            config.rank,
-            config.scale(),
-            parameters + trained,
-            100.0 * trained as f64 / (parameters + trained) as f64
-        ));
-    }
-    Ok(lines)
+/// What the problems are.
+fn counts(problems: &Problems) -> String {
+    format!(
+        "problems  {} train, {} valid, {} test; {} malformed, {} too long; {} and {} shared with training, left out there",
+        problems.train.items.len(),
+        problems.valid.items.len(),
+        problems.test.items.len(),
+        problems.train.bad + problems.valid.bad + problems.test.bad,
+        problems.train.too_long + problems.valid.too_long + problems.test.too_long,
+        problems.overlap[0],
+        problems.overlap[1],
+    )
 }
 
 /// Refuses a run that `device`, where it is a GPU, has no memory for.
@@ -220,12 +221,4 @@ fn remedies<'a>() -> Vec<Remedy<'a, Recipe>> {
             move |r| set("adapter.rank", r.adapter.rank.to_string()),
         ),
     ]
-}
-
-/// Bytes of memory that programs may still take; none where the system does not say.
-pub fn free_memory() -> Option<u64> {
-    let text = std::fs::read_to_string("/proc/meminfo").ok()?;
-    let line = text.lines().find(|line| line.starts_with("MemAvailable:"))?;
-    let kibibytes: u64 = line.split_whitespace().nth(1)?.parse().ok()?;
-    Some(kibibytes << 10)
 }

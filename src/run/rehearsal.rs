@@ -16,10 +16,15 @@ use crate::learn::coconut::Curriculum;
 use crate::learn::optimizer::Optimizer;
 use crate::learn::policy::Source;
 use crate::model::Model;
+use crate::ops::Tensor;
 
 /// What came of it.
 #[derive(Clone, Debug)]
 pub struct Rehearsed {
+    /// The model, in words.
+    pub model: String,
+    /// What an adapter trains of it.
+    pub adapter: Option<String>,
     /// Counts of each part, in words, a line each.
     pub lines: Vec<String>,
     /// What was held when most was held.
@@ -36,7 +41,8 @@ pub struct Rehearsed {
 /// Settings that contradict each other, one group of rollouts that does not fit the tape, or an accountant without room.
 pub fn rehearse(recipe: &Recipe, problems: &Problems, device: &Device) -> Result<Rehearsed> {
     let student = Student::blank_of(recipe, device)?;
-    let bytes = |list: &[crate::ops::Tensor]| list.iter().map(|tensor| tensor.bytes()).sum();
+    let (model, adapter) = in_words(&student.model);
+    let bytes = |list: &[Tensor]| list.iter().map(|tensor| tensor.bytes()).sum();
     let adapted = student.model.adapter().map_or(0, |_| bytes(student.model.trained()));
     let mut stage = Stage {
         weights: [bytes(student.model.parameters()), adapted],
@@ -80,7 +86,31 @@ pub fn rehearse(recipe: &Recipe, problems: &Problems, device: &Device) -> Result
     if !stage.closed {
         stage.close(None)?;
     }
-    Ok(Rehearsed { lines, peak: device.memory_peak(), worst, weights: stage.weights })
+    Ok(Rehearsed { model, adapter, lines, peak: device.memory_peak(), worst, weights: stage.weights })
+}
+
+/// What a model is, and what its adapter trains.
+fn in_words(model: &Model) -> (String, Option<String>) {
+    let elements = |list: &[Tensor]| -> usize { list.iter().map(|tensor| tensor.shape().elements()).sum() };
+    let (config, parameters) = (model.config(), elements(model.parameters()));
+    let words = format!(
+        "model     {} {} layers, width {}, vocabulary {}: {parameters} parameters",
+        config.family.model_type(),
+        config.layers,
+        config.width,
+        config.vocab
+    );
+    let adapter = model.adapter().map(|config| {
+        let trained = elements(model.trained());
+        format!(
+            "adapter   rank {}, scale {}: {trained} of {} parameters are trained ({:.2} %)",
+            config.rank,
+            config.scale(),
+            parameters + trained,
+            100.0 * trained as f64 / (parameters + trained) as f64
+        )
+    });
+    (words, adapter)
 }
 
 /// A story as far as its memory goes (compare run/story).

@@ -9,6 +9,7 @@ use crate::model::config::Config;
 use crate::model::save::Companions;
 use crate::model::weights::Source;
 use crate::model::{Model, Precision, Projector};
+use crate::ops::reading_order;
 use crate::text::{
     END_OF_TEXT, LatentTokens, Tokenizer, add_pause, builtin_files, builtin_tokenizer, initial_row_token,
 };
@@ -83,6 +84,7 @@ impl Student {
 
     fn made(recipe: &Recipe, device: &Device, weights: Weights) -> Result<Student> {
         device.choose_matmul(recipe.run.matmul)?;
+        reading_order::allow(recipe.run.weight_copies_mib);
         let precision = recipe.model.dtype;
         let mut student = match recipe.model.path.as_str() {
             "" => fresh(recipe, device, precision, weights),

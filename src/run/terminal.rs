@@ -354,11 +354,20 @@ pub struct MemoryRow {
     pub certainty: Certainty,
 }
 
+/// Bytes as a person reads them.
+pub fn bytes(bytes: u64) -> String {
+    match bytes {
+        0..0x1_0000_0000 => format!("{:.0} MiB", bytes as f64 / (1u64 << 20) as f64),
+        _ => format!("{:.2} GiB", bytes as f64 / (1u64 << 30) as f64),
+    }
+}
+
 /// The memory table of `--dry-run`, with its total beside `free` bytes where they are known.
 pub fn memory_table(rows: &[MemoryRow], free: Option<u64>) -> String {
     let total: u64 = rows.iter().map(|row| row.bytes).sum();
+    // Small rows are to be seen beside large ones.
     let (unit, name) =
-        if total < 1 << 30 { ((1u64 << 20) as f64, "MiB") } else { ((1u64 << 30) as f64, "GiB") };
+        if total < 4 << 30 { ((1u64 << 20) as f64, "MiB") } else { ((1u64 << 30) as f64, "GiB") };
     let width = rows.iter().map(|row| row.name.chars().count()).chain([24]).max().unwrap_or(24);
     let mut out = format!("{:<1$}{name:>12}\n", "memory", width + 2);
     for row in rows {
@@ -515,6 +524,9 @@ mod tests {
             assert!(text.contains(words), "{text}");
         }
         assert!(memory_table(&rows, Some(7 * gib)).contains("may not fit"));
+        let few = [row("weights", 3 << 20, Certainty::Exact), row("tape", 3 * gib, Certainty::Exact)];
+        assert!(memory_table(&few, None).contains("3.0     exact"), "a small row beside a large one");
+        assert_eq!([827 << 20, 5 * gib / 4 * 5].map(bytes), ["827 MiB", "6.25 GiB"]);
         assert!(memory_table(&[row("weights", 1 << 20, Certainty::Exact)], None).contains("MiB"));
     }
 }

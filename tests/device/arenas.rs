@@ -33,9 +33,11 @@ fn of_a_model(device: Device, model: Model) {
     let optimizer = Optimizer::new(&model, Settings::default()).unwrap();
     let matrices: usize =
         model.parameters().iter().filter(|p| p.dtype() == Dtype::Bf16).map(|p| p.shape().elements()).sum();
+    // A GPU keeps masters whole, the CPU the half that the parameter is not; matrices here have even numbers of elements.
+    let beside = if matches!(device, Device::Cpu(_)) { 2 } else { 4 };
     assert_eq!(
         held(&device, Arena::Optimiser),
-        8 * elements + 4 * matrices,
+        8 * elements + beside * matrices,
         "two moments, and masters of bf16"
     );
 

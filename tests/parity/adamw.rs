@@ -108,9 +108,45 @@ fn a_bf16_parameter_is_its_rounded_master() {
         adamw::step(&mut full, &gradient, &mut without, &hyper, &scale).unwrap();
     }
     let full = full.download::<f32>().unwrap();
-    assert_eq!(with_master.master.unwrap().download::<f32>().unwrap(), full);
+    let mut master = vec![0.0; count];
+    with_master.read_master(&narrow, 0, &mut master).unwrap();
+    assert_eq!(master, full);
     let rounded: Vec<bf16> = full.iter().map(|&p| bf16::from_f32(p)).collect();
     assert_eq!(narrow.download::<bf16>().unwrap(), rounded);
+}
+
+#[test]
+fn a_master_is_read_in_pieces_and_written_back() {
+    let (device, count) = (Device::cpu(), 1001);
+    let start: Vec<bf16> = super::normals_f32("p", count).into_iter().map(bf16::from_f32).collect();
+    let mut p = Tensor::from_host(&device, [count], &start).unwrap();
+    let mut moments = Moments::new(&p).unwrap();
+    assert_eq!(moments.master_bytes(), 2 * (count + 1), "16 bits beside each");
+    let scale = Tensor::from_host(&device, [1], &[1.0_f32]).unwrap();
+    let gradient = Tensor::from_host(&device, [count], &super::normals_f32("g", count)).unwrap();
+    adamw::step(&mut p, &gradient, &mut moments, &Hyper { lr: 1e-3, ..HYPER }, &scale).unwrap();
+    let (mut whole, mut piece) = (vec![0.0; count], [0.0; 100]);
+    moments.read_master(&p, 0, &mut whole).unwrap();
+    moments.read_master(&p, 901, &mut piece).unwrap();
+    assert_eq!(piece, whole[901..]);
+    let mut anew = Moments::new(&p).unwrap();
+    anew.read_master(&p, 901, &mut piece).unwrap();
+    assert_ne!(piece, whole[901..], "a new master is the parameter");
+    anew.write_master(&p, &whole).unwrap();
+    anew.read_master(&p, 901, &mut piece).unwrap();
+    assert_eq!(piece, whole[901..]);
+    // Another parameter's master, too many elements, and a parameter without a master.
+    whole[5] *= 2.0;
+    let message = anew.write_master(&p, &whole).unwrap_err().to_string();
+    assert!(
+        message.contains("does not round to the parameter") && message.contains("one checkpoint"),
+        "{message}"
+    );
+    let message = anew.read_master(&p, 902, &mut piece).unwrap_err().to_string();
+    assert_eq!(message, "adamw master: found 1002 elements, expected [1001]");
+    let full = Tensor::zeros(&device, [count], Dtype::F32).unwrap();
+    let message = Moments::new(&full).unwrap().read_master(&full, 0, &mut piece).unwrap_err().to_string();
+    assert_eq!(message, "adamw parameter: element type f32, expected bf16");
 }
 
 #[test]

@@ -74,6 +74,16 @@ fn bits(tensor: &Tensor) -> Vec<u64> {
 fn all_bits(model: &Model, optimizer: &Optimizer) -> Vec<(String, Vec<u64>)> {
     let named = model.parameter_list().iter().zip(model.parameters());
     let mut list: Vec<(String, Vec<u64>)> = named.map(|(p, tensor)| (p.name.clone(), bits(tensor))).collect();
-    list.extend(optimizer.state(model).unwrap().into_iter().map(|(name, tensor)| (name, bits(tensor))));
+    for (name, state) in optimizer.state(model).unwrap() {
+        let mut all = Vec::new();
+        state
+            .pieces(|piece| {
+                all.extend(bits(piece));
+                Ok(())
+            })
+            .unwrap();
+        assert_eq!(all.len(), state.shape().elements(), "{name}");
+        list.push((name, all));
+    }
     list
 }

@@ -147,7 +147,7 @@ pub fn results(path: &Path) -> BTreeMap<String, String> {
     }
     let timeless = |text: &str| -> Value {
         let mut object: Map<String, Value> = serde_json::from_str(text).unwrap();
-        object.retain(|name, _| !name.starts_with("timing_s/") && name != "seconds");
+        object.retain(|name, _| !name.starts_with("timing_s/") && name != "seconds" && name != "memory");
         object.into()
     };
     for name in ["metrics.jsonl", "samples.jsonl"] {

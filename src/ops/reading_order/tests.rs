@@ -50,7 +50,7 @@ fn has_copy(weight: &Tensor) -> bool {
 }
 
 fn is_there_an_order() -> bool {
-    let there = at_most(1) == 1;
+    let there = at_most(1, 1) == 1;
     if !there {
         println!("skipped: this CPU's products have no reading order");
     }
@@ -241,7 +241,18 @@ fn a_budget_is_never_exceeded_and_never_overflows() {
     assert!(budget.take(60) && !budget.take(41) && budget.take(40) && !budget.take(1));
     assert!(!budget.take(usize::MAX) && budget.take(0));
     assert_eq!(budget.held.load(Ordering::Relaxed), 100);
-    assert_eq!(at_most(usize::MAX), at_most(MOST));
+    assert_eq!(at_most(usize::MAX, 3), at_most(3 << 20, usize::MAX));
+    assert_eq!((at_most(usize::MAX, 0), at_most(0, 3)), (0, 0));
+}
+
+#[test]
+fn without_a_budget_or_memory_there_is_no_copy() {
+    static NONE: Budget = Budget::new(0);
+    assert!(!read(&ReadingOrder::default(), &NONE, 128));
+    // What was counted for memory that the system refused is given back.
+    static ENDLESS: Budget = Budget::new(usize::MAX);
+    assert!(Words::new(1 << 57, &ENDLESS).is_none());
+    assert_eq!(ENDLESS.held.load(Ordering::Relaxed), 0);
 }
 
 #[test]

@@ -50,7 +50,7 @@ pub(super) fn write_train_state(
     metadata.extend(score.iter().map(|text| ("score", text.as_str())));
     write_synced(path, |out| {
         safetensors_file::write(path, out, &headers, &metadata, &mut |index, writer| {
-            write_tensor(list[index].1, writer)
+            list[index].1.pieces(|piece| write_tensor(piece, writer))
         })
     })
 }

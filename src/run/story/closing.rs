@@ -1,5 +1,6 @@
 //! The tables at the end of a story, and the same as JSON.
 
+use super::memory::MemoryUse;
 use super::progress::{Entry, Progress};
 use crate::learn::intervals;
 use crate::run::evaluation::Share;
@@ -129,7 +130,7 @@ pub fn time_table(progress: &Progress) -> String {
 }
 
 /// Everything the tables show, as JSON.
-pub fn summary(recipe: &Recipe, progress: &Progress) -> Value {
+pub fn summary(recipe: &Recipe, progress: &Progress, memory: &MemoryUse) -> Value {
     let base = progress.entries.first();
     let entries: Vec<Value> = progress
         .entries
@@ -148,6 +149,7 @@ pub fn summary(recipe: &Recipe, progress: &Progress) -> Value {
         "seed": recipe.seed,
         "mask": {"p": recipe.mask.p, "mode": format!("{:?}", recipe.mask.mode)},
         "stages": progress.stages,
+        "memory": memory.json(),
         "models": entries,
         "seconds": progress.seconds,
         "steps": progress.step,

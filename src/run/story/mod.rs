@@ -7,10 +7,12 @@
 mod arms;
 pub(super) mod asks;
 mod closing;
+mod memory;
 mod progress;
 mod stages;
 
 pub use closing::{closing_table, stage_table, summary, time_table};
+pub use memory::MemoryUse;
 pub use progress::{Entry, Progress, StageResult, Tally};
 
 use super::adapters;
@@ -143,6 +145,7 @@ pub struct Story<'a> {
     restored: Option<super::checkpoints::Checkpoint>,
     /// The optimiser that a phase hands to the next.
     optimizer: Option<Optimizer>,
+    memory: MemoryUse,
 }
 
 /// The parts of a recipe.
@@ -193,6 +196,7 @@ impl<'a> Story<'a> {
         let curriculum = settings::curriculum(recipe);
         let problems = dry_run::problems(recipe, device)?;
         dry_run::admit(recipe, &problems, device)?;
+        let memory = MemoryUse::of_forecast(recipe, &problems, device)?;
         let mut student = Student::of(recipe, device)?;
         student.describe_latents(form(recipe, &curriculum, &student).latents);
         adapters::keep_base(recipe, &mut student, &folder.models())?;
@@ -235,6 +239,7 @@ impl<'a> Story<'a> {
             progress,
             restored,
             optimizer: None,
+            memory,
         })
     }
 
@@ -251,6 +256,11 @@ impl<'a> Story<'a> {
     /// How far it is.
     pub fn progress(&self) -> &Progress {
         &self.progress
+    }
+
+    /// The memory that was forecast, and since the story ended the most that was held.
+    pub fn memory(&self) -> &MemoryUse {
+        &self.memory
     }
 
     /// Runs what is left.
@@ -272,7 +282,8 @@ impl<'a> Story<'a> {
         if self.parts.is_empty() || self.progress.entries.is_empty() {
             self.close("model", None, watch)?;
         }
-        self.folder.write_summary(&summary(self.recipe, &self.progress))?;
+        self.memory.look(self.student.model.device());
+        self.folder.write_summary(&summary(self.recipe, &self.progress, &self.memory))?;
         Ok(Ending::Complete)
     }
 

@@ -70,7 +70,7 @@ const HYPER_ADAMW: adamw::Hyper =
 /// is only written.
 fn state_bytes(parameter: &Tensor, gradient: &Tensor, moments: &Moments) -> usize {
     let (m, v) = (&moments.m, &moments.v);
-    let master = moments.master.as_ref().map_or(parameter.bytes(), |master| 2 * master.bytes());
+    let master = if moments.has_master() { 2 * moments.master_bytes() } else { parameter.bytes() };
     moved(&[m, m, v, v, gradient, parameter]) + master
 }
 

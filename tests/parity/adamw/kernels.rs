@@ -21,8 +21,18 @@ pub fn run(device: &Device, dtype: Dtype, state: Dtype, count: usize, steps: u64
         let gradient = gpu::tensor(device, [count], &gradient, state);
         adamw::step(&mut p, &gradient, &mut moments, &Hyper { step, ..HYPER }, &scale).unwrap();
     }
-    let parts = [&p, &moments.m, &moments.v];
-    parts.into_iter().chain(moments.master.as_ref()).map(|part| gpu::values(part.view())).collect()
+    values(&p, &moments).collect()
+}
+
+/// A parameter, its moments and its master, widened.
+fn values(p: &Tensor, moments: &Moments) -> impl Iterator<Item = Vec<f64>> {
+    let parts = [p, &moments.m, &moments.v].map(|part| gpu::values(part.view()));
+    let master = moments.has_master().then(|| {
+        let mut master = vec![0.0; p.shape().elements()];
+        moments.read_master(p, 0, &mut master).unwrap();
+        master.into_iter().map(f64::from).collect()
+    });
+    parts.into_iter().chain(master)
 }
 
 #[test]
@@ -68,8 +78,7 @@ impl Model {
     }
 
     fn values(&self) -> Vec<Vec<f64>> {
-        let moments = self.moments.iter().flat_map(|m| [Some(&m.m), Some(&m.v), m.master.as_ref()]);
-        self.parameters.iter().chain(moments.flatten()).map(|t| gpu::values(t.view())).collect()
+        self.parameters.iter().zip(&self.moments).flat_map(|(p, moments)| values(p, moments)).collect()
     }
 }
 

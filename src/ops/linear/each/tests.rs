@@ -80,7 +80,7 @@ fn maps_at_once_have_the_bits_and_the_count_of_maps_one_by_one() {
         (Dtype::F32, [Dtype::Bf16, Dtype::F32]),
         (Dtype::F32, [Dtype::F32, Dtype::Bf16]),
     ];
-    let order = crate::ops::reading_order::at_most(1) == 1;
+    let order = crate::ops::reading_order::at_most(1, 1) == 1;
     for (activations, weights) in types {
         for rows in [0, 1, 5, 32, 40] {
             let maps = Maps::new(rows, activations, weights);

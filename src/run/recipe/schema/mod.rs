@@ -430,6 +430,9 @@ section! {
         /// Positions of a supervised batch that are on the tape at once; larger batches run in parts, whose gradients add
         /// up to the same but for rounding.
         positions_at_once: usize, between(1.0, MANY);
+        /// Most memory for copies of weights in the order in which a CPU's rollouts and answers read them, in MiB: less is
+        /// slower there, with the same bits. 0 = no copies. A GPU makes none.
+        weight_copies_mib: usize, between(0.0, 1e7);
         /// Updates between checkpoints; 0 = only at the end of each stage.
         checkpoint_every: usize, between(0.0, MANY);
         /// Newest checkpoints that are kept.
