@@ -154,6 +154,31 @@ impl<A: Cut, B: Cut> Cut for (A, B) {
     }
 }
 
+/// Implements [`Cut`] for a struct of slices of whole rows, a number type its parameter: one element a row in the slice
+/// behind `by`; in each other slice as many as its length says, none where it is empty. A field behind the semicolon is
+/// the same for all rows.
+macro_rules! cut_by_rows {
+    ($name:ident by $rows:ident: $($slice:ident),+ $(; $same:ident)?) => {
+        impl<T: $crate::cpu::float::Float> $crate::cpu::parallel::Cut for $name<'_, T> {
+            fn count(&self) -> usize {
+                self.$rows.len()
+            }
+            fn cut(self, at: usize) -> (Self, Self) {
+                let rows = self.$rows.len().max(1);
+                $(
+                    let width = self.$slice.len() / rows;
+                    let $slice = self.$slice.split_at_mut(at * width);
+                )+
+                (
+                    $name { $($slice: $slice.0,)+ $($same: self.$same)? },
+                    $name { $($slice: $slice.1,)+ $($same: self.$same)? },
+                )
+            }
+        }
+    };
+}
+pub(super) use cut_by_rows;
+
 /// Calls `f(first, part)` on disjoint parts of several slices at once, possibly in parallel; elements are
 /// independent of each other. `cost` is the work of one element.
 pub fn elements<S: Cut>(slices: S, cost: usize, f: impl Fn(usize, S) + Sync) {

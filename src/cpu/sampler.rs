@@ -86,22 +86,7 @@ pub struct Draws<'a, T> {
     pub capacity: usize,
 }
 
-impl<T: Float> parallel::Cut for Draws<'_, T> {
-    fn count(&self) -> usize {
-        self.tokens.len()
-    }
-    fn cut(self, row: usize) -> (Self, Self) {
-        let capacity = self.capacity;
-        let tokens = self.tokens.split_at_mut(row);
-        let scores = self.log_probability.split_at_mut(row);
-        let ids = self.ids.split_at_mut(row * capacity);
-        let counts = self.counts.split_at_mut(row.min(self.counts.len()));
-        (
-            Draws { tokens: tokens.0, log_probability: scores.0, ids: ids.0, counts: counts.0, capacity },
-            Draws { tokens: tokens.1, log_probability: scores.1, ids: ids.1, counts: counts.1, capacity },
-        )
-    }
-}
+parallel::cut_by_rows!(Draws by tokens: tokens, log_probability, ids, counts; capacity);
 
 /// Why a row could not be drawn or scored.
 #[derive(Clone, Copy, Debug, PartialEq)]

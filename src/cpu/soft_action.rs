@@ -109,35 +109,7 @@ pub struct Actions<'a, T> {
     pub entropies: &'a mut [T],
 }
 
-impl<T: Float> parallel::Cut for Actions<'_, T> {
-    fn count(&self) -> usize {
-        self.proxies.len()
-    }
-    fn cut(self, at: usize) -> (Self, Self) {
-        let capacity = self.weights.len() / self.proxies.len().max(1);
-        let perturbed = self.perturbed.split_at_mut(at * capacity);
-        let weights = self.weights.split_at_mut(at * capacity);
-        let soft = self.soft.split_at_mut(self.soft.len().min(at * capacity));
-        let proxies = self.proxies.split_at_mut(at);
-        let entropies = self.entropies.split_at_mut(self.entropies.len().min(at));
-        (
-            Actions {
-                perturbed: perturbed.0,
-                weights: weights.0,
-                soft: soft.0,
-                proxies: proxies.0,
-                entropies: entropies.0,
-            },
-            Actions {
-                perturbed: perturbed.1,
-                weights: weights.1,
-                soft: soft.1,
-                proxies: proxies.1,
-                entropies: entropies.1,
-            },
-        )
-    }
-}
+parallel::cut_by_rows!(Actions by proxies: perturbed, weights, soft, proxies, entropies);
 
 impl<'a, T: Float> Kept<'a, T> {
     /// The row's logits and kept ids, which have been checked: ascending, inside the vocabulary, of finite logits.

@@ -25,21 +25,7 @@ pub struct Mixtures<'a, T> {
     pub weights: &'a mut [T],
 }
 
-impl<T: Float> parallel::Cut for Mixtures<'_, T> {
-    fn count(&self) -> usize {
-        self.counts.len()
-    }
-    fn cut(self, row: usize) -> (Self, Self) {
-        let capacity = self.ids.len() / self.counts.len().max(1);
-        let ids = self.ids.split_at_mut(row * capacity);
-        let counts = self.counts.split_at_mut(row);
-        let weights = self.weights.split_at_mut(row * capacity);
-        (
-            Mixtures { ids: ids.0, counts: counts.0, weights: weights.0 },
-            Mixtures { ids: ids.1, counts: counts.1, weights: weights.1 },
-        )
-    }
-}
+parallel::cut_by_rows!(Mixtures by counts: ids, counts, weights);
 
 /// The mixtures of the rows under their law, at the temperature tau. A law without filters keeps every id.
 pub fn mix<T: Float>(rows: &Rows<T>, inverse_tau: T, out: Mixtures<T>) -> Result<(), Fault> {
