@@ -1,4 +1,5 @@
 //! The binaries as a user meets them: output, files, exit codes, messages.
+//! One file, though long: each test starts a binary as a child, and all share what starts and reads it.
 
 use crate::parity::gpu;
 use safetensors::SafeTensors;

@@ -148,7 +148,7 @@ fn in_order() -> Model {
     on(&Device::simulated(), &load(&Device::cpu()).unwrap())
 }
 
-fn answers(model: &Model) -> Result<Vec<Generated>> {
+pub(super) fn answers(model: &Model) -> Result<Vec<Generated>> {
     let options = Options {
         latents: 2,
         soft: None,

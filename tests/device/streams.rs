@@ -5,9 +5,6 @@ use super::launches::{AXPY, Vectors};
 use latch::base::{Dtype, Result};
 use latch::device::{Device, Launcher, SimulatorOptions, Steps, Stream, Waits};
 use latch::model::{Model, Precision};
-use latch::ops::sampler::Law;
-use latch::rollout::generate::{Options, generate};
-use std::ops::ControlFlow;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -225,17 +222,7 @@ fn pool_and_graph(device: &Device) -> Result<Vec<u8>> {
 fn generation(device: &Device) -> Result<Vec<u8>> {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/qwen3");
     let model = Model::load(&folder, device, Precision::of(Dtype::F32))?;
-    let options = Options {
-        latents: 2,
-        soft: None,
-        after_latents: vec![3],
-        law: Law::PLAIN,
-        max_new_tokens: 4,
-        stop: Vec::new(),
-        seed: 5,
-    };
-    let (answers, _) =
-        generate(&model, &[vec![5, 6, 7], vec![9]], &options, |_, _| ControlFlow::Continue(()))?;
+    let answers = super::beside::answers(&model)?;
     Ok(format!("{answers:?}").into_bytes())
 }
 

@@ -20,7 +20,8 @@
 //! [`gemm_prepacked`] has the bits of these two; it multiplies few rows by matrices that were stored for that beforehand,
 //! several in one section of tasks.
 //!
-//! Files: `matrix` (operands), `packed` (many rows), `skinny`, `stream` and `spread` (few rows), `prepacked`,
+//! Files: `matrix` (operands), `packed` (many rows), `ahead` (what it asks the caches for), `skinny`, `stream` and `spread`
+//! (few rows), `prepacked`,
 //! `prepacked_order` and `prepacked_panels` (few rows by a B in reading order), `tile` (the kernel),
 //! `pack`, `simd` and `x86` (vectors), `units`, `units_pack`, `units_rows`, `units_neighbours`, `units_strips`
 //! and `amx` (matrix units), `workspace` (scratch), `column_sums` (gradients of biases).
