@@ -287,6 +287,29 @@ fn train_tells_the_whole_story_and_leaves_a_run() {
     }
     assert!(stdout(&evaluate(&["--thoughts", "shuffled"])).contains("accuracy"));
     refuses(&evaluate(&["--sites", "nowhere", "--mode", "mc"]), 2, &["nowhere", "attn_out"]);
+
+    // And shows what it does in its latent steps.
+    let inspect = |more: &[&str]| {
+        let base = ["--model", model.to_str().unwrap(), "--max-new-tokens", "6"];
+        run(env!("CARGO_BIN_EXE_inspect"), &base.iter().chain(more).copied().collect::<Vec<_>>())
+    };
+    let seen = stdout(&inspect(&["--bound", "12", "--steps", "2", "--limit", "2", "--json"]));
+    assert_eq!(seen.lines().count(), 2);
+    for line in seen.lines() {
+        let seen: serde_json::Value = serde_json::from_str(line).unwrap();
+        assert_eq!(seen["latents"].as_array().unwrap().len(), 2);
+        assert_eq!(seen["latents"][1]["predicted"].as_array().unwrap().len(), 4);
+        assert_eq!(seen["latents"][0]["state"].as_array().unwrap().len(), 32);
+        assert_eq!(seen["fewer_latents"].as_array().unwrap().len(), 2);
+        let votes = seen["masked"]["answers"].as_array().unwrap();
+        assert_eq!(votes.iter().map(|vote| vote["count"].as_u64().unwrap()).sum::<u64>(), 8);
+        assert!(seen["mean_latents"]["text"].is_string() && !seen["expected"].as_str().unwrap().is_empty());
+    }
+    let seen = stdout(&inspect(&["--prompt", "Tom has 3 apples and buys 4 . How many ?", "--masks", "0"]));
+    assert!(seen.contains("the head predicts") && seen.contains("with  0 latent steps"), "{seen}");
+    assert!(!seen.contains("spread") && !seen.contains("expected"), "{seen}");
+    refuses(&inspect(&["--latents", "0"]), 2, &["--latents", "no latent steps"]);
+    refuses(&inspect(&["--sites", "nowhere"]), 2, &["nowhere", "attn_out"]);
 }
 
 #[test]

@@ -12,6 +12,7 @@ mod golden;
 mod gpu_models;
 mod graphs;
 mod hrpo;
+mod inspection;
 mod kernel_report;
 mod layering;
 mod learn;

@@ -1,7 +1,11 @@
 //! `evaluate`: how well a model answers problems, without masks, over masks, sampled, or both.
 
+#[path = "generate/masks.rs"]
+mod masks;
 #[path = "generate/output.rs"]
 mod output;
+#[path = "generate/problems.rs"]
+mod problems;
 #[path = "generate/room.rs"]
 mod room;
 #[path = "generate/soft.rs"]
@@ -15,22 +19,21 @@ use latch::device::{Device, Matmul};
 use latch::learn::coconut::{Curriculum, Variant};
 use latch::learn::soft_policy::{SoftEstimator, SoftObjective};
 use latch::model::{Model, Precision};
-use latch::ops::mask::SiteKind;
 use latch::ops::policy_loss::{Hyper, Ratio, Surrogate};
 use latch::ops::reading_order;
 use latch::rollout::group::Thoughts;
-use latch::rollout::masks::{Masking, Mode, Scope};
+use latch::rollout::masks::Masking;
 use latch::run::admission::admit;
 use latch::run::devices;
 use latch::run::evaluation::{Ask, Examiner, Scores};
-use latch::run::problems::{self, Item};
 use latch::run::recipe::HrpoKeys;
 use latch::run::reinforcement::SoftPlan;
-use latch::run::student::{LATENT_CONFIG, Student, gating_of};
+use latch::run::student::{LATENT_CONFIG, Student, gating_of, latents_of};
 use latch::run::terminal::table;
 use latch::text::answer::Extractor;
-use latch::text::{Templates, WordProblems};
-use serde_json::{Value, json};
+use masks::MaskArguments;
+use problems::ProblemArguments;
+use serde_json::json;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
@@ -44,15 +47,8 @@ struct Arguments {
     /// Folder of an adapter (LoRA, as PEFT or train saves it) for the model
     #[arg(long, value_name = "DIR")]
     adapter: Option<PathBuf>,
-    /// Problem file, or `builtin` for generated word problems
-    #[arg(long, default_value = "builtin")]
-    data: String,
-    /// Format of the file (auto looks at the first item)
-    #[arg(long, default_value = "auto")]
-    format: String,
-    /// Leave out malformed items and count them
-    #[arg(long)]
-    skip_bad: bool,
+    #[command(flatten)]
+    problems: ProblemArguments,
     /// det = no masks, greedy; mc = masks, greedy; temp = sampled; mc+temp = both
     #[arg(long, default_value = "det", value_parser = ["det", "mc", "temp", "mc+temp"])]
     mode: String,
@@ -80,18 +76,8 @@ struct Arguments {
     /// Temperature of sampled answers
     #[arg(long, default_value_t = 1.0)]
     temperature: f64,
-    /// Probability that a unit is dropped
-    #[arg(long, default_value_t = 0.1)]
-    p: f64,
-    /// Where: emb, attn_out, mlp_out, mlp_hid, latent
-    #[arg(long, value_delimiter = ',', default_value = "attn_out,mlp_out")]
-    sites: Vec<String>,
-    /// latent, prompt+latent or all
-    #[arg(long, default_value = "latent")]
-    scope: Scope,
-    /// shared, per_step, per_position
-    #[arg(long, default_value = "shared")]
-    mask_mode: Mode,
+    #[command(flatten)]
+    masking: MaskArguments,
     /// numeric, strict_string or last_number
     #[arg(long, default_value = "numeric")]
     extractor: String,
@@ -104,12 +90,6 @@ struct Arguments {
     /// Answers at once
     #[arg(long, default_value_t = 64)]
     batch: usize,
-    /// Steps of generated problems, e.g. 2 or 2-3
-    #[arg(long, default_value = "2-3")]
-    steps: String,
-    /// Largest number of generated problems
-    #[arg(long, default_value_t = 20)]
-    bound: u32,
     /// Own, removed, or shuffled: what becomes of the latents
     #[arg(long, default_value = "own", value_parser = ["own", "removed", "shuffled"])]
     thoughts: String,
@@ -197,8 +177,9 @@ fn work(arguments: &Arguments, device: &Device) -> Result<()> {
         };
     let base = Asking { curriculum: &curriculum, extractor, seed: arguments.seed, hrpo: &gating.hrpo };
     // The problems are read with the tokenizer of a model that is given back at once.
-    let (items, skipped) =
-        items(arguments, &load(&device.accountant(None), arguments.dtype, Student::load_blank)?)?;
+    let blank = load(&device.accountant(None), arguments.dtype, Student::load_blank)?;
+    let (items, skipped) = arguments.problems.items(&blank, arguments.seed, arguments.limit)?;
+    drop(blank);
     let plan =
         room::Plan { rows: arguments.batch.max(1), tokens: arguments.max_new_tokens, dtype: arguments.dtype };
     let rehearse = |plan: &room::Plan, device: &Device| {
@@ -264,25 +245,12 @@ impl<'a> Asking<'a> {
 }
 
 fn ask(arguments: &Arguments, latents: usize) -> Result<Ask> {
-    let mut sites = Vec::new();
-    for name in &arguments.sites {
-        sites.push(SiteKind::from_name(name).ok_or_else(|| {
-            Error::input(
-                "--sites",
-                format!("`{name}` is not known"),
-                format!("name some of {}", SiteKind::ALL.map(SiteKind::name).join(", ")),
-            )
-        })?);
-    }
     let masked = arguments.mode.starts_with("mc");
     let sampled = arguments.mode.ends_with("temp");
     Ok(Ask {
         soft: soft_plan(arguments).map(|plan| if sampled { plan } else { plan.quiet() }),
         stage: latents + 1,
-        masking: match masked {
-            true => Masking { p: arguments.p, sites, scope: arguments.scope, mode: arguments.mask_mode },
-            false => Masking::NONE,
-        },
+        masking: if masked { arguments.masking.masking()? } else { Masking::NONE },
         temperature: sampled.then_some(arguments.temperature),
         samples: if masked || sampled { arguments.masks } else { 1 },
         thoughts: match arguments.thoughts.as_str() {
@@ -304,57 +272,6 @@ fn soft_plan(arguments: &Arguments) -> Option<SoftPlan> {
         proxy_in_reward: arguments.read_proxies,
         infer_hard: false,
     })
-}
-
-fn items(arguments: &Arguments, student: &Student) -> Result<(Vec<Item>, usize)> {
-    let (mut problems, skipped) = match arguments.data.as_str() {
-        "builtin" => {
-            let count = if arguments.limit == 0 { 500 } else { arguments.limit };
-            let wrong = || {
-                Error::input("--steps", format!("`{}`", arguments.steps), "give a number, or two as in 2-3")
-            };
-            let number = |text: &str| text.trim().parse::<usize>().map_err(|_| wrong());
-            let (first, last) =
-                arguments.steps.split_once('-').unwrap_or((&arguments.steps, &arguments.steps));
-            let family = WordProblems {
-                steps: number(first)?..=number(last)?,
-                bound: arguments.bound,
-                templates: Templates::Training,
-                ..WordProblems::default()
-            };
-            (family.split(arguments.seed, 0, 0, count)?.test, 0)
-        }
-        path => problems::read(Path::new(path), &arguments.format, arguments.skip_bad)?,
-    };
-    if arguments.limit > 0 {
-        problems.truncate(arguments.limit);
-    }
-    let encode = |(number, problem): (usize, latch::text::Problem)| -> Result<Item> {
-        let tokens = problem.encode(&student.tokenizer, student.markers.stop)?;
-        Ok(Item { problem, tokens, number: number as u32 })
-    };
-    let items: Vec<Item> = problems.into_iter().enumerate().map(encode).collect::<Result<_>>()?;
-    match items.is_empty() {
-        true => {
-            Err(Error::input("--data", format!("{} holds no problems", arguments.data), "name another file"))
-        }
-        false => Ok((items, skipped)),
-    }
-}
-
-/// What latent_config.json says; 0 where there is none.
-fn latents_of(model: &Path) -> Result<usize> {
-    let path = model.join(LATENT_CONFIG);
-    if !path.is_file() {
-        return Ok(0);
-    }
-    let text = std::fs::read_to_string(&path).map_err(Error::io(&path, "cannot read"))?;
-    let value: Value = serde_json::from_str(&text)
-        .map_err(|error| Error::file(&path, format!("is not JSON: {error}"), "save the model again"))?;
-    let latents = value["latents"].as_u64().ok_or_else(|| {
-        Error::file(&path, "has no number `latents`", "save the model again, or give --latents")
-    })?;
-    Ok(latents as usize)
 }
 
 fn show(arguments: &Arguments, latents: usize, scores: &Scores, average: Option<f64>) -> String {

@@ -128,8 +128,8 @@ impl Model {
         }
     }
 
-    /// The token embedding that inputs are looked up in.
-    pub(super) fn table(&self) -> &Tensor {
+    /// The token embedding `[vocab, width]` that inputs are looked up in.
+    pub fn table(&self) -> &Tensor {
         let own = || &self.parameters[self.architecture.token_embedding];
         self.whole(Adapters::table).unwrap_or_else(own)
     }

@@ -23,6 +23,7 @@ pub mod environment;
 pub mod evaluation;
 pub mod experiments;
 pub mod folder;
+pub mod inspection;
 pub mod metrics;
 mod model_average;
 pub mod probe;

@@ -55,6 +55,24 @@ pub fn gating_of(folder: &Path) -> Result<Recipe> {
     Ok(recipe)
 }
 
+/// The latent steps that the latent_config.json in a model's or adapter's folder names; 0 where there is none.
+///
+/// # Errors
+/// A file that cannot be read, or has no such number.
+pub fn latents_of(folder: &Path) -> Result<usize> {
+    let path = folder.join(LATENT_CONFIG);
+    if !path.is_file() {
+        return Ok(0);
+    }
+    let text = std::fs::read_to_string(&path).map_err(Error::io(&path, "cannot read"))?;
+    let value: serde_json::Value = serde_json::from_str(&text)
+        .map_err(|error| Error::file(&path, format!("is not JSON: {error}"), "save the model again"))?;
+    let latents = value["latents"].as_u64().ok_or_else(|| {
+        Error::file(&path, "has no number `latents`", "save the model again, or give --latents")
+    })?;
+    Ok(latents as usize)
+}
+
 /// Where the weights of a family come from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Weights {
