@@ -125,9 +125,7 @@ fn work(arguments: &Arguments, device: &Device) -> Result<()> {
         uniform_prob: 0.0,
         seed: arguments.seed,
     };
-    let form = |latents: usize| {
-        curriculum.form(latents, latents, &student.markers, arguments.max_new_tokens)
-    };
+    let form = |latents: usize| curriculum.form(latents, latents, &student.markers, arguments.max_new_tokens);
     let (items, skipped) = match arguments.prompt.is_empty() {
         true => arguments.problems.items(&student, arguments.seed, arguments.limit)?,
         false => (asked(arguments, &student)?, 0),
@@ -155,8 +153,7 @@ fn work(arguments: &Arguments, device: &Device) -> Result<()> {
 /// The questions of the command line.
 fn asked(arguments: &Arguments, student: &Student) -> Result<Vec<Item>> {
     let item = |(number, question): (usize, &String)| {
-        let problem =
-            Problem { question: question.clone(), steps: Vec::new(), answer: String::new() };
+        let problem = Problem { question: question.clone(), steps: Vec::new(), answer: String::new() };
         let tokens = problem.encode(&student.tokenizer, student.markers.stop)?;
         Ok(Item { problem, tokens, number: number as u32 })
     };
@@ -223,7 +220,9 @@ impl Seen {
 
     fn json(&self, student: &Student, item: &Item, masked: &Masked) -> Result<Value> {
         let listed = |list: &[(u32, f64)], what: &str| -> Result<Vec<Value>> {
-            list.iter().map(|&(id, value)| Ok(json!({"id": id, "text": token(student, id)?, what: value}))).collect()
+            list.iter()
+                .map(|&(id, value)| Ok(json!({"id": id, "text": token(student, id)?, what: value})))
+                .collect()
         };
         let mut steps = Vec::new();
         for (n, reading) in self.readings.iter().enumerate() {
@@ -281,7 +280,11 @@ impl Seen {
                 reading.cosine.map_or_else(String::new, |cosine| format!("{cosine:.2}")),
             ];
             row.extend(self.spread.get(n).map(|spread| format!("{spread:.2}")));
-            row.extend([format!("{:.2}", reading.entropy), list(&reading.predicted)?, list(&reading.nearest)?]);
+            row.extend([
+                format!("{:.2}", reading.entropy),
+                list(&reading.predicted)?,
+                list(&reading.nearest)?,
+            ]);
             rows.push(row);
         }
         let mut header = vec!["step", "|h|", "cos(before)"];

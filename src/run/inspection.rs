@@ -3,7 +3,7 @@
 //! `src/bin/inspect.rs` is its command line.
 
 use crate::base::{Error, Result};
-use crate::model::{Input, Model, Record, RowPlan, Segment, Sequences, SequencesPlan};
+use crate::model::{Input, Model, Record, Room, RowPlan, Segment, Sequences, SoftRoom};
 use crate::ops::Tensor;
 use crate::rollout::group::Form;
 use crate::rollout::masks::{MaskPlan, Masking, Part, Rollout};
@@ -75,14 +75,17 @@ pub fn follow(
     let longest = form.positions(prompt.len(), form.max_new_tokens);
     let plan = MaskPlan::new(masked.masking.clone(), form.latents, longest, masked.rollouts.clone());
     let masks = plan.draw(model, masked.seed)?;
-    let sequences = Sequences::new(
-        model,
-        &SequencesPlan {
-            rows: vec![RowPlan::own(longest); rows],
-            record: Record::Nothing,
-            tape_positions: rows * opening.max(form.end.len()),
-        },
-    )?;
+    let given =
+        SoftRoom { positions: rows * form.latents, rows, terms: 1, inputs: true, ..SoftRoom::default() };
+    let room = Room {
+        rows,
+        slots: rows * Room::slots_of(longest, false),
+        longest,
+        tape_positions: rows * opening.max(form.end.len()),
+        soft: if matches!(fed, Fed::Given(_)) { given } else { SoftRoom::default() },
+    };
+    let mut sequences = Sequences::reserve(model, model.device(), room, Record::Nothing)?;
+    sequences.layout(&vec![RowPlan::own(longest); rows])?;
     let logits = Tensor::zeros(model.device(), [rows, model.config().vocab], model.dtype().accumulation())?;
     let mut walk = Walk { model, sequences, logits, position: 0 };
     let mut followed = vec![Followed { states: vec![], logits: vec![], answer: vec![] }; rows];
@@ -114,8 +117,7 @@ pub fn follow(
         };
         step(&mut walk, &all, &[(Part::Latent(latent), input)])?;
     }
-    let end: Vec<(Part, Input)> =
-        form.end.iter().map(|&token| (Part::Answer, Input::Token(token))).collect();
+    let end: Vec<(Part, Input)> = form.end.iter().map(|&token| (Part::Answer, Input::Token(token))).collect();
     if !end.is_empty() {
         step(&mut walk, &all, &end)?;
     }
