@@ -504,12 +504,16 @@ fn a_reader_that_goes_away_is_no_failure() {
             .stderr(Stdio::piped())
             .spawn()
     };
-    let commands: [(&str, &[&str]); 5] = [
+    let commands: [(&str, &[&str]); 6] = [
         (env!("CARGO_BIN_EXE_generate"), &["--model", model, "--prompt-ids", "1,2", "-n", "20", "--json"]),
         (env!("CARGO_BIN_EXE_generate"), &["--model", model, "--prompt-ids", "1,2", "-n", "20"]),
         (env!("CARGO_BIN_EXE_train"), &["--describe"]),
         (env!("CARGO_BIN_EXE_experiment"), &["list"]),
         (env!("CARGO_BIN_EXE_verify_grad"), &["--list"]),
+        (
+            env!("CARGO_BIN_EXE_kernel_report"),
+            &["--shape", "gpt2-small", "--dtype", "f32", "--only", "elementwise scale"],
+        ),
     ];
     for (binary, arguments) in commands {
         for words_too in [false, true] {
