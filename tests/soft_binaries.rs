@@ -89,6 +89,21 @@ fn evaluate_asks_with_soft_steps() {
     assert!(!both.status.success());
     let sharp = run(env!("CARGO_BIN_EXE_evaluate"), &[&base[..], &["--soft", "4", "--tau", "0"]].concat());
     refuses(&sharp, 2, &["tau"]);
+    // What could never end thinking, or keep all tokens, is refused and not left out.
+    for (flags, words) in [
+        (&["--cold-entropy", "nan"][..], ["entropy", "found NaN", "at least 0"]),
+        (&["--cold-entropy", "0.01", "--cold-steps", "0"], ["cold stop's steps", "found 0", "at least 1"]),
+        (&["--leave-at", "99999999"], ["ends thinking", "id 99999999", "the vocabulary has"]),
+        (&["--soft-top-p", "2"], ["top_p", "found 2", "at most 1"]),
+        (&["--soft-top-p", "nan"], ["top_p", "found NaN", "at most 1"]),
+    ] {
+        for (binary, more) in [
+            (env!("CARGO_BIN_EXE_evaluate"), &["--limit", "2"]),
+            (env!("CARGO_BIN_EXE_generate"), &["--prompt", "2 + 3 ="]),
+        ] {
+            refuses(&run(binary, &[&base[..], more, &["--soft", "4"], flags].concat()), 2, &words);
+        }
+    }
 }
 
 #[test]

@@ -18,6 +18,7 @@ use latch::model::{Model, Precision};
 use latch::ops::mask::SiteKind;
 use latch::ops::policy_loss::{Hyper, Ratio, Surrogate};
 use latch::ops::reading_order;
+use latch::ops::sampler::Law;
 use latch::rollout::group::Thoughts;
 use latch::rollout::masks::{Masking, Mode, Scope};
 use latch::run::admission::admit;
@@ -33,6 +34,9 @@ use latch::text::{Templates, WordProblems};
 use serde_json::{Value, json};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+
+/// Most answers to a problem: as many as a recipe may ask for.
+const MOST_ANSWERS: u64 = 4096;
 
 /// Asks a model problems and counts right answers (algorithms B.7).
 #[derive(Parser)]
@@ -57,10 +61,10 @@ struct Arguments {
     #[arg(long, default_value = "det", value_parser = ["det", "mc", "temp", "mc+temp"])]
     mode: String,
     /// Masks or samples a problem (mc, temp, mc+temp)
-    #[arg(long, default_value_t = 16)]
+    #[arg(long, default_value_t = 16, value_parser = RangedU64ValueParser::<usize>::new().range(1..=MOST_ANSWERS))]
     masks: usize,
-    /// The k of pass@k and maj@k
-    #[arg(long, default_value_t = 8)]
+    /// The k of pass@k and maj@k; answers a problem where those are fewer
+    #[arg(long, default_value_t = 8, value_parser = RangedU64ValueParser::<usize>::new().range(1..=MOST_ANSWERS))]
     k: usize,
     /// Seed of masks, samples and generated problems
     #[arg(long, default_value_t = 0)]
@@ -96,13 +100,13 @@ struct Arguments {
     #[arg(long, default_value = "numeric")]
     extractor: String,
     /// Longest answer, in tokens
-    #[arg(long, default_value_t = 64)]
+    #[arg(long, default_value_t = 64, value_parser = RangedU64ValueParser::<usize>::new().range(1..))]
     max_new_tokens: usize,
     /// Ask only the first so many problems (0 = all)
     #[arg(long, default_value_t = 0)]
     limit: usize,
     /// Answers at once
-    #[arg(long, default_value_t = 64)]
+    #[arg(long, default_value_t = 64, value_parser = RangedU64ValueParser::<usize>::new().range(1..))]
     batch: usize,
     /// Steps of generated problems, e.g. 2 or 2-3
     #[arg(long, default_value = "2-3")]
@@ -199,8 +203,7 @@ fn work(arguments: &Arguments, device: &Device) -> Result<()> {
     // The problems are read with the tokenizer of a model that is given back at once.
     let (items, skipped) =
         items(arguments, &load(&device.accountant(None), arguments.dtype, Student::load_blank)?)?;
-    let plan =
-        room::Plan { rows: arguments.batch.max(1), tokens: arguments.max_new_tokens, dtype: arguments.dtype };
+    let plan = room::Plan { rows: arguments.batch, tokens: arguments.max_new_tokens, dtype: arguments.dtype };
     let rehearse = |plan: &room::Plan, device: &Device| {
         let student = load(device, plan.dtype, Student::load_blank)?;
         let examiner = base.asking(&student, plan);
@@ -274,6 +277,13 @@ fn ask(arguments: &Arguments, latents: usize) -> Result<Ask> {
             )
         })?);
     }
+    // Also where the mode does not use them: a number that means nothing is a mistake in any mode.
+    if !(0.0..1.0).contains(&arguments.p) {
+        let problem = format!("found {}, expected from 0 to below 1", arguments.p);
+        return Err(Error::input("--p", problem, "it is the probability that a unit is dropped"));
+    }
+    let temperature = arguments.temperature;
+    Law::Categorical { temperature, top_k: None, top_p: None, min_p: None }.validate()?;
     let masked = arguments.mode.starts_with("mc");
     let sampled = arguments.mode.ends_with("temp");
     Ok(Ask {
