@@ -121,7 +121,9 @@ impl Student {
     fn read(path: &Path, device: &Device, precision: Precision, weights: Weights) -> Result<Student> {
         let source = Source::open(path)?;
         let mut tokenizer = source.tokenizer()?;
-        let stop = source.stop_tokens()?.first().copied().ok_or_else(|| {
+        // Lessons need an end even where generation_config.json lets texts go on for ever.
+        let said = source.stop_tokens()?.first().copied();
+        let stop = said.or(source.config().eos.first().copied()).ok_or_else(|| {
             Error::file(
                 path,
                 "names no end-of-text token",
