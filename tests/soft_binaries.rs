@@ -110,7 +110,13 @@ fn evaluate_asks_with_soft_steps() {
 fn generate_reads_a_model_with_gates_as_it_was_trained() {
     let work = tempfile::tempdir().unwrap();
     let sets = ["hrpo.thinking=6", "hrpo.mark=", "hrpo.least_share=0.01"];
-    let model = trained(&work.path().join("run"), "cpu", "hrpo", &sets);
+    let out = work.path().join("run");
+    let model = trained(&out, "cpu", "hrpo", &sets);
+    // The first update's gates are in no file: they are drawn again.
+    let place = format!("{}:2", out.join("samples.jsonl").display());
+    let again = stdout(&run(env!("CARGO_BIN_EXE_generate"), &["--replay", &place, "--json"]));
+    let again: Value = serde_json::from_str(&again).unwrap();
+    assert_eq!(again["same"], true, "{again}");
     let generate = |more: &[&str]| {
         let prompt = ["--prompt", "Tom has 3 apples and buys 4 more.", "-n", "12", "--ignore-eos", "-q"];
         json(env!("CARGO_BIN_EXE_generate"), &model, &[&prompt, more].concat())
