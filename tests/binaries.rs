@@ -2,6 +2,9 @@
 //! One file, though long: each test starts a binary as a child, and all share what starts and reads it.
 
 use crate::parity::gpu;
+use latch::device::Device;
+use latch::run::experiments::Laboratory;
+use latch::run::folder::RunFolder;
 use safetensors::SafeTensors;
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -489,6 +492,16 @@ fn an_experiment_compares_variations_over_seeds_and_goes_on_where_it_stopped() {
     assert_eq!(experiment(), tables, "nothing is run twice");
     assert_eq!(std::fs::read_to_string(out.join("results.jsonl")).unwrap(), results);
     assert!(out.join("e4.json").is_file());
+    // One process at a time.
+    let recipe = RunFolder::recipe_of(&out).unwrap();
+    let held = Laboratory::open(&out, &recipe, Device::cpu()).unwrap();
+    let more = ["e4", "--seeds", "2", "--out", out.to_str().unwrap(), "--quiet"];
+    let second =
+        run(env!("CARGO_BIN_EXE_experiment"), &more.iter().chain(&TINY).copied().collect::<Vec<_>>());
+    if cfg!(unix) {
+        refuses(&second, 2, &["experiments", "is in use", "--out"]);
+    }
+    drop(held);
 }
 
 /// `| head`: the reader has what it wanted.
