@@ -165,7 +165,20 @@ fn probe_writes_what_golden_files_hold() {
             "/nonexistent/out",
         ],
     );
-    refuses(&unwritable, 1, &["/nonexistent/out", "cannot write"]);
+    refuses(&unwritable, 1, &["/nonexistent/out", "cannot write", "no such folder"]);
+    // A device is not replaced by a file; a folder stays one. Said before the model is opened.
+    let link = work.path().join("device");
+    #[cfg(unix)]
+    std::os::unix::fs::symlink("/dev/null", &link).unwrap();
+    #[cfg(not(unix))]
+    std::fs::create_dir(&link).unwrap();
+    for place in [link.as_path(), work.path()] {
+        let arguments = ["--model", "/nonexistent", "--input", input.to_str().unwrap(), "--output"];
+        let place = place.to_str().unwrap();
+        let output = run(env!("CARGO_BIN_EXE_probe"), &[&arguments[..], &[place]].concat());
+        refuses(&output, 1, &[place, "cannot write", "what is there is no file"]);
+    }
+    assert!(std::fs::symlink_metadata(&link).unwrap().is_symlink() || cfg!(not(unix)));
 }
 
 /// A run of a second: the whole story on a few problems.

@@ -323,11 +323,27 @@ fn integers(path: &Path, name: &str, tensor: &TensorView) -> Result<Vec<i64>> {
     }
 }
 
+/// Refuses a place that [`write`] cannot or should not replace: results are written beside it and renamed, which would put
+/// a file where a device like /dev/null was.
+///
+/// # Errors
+/// Something is there that is no file, or there is no such folder.
+pub fn check_place(path: &Path) -> Result<()> {
+    let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let problem = match std::fs::metadata(path) {
+        Ok(found) if !found.is_file() => "cannot write: what is there is no file",
+        Err(_) if !parent.is_dir() => "cannot write: there is no such folder",
+        _ => return Ok(()),
+    };
+    Err(Error::file(path, problem, "name a file to be written, in a folder that exists"))
+}
+
 /// Writes `logits` [rows, T, V], `loss` [1] and `grad/<parameter>` in the model's dtype.
 ///
 /// # Errors
-/// The file cannot be written.
+/// As [`check_place`]; the file cannot be written.
 pub fn write(path: &Path, model: &Model, request: &Request, answer: &Answer) -> Result<()> {
+    check_place(path)?;
     let mut list: Vec<(String, Vec<usize>, &[f64])> =
         vec![("logits".into(), vec![request.rows, request.length, model.config().vocab], &answer.logits)];
     let loss = answer.loss.map(|loss| [loss]);
