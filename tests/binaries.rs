@@ -478,6 +478,10 @@ fn train_refuses_what_cannot_be_run_and_says_what_it_would_do() {
     refuses(&run(env!("CARGO_BIN_EXE_train"), &[recipe.to_str().unwrap()]), 2, &["mine.toml", "sed", "seed"]);
     refuses(&train(&["--set", "grpo.gruop=3", "--dry-run"]), 2, &["grpo.gruop", "grpo.group"]);
     refuses(&train(&["--set", "grpo.group=1", "--dry-run"]), 2, &["group"]);
+    let crowded = train(&["--set", "model.max_positions=8", "--dry-run"]);
+    refuses(&crowded, 2, &["none are left", "lower grpo.max_new_tokens"]);
+    let many = train(&["--set", "grpo.fresh_problems=999999999", "--dry-run"]);
+    refuses(&many, 2, &["word problems", "are wanted, expected at most 10000000"]);
     let forecast = stdout(&train(&["--dry-run"]));
     for part in
         ["64 train", "memory", "weights", "total", "gradients read the tape of sampling", "tape_mib = "]
