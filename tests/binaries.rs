@@ -303,6 +303,11 @@ fn train_tells_the_whole_story_and_leaves_a_run() {
     }
     assert!(stdout(&evaluate(&["--thoughts", "shuffled"])).contains("accuracy"));
     refuses(&evaluate(&["--sites", "nowhere", "--mode", "mc"]), 2, &["nowhere", "attn_out"]);
+    let most = usize::MAX.to_string();
+    refuses(&evaluate(&["--latents", &most]), 2, &["positions", "exceed the model's"]);
+    // A file beside the weights is named, not the key that it would set.
+    std::fs::write(model.join("latent_gating.json"), "{\"thinking\": -1}").unwrap();
+    refuses(&evaluate(&[]), 2, &["latent_gating.json: `hrpo.thinking` is -1"]);
 }
 
 #[test]

@@ -288,7 +288,7 @@ fn ask(arguments: &Arguments, latents: usize) -> Result<Ask> {
     let sampled = arguments.mode.ends_with("temp");
     Ok(Ask {
         soft: soft_plan(arguments).map(|plan| if sampled { plan } else { plan.quiet() }),
-        stage: latents + 1,
+        stage: latents.saturating_add(1),
         masking: match masked {
             true => Masking { p: arguments.p, sites, scope: arguments.scope, mode: arguments.mask_mode },
             false => Masking::NONE,

@@ -49,7 +49,10 @@ pub fn gating_of(folder: &Path) -> Result<Recipe> {
             .map_err(|error| Error::file(&path, format!("is not JSON: {error}"), "save the model again"))?;
         for (key, value) in &value {
             let text = value.as_str().map_or_else(|| value.to_string(), String::from);
-            recipe.set(&format!("hrpo.{key}={text}"))?;
+            recipe.set(&format!("hrpo.{key}={text}")).map_err(|error| match error {
+                Error::Input { problem, advice, .. } => Error::file(&path, problem, advice),
+                other => other,
+            })?;
         }
     }
     Ok(recipe)
