@@ -3,6 +3,8 @@
 //! `cargo bench --bench compare -- [--device cpu|cuda] [--only NAMES] [--repeat N] [--budget SECONDS]`; README.md beside
 //! this file says how to read the table. LATCH_PYTHON names the Python that has torch and transformers.
 
+#[macro_use]
+mod print;
 mod machine;
 mod memory;
 mod ours;
@@ -129,7 +131,7 @@ fn main() {
         (None, None) => compare(&options),
     });
     if let Err(failure) = result {
-        eprintln!("{failure}");
+        print::say(&format!("{failure}"));
         std::process::exit(1);
     }
 }
@@ -160,9 +162,9 @@ fn selected(listed: &[String], only: &str, dtypes: &[&str]) -> Result<Vec<String
 /// Our side of each of `names`, for as many rounds and seconds as a comparison takes.
 fn alone(names: &str, options: &Options) -> Result<(), Failure> {
     let mut ours = Ours::open(&options.device)?;
-    println!("latch {:?}; {} threads", latch::cpu::isa::level(), parallel::threads());
-    println!("{}", place(&ours)?);
-    println!("{:<32}{:>10}{:>10}{:>7}", "shape", "median ms", "min ms", "rounds");
+    line!("latch {:?}; {} threads", latch::cpu::isa::level(), parallel::threads());
+    line!("{}", place(&ours)?);
+    line!("{:<32}{:>10}{:>10}{:>7}", "shape", "median ms", "min ms", "rounds");
     for name in names.split(',') {
         let limits = options.limits();
         let mut run = ours.prepare(name, options.count())?;
@@ -172,7 +174,7 @@ fn alone(names: &str, options: &Options) -> Result<(), Failure> {
             times.push(run().as_secs_f64() * 1e3);
         }
         let times = sorted(times);
-        println!("{name:<32}{:>10.3}{:>10.3}{:>7}", times[times.len() / 2], times[0], times.len());
+        line!("{name:<32}{:>10.3}{:>10.3}{:>7}", times[times.len() / 2], times[0], times.len());
     }
     Ok(())
 }
@@ -198,21 +200,21 @@ fn compare(options: &Options) -> Result<(), Failure> {
     let asked = options.only().contains("bf16") || !options.dtypes.is_empty();
     if options.on_cpu() && info["bf16"] == "emulated" && !asked {
         names.retain(|name| !name.ends_with("/bf16"));
-        eprintln!("no bf16 instructions here: bf16 is left out unless --only or --dtypes names it");
+        print::say("no bf16 instructions here: bf16 is left out unless --only or --dtypes names it");
     }
     let text = |key: &str| info[key].as_str().unwrap_or("?").to_string();
     let (torch, where_) = match options.on_card() {
         true => (text("gpu"), "eager, sdpa attention, TF32 products allowed in f32".to_string()),
         false => (text("cpu"), format!("{threads} threads each")),
     };
-    println!(
+    line!(
         "torch {} ({torch}), transformers {}; latch {:?}; {where_}; ratio = theirs / ours of the minima",
         text("torch"),
         text("transformers"),
         latch::cpu::isa::level(),
     );
-    println!("{}", place(&ours)?);
-    println!("{}", row::heading(options.on_cpu()));
+    line!("{}", place(&ours)?);
+    line!("{}", row::heading(options.on_cpu()));
     for name in &names {
         let repeated = ["rollout", "grpo_step"].iter().any(|part| name.contains(part));
         for count in options.counts().take(if repeated { usize::MAX } else { 1 }) {
@@ -221,7 +223,7 @@ fn compare(options: &Options) -> Result<(), Failure> {
                 false => format!("{name} x{}", count.rollouts),
             };
             if options.total.is_some_and(|total| began.elapsed().as_secs_f64() > total) {
-                println!("{label:<38}  not begun: --total is over");
+                line!("{label:<38}  not begun: --total is over");
                 continue;
             }
             let line = caught(|| match name.split_once('/') {
@@ -234,7 +236,7 @@ fn compare(options: &Options) -> Result<(), Failure> {
             if line.is_err() && options.on_card() {
                 ours.reopen()?;
             }
-            println!("{label:<38}{}", line.unwrap_or_else(|failure| format!("  failed: {failure}")));
+            line!("{label:<38}{}", line.unwrap_or_else(|failure| format!("  failed: {failure}")));
         }
         // What it may say of a process that has ended is said by the next line.
         let _ = theirs.ask("forget", 1, options.count());
@@ -249,11 +251,11 @@ fn load(ours: &mut Ours, options: &Options) {
         for work in ["train_step", "grpo_step"] {
             let name = format!("{work}/small/{dtype}");
             if let Err(failure) = caught(|| ours.prepare(&name, options.count())) {
-                eprintln!("while kernels were loaded, {name}: {failure}");
+                print::say(&format!("while kernels were loaded, {name}: {failure}"));
             }
         }
     }
-    eprintln!("kernels loaded in {:.1} s", began.elapsed().as_secs_f64());
+    print::say(&format!("kernels loaded in {:.1} s", began.elapsed().as_secs_f64()));
 }
 
 /// What runs ours, and on the CPU what that gives at the start of the run.
@@ -320,6 +322,6 @@ fn gap(ours: &Ours, theirs: &mut Theirs, name: &str, count: Count) -> Result<Str
 /// Three steps, then this process's high-water mark.
 fn rss_child(name: &str, options: &Options) -> Result<(), Failure> {
     let bytes = Ours::open("cpu")?.bytes(name, options.count())?;
-    println!("{}", memory::report(bytes)?);
+    line!("{}", memory::report(bytes)?);
     Ok(())
 }

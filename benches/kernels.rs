@@ -1,6 +1,8 @@
 //! Throughput of the GPU's kernels: `cargo bench --bench kernels`. Times on a card; counters in the simulator with
 //! `-- --device sim`. README.md beside this file says how to read both.
 
+#[macro_use]
+mod print;
 mod gpu {
     pub mod count;
     pub mod time;
@@ -66,8 +68,8 @@ fn run(wanted: &Wanted) -> Result<()> {
     let device = match Device::open(&wanted.device) {
         Ok(device) => device,
         Err(error) => {
-            println!("SKIPPED: the kernels' bench needs a CUDA device. {error}");
-            println!("`cargo bench --bench kernels -- --device sim` counts in the simulator instead.");
+            line!("SKIPPED: the kernels' bench needs a CUDA device. {error}");
+            line!("`cargo bench --bench kernels -- --device sim` counts in the simulator instead.");
             return Ok(());
         }
     };
@@ -76,7 +78,7 @@ fn run(wanted: &Wanted) -> Result<()> {
 
 fn main() {
     if let Err(error) = run(&Wanted::read()) {
-        eprintln!("error: {error}");
+        print::say(&format!("error: {error}"));
         std::process::exit(1);
     }
 }

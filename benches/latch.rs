@@ -1,6 +1,8 @@
 //! Every operation and the small model under criterion: `cargo bench --bench latch`. With `-- --table [rounds [name]]`
 //! tables that quote the machine's own peak and bandwidth instead. README.md beside this file says how to read both.
 
+#[macro_use]
+mod print;
 mod machine;
 mod measure;
 mod models;

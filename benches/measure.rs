@@ -106,7 +106,7 @@ pub fn table(cases: Vec<Case>, rounds: usize) {
             }
         }
     }
-    println!("{:<28}{:>10}{:>10}  {:>9}", "f32, 1024 x 768", "best", "median", "of triad");
+    line!("{:<28}{:>10}{:>10}  {:>9}", "f32, 1024 x 768", "best", "median", "of triad");
     let mut limit = f64::NAN;
     for (case, times) in &cases {
         let (amount, unit) = match case.amount {
@@ -121,6 +121,6 @@ pub fn table(cases: Vec<Case>, rounds: usize) {
             Amount::Bytes(_) => format!("{:>8.0}%", 100.0 * speed / limit),
             Amount::Elements(_) => String::new(),
         };
-        println!("{:<28}{speed:>10.2}{:>10.2}  {share} {unit}", case.name, amount / times.median() / 1e9);
+        line!("{:<28}{speed:>10.2}{:>10.2}  {share} {unit}", case.name, amount / times.median() / 1e9);
     }
 }

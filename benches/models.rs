@@ -33,7 +33,7 @@ pub fn benches(criterion: &mut Criterion) {
     {
         time(name, BATCH * LENGTH, &|| {
             let mut step = TrainStep::new(small(), record).expect("the small model trains");
-            println!("{name}: {:.1} MiB of tensors", step.bytes() as f64 / f64::from(1 << 20));
+            line!("{name}: {:.1} MiB of tensors", step.bytes() as f64 / f64::from(1 << 20));
             Box::new(move || step.run())
         });
     }
@@ -60,7 +60,7 @@ pub fn benches(criterion: &mut Criterion) {
         time(name, PROMPTS * GROUP * ANSWER, &|| {
             let plan = Plan::new(PROMPTS, masked(scope), true);
             let mut step = GrpoStep::new(small(), &plan).expect("the small model trains");
-            println!("{name}: {:.1} MiB of tensors", step.bytes() as f64 / f64::from(1 << 20));
+            line!("{name}: {:.1} MiB of tensors", step.bytes() as f64 / f64::from(1 << 20));
             Box::new(move || step.run())
         });
     }

@@ -62,7 +62,7 @@ fn in_turns(works: &mut [Run], rounds: usize) -> Vec<Vec<Duration>> {
         }
     }
     let speed = |seconds: f64| (12 * ELEMENTS) as f64 / seconds / 1e9;
-    println!(
+    line!(
         "\n{rounds} rounds; triad {:.1} GB/s at best, median {:.1}",
         speed(triad.min()),
         speed(triad.median())
@@ -90,14 +90,14 @@ fn masks(rounds: usize) {
         works.extend([learning(step(&update(clean))), learning(step(&update(masked)))]);
     }
     let taken = in_turns(&mut works, rounds);
-    println!("{:<40}{:>10}{:>10}{:>26}", "", "p = 0", "p = 0.1", "p = 0.1 over p = 0");
-    println!("{:<40}{:>10}{:>10}{:>13}{:>13}", "", "min ms", "min ms", "of minima", "median pair");
+    line!("{:<40}{:>10}{:>10}{:>26}", "", "p = 0", "p = 0.1", "p = 0.1 over p = 0");
+    line!("{:<40}{:>10}{:>10}{:>13}{:>13}", "", "min ms", "min ms", "of minima", "median pair");
     for (name, pair) in names.iter().zip(taken.chunks(2)) {
         let (clean, masked) = (sorted(&pair[0]), sorted(&pair[1]));
         let mut ratios: Vec<f64> =
             pair[1].iter().zip(&pair[0]).map(|(masked, clean)| masked.div_duration_f64(*clean)).collect();
         ratios.sort_by(f64::total_cmp);
-        println!(
+        line!(
             "{name:<40}{:>10.2}{:>10.2}{:>13.3}{:>13.3}",
             clean[0],
             masked[0],
@@ -123,9 +123,9 @@ fn scaling(rounds: usize) {
     }
     let taken = in_turns(&mut works, rounds);
     let taken: Vec<Vec<f64>> = taken.iter().map(|times| sorted(times)).collect();
-    println!("8 rollouts of one prompt, ms; a step = (minimum - that without latents) / latents");
-    println!("{:<10}{:>22}{:>11}{:>22}{:>11}", "latents", "prompt + latents", "a step", "update", "a step");
-    println!("{:<10}{:>11}{:>11}{:>11}{:>11}{:>11}{:>11}", "", "median", "min", "", "median", "min", "");
+    line!("8 rollouts of one prompt, ms; a step = (minimum - that without latents) / latents");
+    line!("{:<10}{:>22}{:>11}{:>22}{:>11}", "latents", "prompt + latents", "a step", "update", "a step");
+    line!("{:<10}{:>11}{:>11}{:>11}{:>11}{:>11}{:>11}", "", "median", "min", "", "median", "min", "");
     for (count, pair) in counts.iter().zip(taken.chunks(2)) {
         let columns: Vec<String> = (0..2)
             .map(|side| {
@@ -134,7 +134,7 @@ fn scaling(rounds: usize) {
                 format!("{:>11.2}{:>11.2}{each:>11}", middle(&pair[side]), pair[side][0])
             })
             .collect();
-        println!("{count:<10}{}", columns.concat());
+        line!("{count:<10}{}", columns.concat());
     }
 
     let groups = [2, 4, 8, 16, 32, 64];
@@ -142,9 +142,9 @@ fn scaling(rounds: usize) {
     let mut works: Vec<Run> =
         plans.iter().flat_map(|plan| [running(rollout(plan)), learning(step(plan))]).collect();
     let taken = in_turns(&mut works, rounds);
-    println!("K rollouts of one prompt, 6 latent steps, 32 tokens, ms; each = minimum / K");
-    println!("{:<10}{:>22}{:>11}{:>22}{:>11}", "K", "rollouts", "each", "update", "each");
-    println!("{:<10}{:>11}{:>11}{:>11}{:>11}{:>11}{:>11}", "", "median", "min", "", "median", "min", "");
+    line!("K rollouts of one prompt, 6 latent steps, 32 tokens, ms; each = minimum / K");
+    line!("{:<10}{:>22}{:>11}{:>22}{:>11}", "K", "rollouts", "each", "update", "each");
+    line!("{:<10}{:>11}{:>11}{:>11}{:>11}{:>11}{:>11}", "", "median", "min", "", "median", "min", "");
     for (group, pair) in groups.iter().zip(taken.chunks(2)) {
         let columns: Vec<String> = pair
             .iter()
@@ -153,7 +153,7 @@ fn scaling(rounds: usize) {
                 format!("{:>11.2}{:>11.2}{:>11.3}", middle(&times), times[0], times[0] / *group as f64)
             })
             .collect();
-        println!("{group:<10}{}", columns.concat());
+        line!("{group:<10}{}", columns.concat());
     }
 }
 
@@ -168,12 +168,12 @@ fn update(rounds: usize) {
         let of = [times.rollout, times.reward, times.backward, times.optimizer, times.audit];
         parts.iter_mut().zip(of).for_each(|(part, time)| part.push(time));
     }
-    println!("\nan update of the small model, {PROMPTS} x 8 rollouts, {rounds} rounds, ms");
-    println!("{:<12}{:>10}{:>10}", "", "median", "min");
+    line!("\nan update of the small model, {PROMPTS} x 8 rollouts, {rounds} rounds, ms");
+    line!("{:<12}{:>10}{:>10}", "", "median", "min");
     for (name, times) in ["rollout", "reward", "backward", "optimizer", "audit"].into_iter().zip(&parts) {
         let times = sorted(times);
-        println!("{name:<12}{:>10.2}{:>10.2}", middle(&times), times[0]);
+        line!("{name:<12}{:>10.2}{:>10.2}", middle(&times), times[0]);
     }
     let whole = sorted(&whole);
-    println!("{:<12}{:>10.2}{:>10.2}", "all", middle(&whole), whole[0]);
+    line!("{:<12}{:>10.2}{:>10.2}", "all", middle(&whole), whole[0]);
 }

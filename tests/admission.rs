@@ -15,6 +15,7 @@ use latch::run::dry_run;
 use latch::run::folder::{Existing, RunFolder};
 use latch::run::recipe::Recipe;
 use latch::run::rehearsal::rehearse;
+use latch::run::replay::replay;
 use latch::run::story::{Ending, Event, Story};
 use std::ops::ControlFlow;
 
@@ -173,6 +174,30 @@ fn generation_runs_at_the_edge_and_is_refused_below_it() {
     let below = sim(all.free - all.free / 64);
     let message = admit(&below, "generating this", &6, &rehearsal, &[shorter()]).unwrap_err().to_string();
     assert!(message.contains("generating this needs") && message.contains("KV cache"), "{message}");
+    untouched(below);
+}
+
+/// A rollout of an arm whose own gates are made on the way: two models and the room to sample are rehearsed.
+#[test]
+fn a_replay_runs_at_the_edge_and_is_refused_below_it() {
+    let home = tempfile::tempdir().unwrap();
+    let out = home.path().join("run");
+    let arms = ["--set", "grpo.arms=[\"hrpo\"]", "--set", "evaluation.modes=[\"det\"]"];
+    let quiet = ["--quiet", "--device", "cpu", "--out", out.to_str().unwrap()];
+    crate::binaries::stdout(&crate::binaries::train(&[&arms[..], &quiet].concat()));
+    let samples = out.join("samples.jsonl");
+    let tiny = sim(20_000);
+    let message = replay(&samples, 2, &tiny).unwrap_err().to_string();
+    assert!(message.contains("this replay needs ") && message.contains("KV cache"), "{message}");
+    untouched(tiny);
+    let (_, needs) = message.split_once("this replay needs ").unwrap();
+    let needs: usize = needs.split_once(' ').unwrap().0.parse().unwrap();
+    let edge = sim(needs);
+    let again = replay(&samples, 2, &edge).unwrap();
+    assert_eq!(again.again.tokens.len(), again.again.log_probabilities.len());
+    assert!(edge.close().unwrap().is_empty());
+    let below = sim(needs - needs / 32);
+    assert!(replay(&samples, 2, &below).unwrap_err().to_string().contains("this replay needs "));
     untouched(below);
 }
 

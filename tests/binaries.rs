@@ -2,6 +2,9 @@
 //! One file, though long: each test starts a binary as a child, and all share what starts and reads it.
 
 use crate::parity::gpu;
+use latch::device::Device;
+use latch::run::experiments::Laboratory;
+use latch::run::folder::RunFolder;
 use safetensors::SafeTensors;
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -162,7 +165,20 @@ fn probe_writes_what_golden_files_hold() {
             "/nonexistent/out",
         ],
     );
-    refuses(&unwritable, 1, &["/nonexistent/out", "cannot write"]);
+    refuses(&unwritable, 1, &["/nonexistent/out", "cannot write", "no such folder"]);
+    // A device is not replaced by a file; a folder stays one. Said before the model is opened.
+    let link = work.path().join("device");
+    #[cfg(unix)]
+    std::os::unix::fs::symlink("/dev/null", &link).unwrap();
+    #[cfg(not(unix))]
+    std::fs::create_dir(&link).unwrap();
+    for place in [link.as_path(), work.path()] {
+        let arguments = ["--model", "/nonexistent", "--input", input.to_str().unwrap(), "--output"];
+        let place = place.to_str().unwrap();
+        let output = run(env!("CARGO_BIN_EXE_probe"), &[&arguments[..], &[place]].concat());
+        refuses(&output, 1, &[place, "cannot write", "what is there is no file"]);
+    }
+    assert!(std::fs::symlink_metadata(&link).unwrap().is_symlink() || cfg!(not(unix)));
 }
 
 /// A run of a second: the whole story on a few problems.
@@ -310,6 +326,12 @@ fn train_tells_the_whole_story_and_leaves_a_run() {
     assert!(!seen.contains("spread") && !seen.contains("expected"), "{seen}");
     refuses(&inspect(&["--latents", "0"]), 2, &["--latents", "no latent steps"]);
     refuses(&inspect(&["--sites", "nowhere"]), 2, &["nowhere", "attn_out"]);
+
+    let most = usize::MAX.to_string();
+    refuses(&evaluate(&["--latents", &most]), 2, &["positions", "exceed the model's"]);
+    // A file beside the weights is named, not the key that it would set.
+    std::fs::write(model.join("latent_gating.json"), "{\"thinking\": -1}").unwrap();
+    refuses(&evaluate(&[]), 2, &["latent_gating.json: `hrpo.thinking` is -1"]);
 }
 
 #[test]
@@ -485,6 +507,10 @@ fn train_refuses_what_cannot_be_run_and_says_what_it_would_do() {
     refuses(&run(env!("CARGO_BIN_EXE_train"), &[recipe.to_str().unwrap()]), 2, &["mine.toml", "sed", "seed"]);
     refuses(&train(&["--set", "grpo.gruop=3", "--dry-run"]), 2, &["grpo.gruop", "grpo.group"]);
     refuses(&train(&["--set", "grpo.group=1", "--dry-run"]), 2, &["group"]);
+    let crowded = train(&["--set", "model.max_positions=8", "--dry-run"]);
+    refuses(&crowded, 2, &["none are left", "lower grpo.max_new_tokens"]);
+    let many = train(&["--set", "grpo.fresh_problems=999999999", "--dry-run"]);
+    refuses(&many, 2, &["word problems", "are wanted, expected at most 10000000"]);
     let forecast = stdout(&train(&["--dry-run"]));
     for part in
         ["64 train", "memory", "weights", "total", "gradients read the tape of sampling", "tape_mib = "]
@@ -512,6 +538,16 @@ fn an_experiment_compares_variations_over_seeds_and_goes_on_where_it_stopped() {
     assert_eq!(experiment(), tables, "nothing is run twice");
     assert_eq!(std::fs::read_to_string(out.join("results.jsonl")).unwrap(), results);
     assert!(out.join("e4.json").is_file());
+    // One process at a time.
+    let recipe = RunFolder::recipe_of(&out).unwrap();
+    let held = Laboratory::open(&out, &recipe, Device::cpu()).unwrap();
+    let more = ["e4", "--seeds", "2", "--out", out.to_str().unwrap(), "--quiet"];
+    let second =
+        run(env!("CARGO_BIN_EXE_experiment"), &more.iter().chain(&TINY).copied().collect::<Vec<_>>());
+    if cfg!(unix) {
+        refuses(&second, 2, &["experiments", "is in use", "--out"]);
+    }
+    drop(held);
 }
 
 /// `| head`: the reader has what it wanted.
@@ -527,12 +563,16 @@ fn a_reader_that_goes_away_is_no_failure() {
             .stderr(Stdio::piped())
             .spawn()
     };
-    let commands: [(&str, &[&str]); 5] = [
+    let commands: [(&str, &[&str]); 6] = [
         (env!("CARGO_BIN_EXE_generate"), &["--model", model, "--prompt-ids", "1,2", "-n", "20", "--json"]),
         (env!("CARGO_BIN_EXE_generate"), &["--model", model, "--prompt-ids", "1,2", "-n", "20"]),
         (env!("CARGO_BIN_EXE_train"), &["--describe"]),
         (env!("CARGO_BIN_EXE_experiment"), &["list"]),
         (env!("CARGO_BIN_EXE_verify_grad"), &["--list"]),
+        (
+            env!("CARGO_BIN_EXE_kernel_report"),
+            &["--shape", "gpt2-small", "--dtype", "f32", "--only", "elementwise scale"],
+        ),
     ];
     for (binary, arguments) in commands {
         for words_too in [false, true] {
@@ -556,8 +596,40 @@ fn numbers_below_zero_and_beyond_reason_are_refused_by_name() {
     let generate = |flag: &str, value: &str| generate(&["--model", model, "--prompt-ids", "1", flag, value]);
     refuses(&generate("--latents", "-3"), 2, &["'-3' for '--latents"]);
     refuses(&generate("-n", "-1"), 2, &["'-1' for '--max-new-tokens"]);
+    refuses(&generate("-n", "0"), 2, &["'0' for '--max-new-tokens"]);
+    refuses(&generate("--temperature", "nan"), 2, &["temperature", "NaN"]);
+    refuses(&generate("--top-k", "0"), 2, &["top_k", "found 0", "leave top_k out"]);
+    refuses(&generate("--top-p", "2"), 2, &["top_p", "found 2"]);
+    refuses(&generate("--min-p", "nan"), 2, &["min_p", "found NaN"]);
     refuses(&generate("--temperature", "-1"), 2, &["temperature", "-1"]);
     refuses(&generate("--threads", "5000"), 2, &["--threads", "5000", "1024"]);
+    // Before a model is opened.
+    let evaluate = |flag: &str, value: &str| {
+        run(env!("CARGO_BIN_EXE_evaluate"), &["--model", "/nonexistent", flag, value])
+    };
+    for (flag, value, range) in [
+        ("--k", "0", "1..=4096"),
+        ("--k", "5000", "1..=4096"),
+        ("--masks", "0", "1..=4096"),
+        ("--batch", "0", "1.."),
+        ("--max-new-tokens", "0", "1.."),
+    ] {
+        refuses(&evaluate(flag, value), 2, &[&format!("'{value}' for '{flag}"), range]);
+    }
+    let experiment = |flag: &str, value: &str| run(env!("CARGO_BIN_EXE_experiment"), &["e1", flag, value]);
+    refuses(&experiment("--seeds", "0"), 2, &["'0' for '--seeds", "1..="]);
+    let late = u64::MAX.to_string();
+    refuses(&experiment("--first-seed", &late), 2, &[&format!("'{late}' for '--first-seed"), "0..="]);
+    // Also where the mode makes no use of it.
+    let greedy = |flag: &str, value: &str| {
+        run(env!("CARGO_BIN_EXE_evaluate"), &["--model", model, "--latents", "0", flag, value])
+    };
+    refuses(&greedy("--p", "1"), 2, &["--p", "found 1", "below 1"]);
+    refuses(&greedy("--temperature", "nan"), 2, &["temperature", "found NaN"]);
+    for key in ["grpo.prompts", "grpo.group", "grpo.max_new_tokens", "evaluation.masks", "evaluation.k"] {
+        let dry = train(&["--dry-run", "--set", &format!("{key}=0")]);
+        refuses(&dry, 2, &[&format!("`{key}` is 0"), "from 1 to"]);
+    }
     let most = usize::MAX.to_string();
     refuses(&generate("--latents", &most), 2, &["positions", "exceed the model's 40"]);
 }

@@ -127,6 +127,55 @@ fn a_layer_without_a_mask_is_not_masked() {
     assert_ne!(run(&some).logits, some_found.logits);
 }
 
+/// Each number that is read is checked before anything runs, and named with its place; what is not read is let alone.
+#[test]
+fn a_request_with_impossible_numbers_is_refused() {
+    let folder = folder().join("qwen3");
+    let model = Model::load(&folder, &Device::cpu(), Precision::of(Dtype::F32)).unwrap();
+    let soft = probe::read(&folder.join("cases/soft.in.safetensors")).unwrap();
+    let vocabulary = model.config().vocab as i64;
+    // A soft position beyond the first row's first, and another position.
+    let at = soft.ids.iter().rposition(|&id| id == -2).unwrap();
+    let other = soft.ids.iter().position(|&id| id >= 0).unwrap();
+    let place = |n: usize| format!("at row {}, position {}", n / soft.length, n % soft.length);
+    let refuses = |change: &dyn Fn(&mut Request), words: &[&str]| {
+        let mut request = soft.clone();
+        change(&mut request);
+        let message = probe::probe(&model, &request).unwrap_err().to_string();
+        words.iter().for_each(|word| assert!(message.contains(word), "`{word}` is missing in: {message}"));
+    };
+    let last = format!("0 to {}", vocabulary - 1);
+    for weight in [f32::NAN, f32::INFINITY, -0.25] {
+        let found = format!("{weight} {}", place(at));
+        refuses(
+            &|r| r.soft_weights[at * r.terms + 1] = weight,
+            &["soft_weights", &found, "finite", "from 0"],
+        );
+    }
+    for id in [-1, vocabulary, i64::MAX] {
+        let found = format!("{id} {}", place(at));
+        refuses(&|r| r.soft_ids[at * r.terms] = id, &["soft_ids", &found, &last]);
+    }
+    for id in [-3, vocabulary, i64::MIN, 1 << 40] {
+        let found = format!("{id} {}", place(other));
+        refuses(&|r| r.ids[other] = id, &["ids", &found, &last, "-1 is a latent"]);
+    }
+    for label in [-1, vocabulary, 1 << 32] {
+        let found = format!("{label} {}", place(at));
+        refuses(&|r| r.labels[at] = label, &["labels", &found, &last, "-100 is not trained"]);
+    }
+    let masked = probe::read(&folder.join("cases/masked.in.safetensors")).unwrap();
+    for p in [f64::NAN, -0.1, 1.0] {
+        let message = probe::probe(&model, &Request { p, ..masked.clone() }).unwrap_err().to_string();
+        assert!(message.contains(&format!("found {p}, expected 0 <= p < 1")), "{message}");
+    }
+    // Beside a position that is none of soft terms, nothing is read.
+    let mut unread = soft.clone();
+    (unread.soft_weights[other * soft.terms], unread.soft_ids[other * soft.terms]) = (f32::NAN, -7);
+    let run = |request: &Request| probe::probe(&model, request).unwrap().logits;
+    assert_eq!(run(&unread), run(&soft));
+}
+
 #[test]
 fn both_forms_of_config_json_give_the_same_bits() {
     let mut compared = 0;

@@ -1,5 +1,6 @@
 //! The report of kernels' costs: a subset at real widths keeps its bars, and a kernel that misses one is named.
 
+use crate::binaries::{refuses, run};
 use latch::base::Dtype;
 use latch::device::{Device, SimulatorOptions};
 use latch::sim::check::Checker;
@@ -63,6 +64,13 @@ fn a_subset_of_the_report_keeps_its_bars() {
     for part in ["attention_decode_d64_f32", "linear_nt_rounded_narrow", "sectors    1.10", "RTX 4090"] {
         assert!(text.contains(part), "{part}: {text}");
     }
+}
+
+/// A name that nothing has would check nothing, and pass.
+#[test]
+fn a_report_of_nothing_is_refused() {
+    let output = run(env!("CARGO_BIN_EXE_kernel_report"), &["--check", "--only", "attention step,atention"]);
+    refuses(&output, 1, &["--only", "`atention`", "attention step", "masks"]);
 }
 
 /// A kernel whose lanes leave out every second piece of 16 bytes asks for twice the sectors that it needs.

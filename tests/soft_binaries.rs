@@ -89,13 +89,34 @@ fn evaluate_asks_with_soft_steps() {
     assert!(!both.status.success());
     let sharp = run(env!("CARGO_BIN_EXE_evaluate"), &[&base[..], &["--soft", "4", "--tau", "0"]].concat());
     refuses(&sharp, 2, &["tau"]);
+    // What could never end thinking, or keep all tokens, is refused and not left out.
+    for (flags, words) in [
+        (&["--cold-entropy", "nan"][..], ["entropy", "found NaN", "at least 0"]),
+        (&["--cold-entropy", "0.01", "--cold-steps", "0"], ["cold stop's steps", "found 0", "at least 1"]),
+        (&["--leave-at", "99999999"], ["ends thinking", "id 99999999", "the vocabulary has"]),
+        (&["--soft-top-p", "2"], ["top_p", "found 2", "at most 1"]),
+        (&["--soft-top-p", "nan"], ["top_p", "found NaN", "at most 1"]),
+    ] {
+        for (binary, more) in [
+            (env!("CARGO_BIN_EXE_evaluate"), &["--limit", "2"]),
+            (env!("CARGO_BIN_EXE_generate"), &["--prompt", "2 + 3 ="]),
+        ] {
+            refuses(&run(binary, &[&base[..], more, &["--soft", "4"], flags].concat()), 2, &words);
+        }
+    }
 }
 
 #[test]
 fn generate_reads_a_model_with_gates_as_it_was_trained() {
     let work = tempfile::tempdir().unwrap();
     let sets = ["hrpo.thinking=6", "hrpo.mark=", "hrpo.least_share=0.01"];
-    let model = trained(&work.path().join("run"), "cpu", "hrpo", &sets);
+    let out = work.path().join("run");
+    let model = trained(&out, "cpu", "hrpo", &sets);
+    // The first update's gates are in no file: they are drawn again.
+    let place = format!("{}:2", out.join("samples.jsonl").display());
+    let again = stdout(&run(env!("CARGO_BIN_EXE_generate"), &["--replay", &place, "--json"]));
+    let again: Value = serde_json::from_str(&again).unwrap();
+    assert_eq!(again["same"], true, "{again}");
     let generate = |more: &[&str]| {
         let prompt = ["--prompt", "Tom has 3 apples and buys 4 more.", "-n", "12", "--ignore-eos", "-q"];
         json(env!("CARGO_BIN_EXE_generate"), &model, &[&prompt, more].concat())

@@ -6,6 +6,8 @@ mod counts;
 mod kernels;
 #[path = "kernel_report/lines.rs"]
 mod lines;
+#[path = "../src/bin/generate/output.rs"]
+mod output;
 #[path = "kernel_report/steps.rs"]
 mod steps;
 #[path = "kernel_report/verdicts.rs"]
@@ -15,7 +17,7 @@ use clap::{Parser, ValueEnum};
 use latch::base::{Dtype, Error, Result};
 use latch::model::Precision;
 use latch::verify::workloads::bars::{LENGTH, SEQUENCES};
-use latch::verify::workloads::{GPT2_SMALL, QWEN, Size};
+use latch::verify::workloads::{GPT2_SMALL, QWEN, Size, all};
 use std::process::ExitCode;
 use verdicts::{Extent, Verdicts};
 
@@ -158,6 +160,11 @@ impl Arguments {
         }
     }
 
+    /// Writes to stdout; false where nobody reads any more and the verdict was not asked for either.
+    fn write(&self, text: &str) -> Result<bool> {
+        Ok(output::write(text)? || self.check)
+    }
+
     fn wants(&self, name: &str) -> bool {
         self.only.is_empty() || self.only.iter().any(|part| name.contains(part.as_str()))
     }
@@ -167,7 +174,7 @@ fn main() -> ExitCode {
     match run(&Arguments::parse()) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("error: {error}");
+            output::say(&format!("error: {error}"));
             ExitCode::FAILURE
         }
     }
@@ -181,20 +188,32 @@ fn run(arguments: &Arguments) -> Result<()> {
             "give at least 1 sequence of 2 positions",
         ));
     }
+    let names: Vec<&str> = all().iter().map(|workload| workload.name).chain(["steps", "masks"]).collect();
+    if let Some(part) =
+        arguments.only.iter().find(|part| !names.iter().any(|name| name.contains(part.as_str())))
+    {
+        let advice = format!("names: {}", names.join(", "));
+        return Err(Error::input("--only", format!("no workload's name holds `{part}`"), advice));
+    }
     let mut verdicts = Verdicts::default();
     for size in arguments.sizes() {
         for kind in arguments.kinds() {
             if let Some(most) = arguments.lines {
-                lines::table(arguments, size, kind, most)?;
-                continue;
-            }
-            let heads = kernels::table(arguments, size, kind, arguments.length, &mut verdicts)?;
-            match kind {
-                // Few positions and many have other tiles.
-                Kind::Hopper => {
-                    kernels::table(arguments, size, kind, 8 * arguments.length, &mut verdicts)?;
+                match lines::table(arguments, size, kind, most)? {
+                    true => continue,
+                    false => return Ok(()),
                 }
+            }
+            let table =
+                |length, verdicts: &mut Verdicts| kernels::table(arguments, size, kind, length, verdicts);
+            let Some(heads) = table(arguments.length, &mut verdicts)? else { return Ok(()) };
+            let read = match kind {
+                // Few positions and many have other tiles.
+                Kind::Hopper => table(8 * arguments.length, &mut verdicts)?.is_some(),
                 _ => steps::table(arguments, size, kind, &heads, &mut verdicts)?,
+            };
+            if !read {
+                return Ok(());
             }
         }
     }
@@ -202,7 +221,7 @@ fn run(arguments: &Arguments) -> Result<()> {
         return Ok(());
     }
     let extent = arguments.extent();
-    verdicts.print(extent);
+    output::write(&verdicts.text(extent))?;
     match (arguments.check, verdicts.faults(extent).len()) {
         (true, faults) if faults > 0 => Err(Error::input(
             "kernel_report --check",

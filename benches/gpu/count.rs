@@ -11,10 +11,17 @@ use std::sync::Arc;
 /// Prints every workload in every size and dtype, a sample of the blocks of large grids (src/sim/sample.rs).
 pub fn table(workloads: &[Workload]) -> Result<()> {
     settings(&Device::cpu(), 64, |title, setting| {
-        println!("\n{title}, counted in the simulator");
-        println!(
+        line!("\n{title}, counted in the simulator");
+        line!(
             "{:36} {:>8} {:>14} {:>8} {:>6} {:>14} {:>10} {:>10}",
-            "operation", "launches", "instructions", "sectors", "banks", "tensor flops", "MB", "floor MB"
+            "operation",
+            "launches",
+            "instructions",
+            "sectors",
+            "banks",
+            "tensor flops",
+            "MB",
+            "floor MB"
         );
         workloads.iter().try_for_each(|workload| row(setting, workload))
     })
@@ -42,7 +49,7 @@ fn row(setting: &Setting, workload: &Workload) -> Result<()> {
     let (after, counters) = total()?;
     let counters = counters.since(&earlier);
     let (global, shared) = (counters.traffic.global(), counters.traffic.shared());
-    println!(
+    line!(
         "{:36} {:>8} {:>14} {:>8.2} {:>6.2} {:>14} {:>10.3} {:>10.3}",
         workload.name,
         after - before,

@@ -75,24 +75,30 @@ fn ceilings(device: &Device, card: &Card, library: bool) -> Result<Ceilings> {
 /// Prints every workload in every size and dtype.
 pub fn table(device: &Device, workloads: &[Workload]) -> Result<()> {
     let Device::Gpu(gpu) = device else {
-        println!("SKIPPED: {} is no GPU; its benches are in `cargo bench --bench latch`", device.name());
+        line!("SKIPPED: {} is no GPU; its benches are in `cargo bench --bench latch`", device.name());
         return Ok(());
     };
     let card = Card::new(gpu)?;
     let library = gpu.matmul_library()?;
     let found = ceilings(device, &card, library.is_some())?;
-    println!("{}", gpu.name());
-    println!(
+    line!("{}", gpu.name());
+    line!(
         "ceilings: copy {:.0} GB/s; bf16 product of {SQUARE}^3 by {}: {:.1} TFLOP/s",
         found.bytes_per_second / 1e9,
         library.as_deref().unwrap_or("our kernel, cuBLASLt being absent"),
         found.operations_per_second / 1e12
     );
     settings(device, 512, |title, setting| {
-        println!("\n{title}");
-        println!(
+        line!("\n{title}");
+        line!(
             "{:36} {:>10} {:>8} {:>6} {:>9} {:>6} {:>14}",
-            "operation", "us", "GB/s", "copy", "TFLOP/s", "gemm", "cuBLASLt us"
+            "operation",
+            "us",
+            "GB/s",
+            "copy",
+            "TFLOP/s",
+            "gemm",
+            "cuBLASLt us"
         );
         workloads
             .iter()
@@ -131,7 +137,7 @@ fn row(
         }
         false => String::new(),
     };
-    println!(
+    line!(
         "{:36} {:>10.1} {:>8.0} {:>5.0}% {products} {rival:>14}",
         workload.name,
         seconds * 1e6,

@@ -138,12 +138,10 @@ fn table_on(threads: usize, repeats: usize, filter: &str) {
         [times.min(), times.median(), times.cpu()].map(|seconds| amount / seconds / 1e9)
     };
     let mebibytes = f64::from(1 << 20);
-    println!(
-        "\n{threads} thread(s), {repeats} rounds; cpu = by processor time, as if nobody shared the cores"
-    );
-    println!("{:<26}{:>9}{:>9}{:>9}", "", "best", "median", "cpu");
+    line!("\n{threads} thread(s), {repeats} rounds; cpu = by processor time, as if nobody shared the cores");
+    line!("{:<26}{:>9}{:>9}{:>9}", "", "best", "median", "cpu");
     let line = |what: &str, [best, median, cpu]: [f64; 3], unit: &str| {
-        println!("{what:<26}{best:>9.1}{median:>9.1}{cpu:>9.1}  {unit}");
+        line!("{what:<26}{best:>9.1}{median:>9.1}{cpu:>9.1}  {unit}");
     };
     let peak = giga(burst, &peak);
     let reads = [giga(8.0 * mebibytes, &machine[0]), giga(128.0 * mebibytes, &machine[1])];
@@ -176,7 +174,7 @@ fn table_on(threads: usize, repeats: usize, filter: &str) {
                 let limit = reads[usize::from(bytes > 64e6)];
                 text += &format!("; {:.1} GB/s, of read: {}", read[0], percent(read, limit));
             }
-            println!("{text}");
+            line!("{text}");
         }
     }
 }

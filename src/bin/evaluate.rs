@@ -21,6 +21,7 @@ use latch::learn::soft_policy::{SoftEstimator, SoftObjective};
 use latch::model::{Model, Precision};
 use latch::ops::policy_loss::{Hyper, Ratio, Surrogate};
 use latch::ops::reading_order;
+use latch::ops::sampler::Law;
 use latch::rollout::group::Thoughts;
 use latch::rollout::masks::Masking;
 use latch::run::admission::admit;
@@ -36,6 +37,9 @@ use problems::ProblemArguments;
 use serde_json::json;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+
+/// Most answers to a problem: as many as a recipe may ask for.
+const MOST_ANSWERS: u64 = 4096;
 
 /// Asks a model problems and counts right answers (algorithms B.7).
 #[derive(Parser)]
@@ -53,10 +57,10 @@ struct Arguments {
     #[arg(long, default_value = "det", value_parser = ["det", "mc", "temp", "mc+temp"])]
     mode: String,
     /// Masks or samples a problem (mc, temp, mc+temp)
-    #[arg(long, default_value_t = 16)]
+    #[arg(long, default_value_t = 16, value_parser = RangedU64ValueParser::<usize>::new().range(1..=MOST_ANSWERS))]
     masks: usize,
-    /// The k of pass@k and maj@k
-    #[arg(long, default_value_t = 8)]
+    /// The k of pass@k and maj@k; answers a problem where those are fewer
+    #[arg(long, default_value_t = 8, value_parser = RangedU64ValueParser::<usize>::new().range(1..=MOST_ANSWERS))]
     k: usize,
     /// Seed of masks, samples and generated problems
     #[arg(long, default_value_t = 0)]
@@ -82,13 +86,13 @@ struct Arguments {
     #[arg(long, default_value = "numeric")]
     extractor: String,
     /// Longest answer, in tokens
-    #[arg(long, default_value_t = 64)]
+    #[arg(long, default_value_t = 64, value_parser = RangedU64ValueParser::<usize>::new().range(1..))]
     max_new_tokens: usize,
     /// Ask only the first so many problems (0 = all)
     #[arg(long, default_value_t = 0)]
     limit: usize,
     /// Answers at once
-    #[arg(long, default_value_t = 64)]
+    #[arg(long, default_value_t = 64, value_parser = RangedU64ValueParser::<usize>::new().range(1..))]
     batch: usize,
     /// Own, removed, or shuffled: what becomes of the latents
     #[arg(long, default_value = "own", value_parser = ["own", "removed", "shuffled"])]
@@ -180,8 +184,7 @@ fn work(arguments: &Arguments, device: &Device) -> Result<()> {
     let blank = load(&device.accountant(None), arguments.dtype, Student::load_blank)?;
     let (items, skipped) = arguments.problems.items(&blank, arguments.seed, arguments.limit)?;
     drop(blank);
-    let plan =
-        room::Plan { rows: arguments.batch.max(1), tokens: arguments.max_new_tokens, dtype: arguments.dtype };
+    let plan = room::Plan { rows: arguments.batch, tokens: arguments.max_new_tokens, dtype: arguments.dtype };
     let rehearse = |plan: &room::Plan, device: &Device| {
         let student = load(device, plan.dtype, Student::load_blank)?;
         let examiner = base.asking(&student, plan);
@@ -245,12 +248,16 @@ impl<'a> Asking<'a> {
 }
 
 fn ask(arguments: &Arguments, latents: usize) -> Result<Ask> {
+    // Also where the mode does not use them: a number that means nothing is a mistake in any mode.
+    let masking = arguments.masking.masking()?;
+    let temperature = arguments.temperature;
+    Law::Categorical { temperature, top_k: None, top_p: None, min_p: None }.validate()?;
     let masked = arguments.mode.starts_with("mc");
     let sampled = arguments.mode.ends_with("temp");
     Ok(Ask {
         soft: soft_plan(arguments).map(|plan| if sampled { plan } else { plan.quiet() }),
-        stage: latents + 1,
-        masking: if masked { arguments.masking.masking()? } else { Masking::NONE },
+        stage: latents.saturating_add(1),
+        masking: if masked { masking } else { Masking::NONE },
         temperature: sampled.then_some(arguments.temperature),
         samples: if masked || sampled { arguments.masks } else { 1 },
         thoughts: match arguments.thoughts.as_str() {

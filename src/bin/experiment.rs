@@ -19,6 +19,9 @@ use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+/// The largest seed that a recipe takes: a whole number that JSON holds.
+const LARGEST_SEED: u64 = (1 << 53) - 1;
+
 /// Runs experiments on the embedded problems: mask modes (e1), dropout probabilities (e2), sites and scopes (e3), the
 /// mask of the update (e4), baselines and group sizes (e5), controls (e6), Gaussian noise (e7), gradients through latents
 /// (e8), other distributions (e10).
@@ -31,10 +34,10 @@ struct Arguments {
     #[arg(required = true)]
     experiments: Vec<String>,
     /// Number of seeds
-    #[arg(long, default_value_t = 5)]
+    #[arg(long, default_value_t = 5, value_parser = RangedU64ValueParser::<u64>::new().range(1..=LARGEST_SEED))]
     seeds: u64,
     /// The first of them; tune on seeds that are not reported
-    #[arg(long, default_value_t = 0)]
+    #[arg(long, default_value_t = 0, value_parser = RangedU64ValueParser::<u64>::new().range(..=LARGEST_SEED))]
     first_seed: u64,
     /// Recipe: a TOML file or a built-in name
     #[arg(long)]
@@ -127,7 +130,7 @@ fn work(
     for &experiment in experiments {
         let variations = experiment.variations(recipe);
         let mut findings = Vec::new();
-        for seed in (arguments.first_seed..).take(arguments.seeds.max(1) as usize) {
+        for seed in arguments.first_seed..arguments.first_seed + arguments.seeds {
             let found = laboratory.run(recipe, seed, &variations, &mut watch)?;
             if found.is_empty() {
                 output::say("stopped; the same command goes on from here");

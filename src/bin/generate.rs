@@ -93,7 +93,7 @@ struct Arguments {
     #[arg(long)]
     min_p: Option<f64>,
     /// Most tokens to generate for each prompt (default: 64, or what the position table has room for)
-    #[arg(long, short = 'n')]
+    #[arg(long, short = 'n', value_parser = RangedU64ValueParser::<usize>::new().range(1..))]
     max_new_tokens: Option<usize>,
     /// Go on after end-of-text tokens
     #[arg(long)]

@@ -54,10 +54,10 @@ struct Arguments {
     #[arg(long)]
     latents: Option<usize>,
     /// Tokens a list
-    #[arg(long, default_value_t = 4)]
+    #[arg(long, default_value_t = 4, value_parser = RangedU64ValueParser::<usize>::new().range(1..=1000))]
     top: usize,
     /// Rollouts under masks (0 = none)
-    #[arg(long, default_value_t = 8)]
+    #[arg(long, default_value_t = 8, value_parser = RangedU64ValueParser::<usize>::new().range(..=4096))]
     masks: usize,
     #[command(flatten)]
     masking: MaskArguments,
@@ -65,7 +65,7 @@ struct Arguments {
     #[arg(long, default_value_t = 0)]
     seed: u64,
     /// Longest answer, in tokens
-    #[arg(long, default_value_t = 64)]
+    #[arg(long, default_value_t = 64, value_parser = RangedU64ValueParser::<usize>::new().range(1..))]
     max_new_tokens: usize,
     /// auto, cpu, cuda or cuda:N
     #[arg(long, default_value = "auto")]

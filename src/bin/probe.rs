@@ -67,6 +67,8 @@ fn run(arguments: &Arguments) -> Result<()> {
 
 fn work(arguments: &Arguments, device: &Device) -> Result<()> {
     let request = probe::read(&arguments.input)?;
+    // Before hours of work.
+    probe::check_place(&arguments.output)?;
     let mut model = Model::load(&arguments.model, device, arguments.dtype)?;
     if let Some(adapter) = &arguments.adapter {
         model.load_adapter(adapter)?;

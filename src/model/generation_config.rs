@@ -32,14 +32,25 @@ const CHANGING_LISTS: [&str; 7] = [
     "exponential_decay_length_penalty",
 ];
 
-/// The tokens that end generation; `None` where the file does not say. `path` is for messages.
+/// The tokens that end generation; `None` where there is no file (`json` is null). A file that names none, by leaving the
+/// key out or by `null`, means none, whatever config.json says: transformers' rule. `path` is for messages.
 ///
 /// # Errors
-/// `eos_token_id` is neither a token id nor a list of them.
+/// The file holds no object, or `eos_token_id` is neither a token id nor a list of them.
 pub(super) fn stop_tokens(json: &Value, path: &Path) -> Result<Option<Vec<u32>>> {
+    if json.is_null() {
+        return Ok(None);
+    }
+    if !json.is_object() {
+        return Err(Error::file(
+            path,
+            format!("holds {json}, expected an object"),
+            "correct the file, or remove it",
+        ));
+    }
     let found = &json["eos_token_id"];
     let list = match found {
-        Value::Null => return Ok(None),
+        Value::Null => Vec::new(),
         Value::Array(list) => list.clone(),
         one => vec![one.clone()],
     };

@@ -290,7 +290,8 @@ impl Source {
         }
     }
 
-    /// The tokens that end generation: those of generation_config.json, else of config.json.
+    /// The tokens that end generation: those of generation_config.json, which may be none; of config.json where there is no
+    /// such file.
     ///
     /// # Errors
     /// generation_config.json is damaged.

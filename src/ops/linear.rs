@@ -186,11 +186,24 @@ fn run(
     p: &Projection,
     w: &Tensor,
     bias: Option<&Tensor>,
-    (mut y, accumulate): (ViewMut, Accumulate),
+    (y, accumulate): (ViewMut, Accumulate),
     activated: Option<ViewMut>,
 ) -> Result<()> {
+    let map = Map { projection: p, weight: w, bias, output: y };
+    let fits = check(x, &map)?;
+    run_checked(x, map, fits, accumulate, activated)
+}
+
+/// [`run`] of a map that [`check`] found to fit, with what it found.
+fn run_checked(
+    x: View,
+    map: Map,
+    (total, mixed): (usize, bool),
+    accumulate: Accumulate,
+    activated: Option<ViewMut>,
+) -> Result<()> {
+    let Map { projection: p, weight: w, bias, output: mut y } = map;
     let (rows, dtype) = (x.count(), x.dtype());
-    let (total, mixed) = check(x, &Map { projection: p, weight: w, bias, output: y.reborrow() })?;
     x.device().traffic().multiply(1);
     match x.device() {
         Device::Cpu(_) if mixed => {

@@ -64,7 +64,7 @@ impl Rollouts {
         record: Record,
     ) -> Result<Rollouts> {
         if let Some(soft) = &drawing.soft {
-            soft.law.validate()?;
+            soft.check(model.config().vocab)?;
         }
         if let Some(gate) = &drawing.gate {
             sampler::Mixture { law: &gate.law, tau: 1.0 }.validate()?;

@@ -1,6 +1,7 @@
 //! What a batch of rollouts is: its form, its members, and what came of them.
 
 use super::masks::{Masking, Rollout};
+use crate::base::{Error, Result};
 use crate::model::{Action, Mixture, SoftLaw};
 use crate::ops::sampler::Law;
 use std::time::Duration;
@@ -89,6 +90,40 @@ pub struct SoftThoughts {
     pub leave_at: Option<u32>,
     /// What a replay feeds.
     pub replay: SoftReplay,
+}
+
+impl SoftThoughts {
+    /// Checks the law, and that thinking can end as it is asked to.
+    ///
+    /// # Errors
+    /// A law out of range, an entropy that is no number from 0 up, no cold steps, a token outside the vocabulary.
+    pub fn check(&self, vocabulary: usize) -> Result<()> {
+        self.law.validate()?;
+        if let Some(cold) = self.cold {
+            if !(cold.entropy.is_finite() && cold.entropy >= 0.0) {
+                return Err(Error::input(
+                    "cold stop's entropy",
+                    format!("found {}, expected a number of at least 0", cold.entropy),
+                    "0.01 nats is usual; leave it out to think all steps",
+                ));
+            }
+            if cold.steps == 0 {
+                return Err(Error::input(
+                    "cold stop's steps",
+                    "found 0, expected at least 1",
+                    "leave the cold stop out to think all steps",
+                ));
+            }
+        }
+        match self.leave_at.filter(|&id| id as usize >= vocabulary) {
+            Some(id) => Err(Error::input(
+                "token that ends thinking",
+                format!("id {id}; the vocabulary has {vocabulary}"),
+                "check that the id belongs to the model",
+            )),
+            None => Ok(()),
+        }
+    }
 }
 
 /// Thinking ends after a run of steps whose weights have little entropy (Soft Thinking's cold stop: the released code

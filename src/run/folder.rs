@@ -253,7 +253,10 @@ impl RunFolder {
 
 /// The folder, locked: the system frees it however the process ends. Nothing where folders cannot be locked (other
 /// systems than Unix, some network file systems), or where there is no folder.
-fn lock(path: &Path) -> Result<Option<File>> {
+///
+/// # Errors
+/// Another process has it.
+pub(super) fn lock(path: &Path) -> Result<Option<File>> {
     let Some(folder) = File::open(path).ok().filter(|_| cfg!(unix)) else { return Ok(None) };
     match folder.try_lock() {
         Ok(()) => Ok(Some(folder)),

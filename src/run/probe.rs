@@ -11,6 +11,7 @@ use crate::ops::mask::{MaskSet, Site, SiteKind, Sites};
 use safetensors::SafeTensors;
 use safetensors::tensor::{Dtype as Stored, TensorView, serialize_to_file};
 use std::collections::HashMap;
+use std::fmt::Display;
 use std::path::Path;
 
 /// A position that reads the previous final hidden state.
@@ -57,9 +58,10 @@ pub struct Answer {
 /// Runs `request` on `model`.
 ///
 /// # Errors
-/// Shapes that do not fit, ids outside the vocabulary, a latent at position 0.
+/// Shapes that do not fit, ids or labels outside the vocabulary, weights that are negative or no numbers, a probability of
+/// masks outside [0, 1), a latent at position 0.
 pub fn probe(model: &Model, request: &Request) -> Result<Answer> {
-    check(request)?;
+    check(request, model.config().vocab)?;
     let (rows, length) = (request.rows, request.length);
     let masks = mask_set(model, request)?;
     let mut sequences = Sequences::new(
@@ -94,7 +96,7 @@ pub fn probe(model: &Model, request: &Request) -> Result<Answer> {
             let label = request.labels[r * length + t];
             if label != IGNORED {
                 positions.push(place[r * length + t - 1] as u32);
-                targets.push(token(label, "labels")?);
+                targets.push(label as u32);
             }
         }
     }
@@ -118,7 +120,7 @@ fn sequences_filled(start: usize, end: usize, rows: usize, row: usize, t: usize)
     rows * start + row * (end - start) + (t - start)
 }
 
-fn check(request: &Request) -> Result<()> {
+fn check(request: &Request, vocabulary: usize) -> Result<()> {
     let positions = request.rows * request.length;
     let wrong = |what: &str, found: usize, expected: usize| Err(Error::shape(what, found, expected));
     if positions == 0 {
@@ -146,21 +148,36 @@ fn check(request: &Request) -> Result<()> {
             expected,
         );
     }
-    for (n, &id) in request.ids.iter().enumerate() {
-        if id < SOFT || id > i64::from(i32::MAX) {
-            return Err(Error::input(
-                "ids",
-                format!("{id} at row {}, position {}", n / request.length, n % request.length),
-                "token ids are 0 and up; -1 is a latent, -2 a soft position",
-            ));
+    check_values(request, vocabulary)
+}
+
+/// Every number that is read: ids, labels, and the terms of soft positions.
+fn check_values(request: &Request, vocabulary: usize) -> Result<()> {
+    let known = |id: i64| usize::try_from(id).is_ok_and(|id| id < vocabulary);
+    let wrong = |what: &str, found: &dyn Display, n: usize, advice: &str| {
+        let (row, position) = (n / request.length, n % request.length);
+        Err(Error::input(what, format!("{found} at row {row}, position {position}"), advice))
+    };
+    let ids = format!("token ids are 0 to {}", vocabulary.saturating_sub(1));
+    for (n, (&id, &label)) in request.ids.iter().zip(&request.labels).enumerate() {
+        if !known(id) && id != LATENT && id != SOFT {
+            return wrong("ids", &id, n, &format!("{ids}; -1 is a latent, -2 a soft position"));
+        }
+        if !known(label) && label != IGNORED {
+            return wrong("labels", &label, n, &format!("{ids}; -100 is not trained"));
+        }
+        // What stands beside other positions is not read.
+        let terms = if id == SOFT { n * request.terms..(n + 1) * request.terms } else { 0..0 };
+        for (&id, &weight) in request.soft_ids[terms.clone()].iter().zip(&request.soft_weights[terms]) {
+            if !known(id) {
+                return wrong("soft_ids", &id, n, &ids);
+            }
+            if !(weight.is_finite() && weight >= 0.0) {
+                return wrong("soft_weights", &weight, n, "weights are finite numbers from 0 up");
+            }
         }
     }
     Ok(())
-}
-
-fn token(id: i64, what: &str) -> Result<u32> {
-    u32::try_from(id)
-        .map_err(|_| Error::input(what, format!("{id} is no token id"), "token ids are 0 and up"))
 }
 
 /// Column ranges: a new one begins at every column where some row has a latent.
@@ -176,12 +193,8 @@ fn input(request: &Request, n: usize) -> Input {
         LATENT => Input::Latent,
         SOFT => {
             let terms = n * request.terms..(n + 1) * request.terms;
-            let weights = &request.soft_weights[terms.clone()];
-            // An id below 0 becomes one outside any vocabulary, which the model names in its error.
-            let id = |&id: &i64| u32::try_from(id).unwrap_or(u32::MAX);
-            Input::Soft(
-                request.soft_ids[terms].iter().map(id).zip(weights.iter().map(|&w| f64::from(w))).collect(),
-            )
+            let weights = request.soft_weights[terms.clone()].iter().map(|&weight| f64::from(weight));
+            Input::Soft(request.soft_ids[terms].iter().map(|&id| id as u32).zip(weights).collect())
         }
         id => Input::Token(id as u32),
     }
@@ -310,11 +323,27 @@ fn integers(path: &Path, name: &str, tensor: &TensorView) -> Result<Vec<i64>> {
     }
 }
 
+/// Refuses a place that [`write`] cannot or should not replace: results are written beside it and renamed, which would put
+/// a file where a device like /dev/null was.
+///
+/// # Errors
+/// Something is there that is no file, or there is no such folder.
+pub fn check_place(path: &Path) -> Result<()> {
+    let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let problem = match std::fs::metadata(path) {
+        Ok(found) if !found.is_file() => "cannot write: what is there is no file",
+        Err(_) if !parent.is_dir() => "cannot write: there is no such folder",
+        _ => return Ok(()),
+    };
+    Err(Error::file(path, problem, "name a file to be written, in a folder that exists"))
+}
+
 /// Writes `logits` [rows, T, V], `loss` [1] and `grad/<parameter>` in the model's dtype.
 ///
 /// # Errors
-/// The file cannot be written.
+/// As [`check_place`]; the file cannot be written.
 pub fn write(path: &Path, model: &Model, request: &Request, answer: &Answer) -> Result<()> {
+    check_place(path)?;
     let mut list: Vec<(String, Vec<usize>, &[f64])> =
         vec![("logits".into(), vec![request.rows, request.length, model.config().vocab], &answer.logits)];
     let loss = answer.loss.map(|loss| [loss]);

@@ -180,7 +180,12 @@ pub fn load(
                     "none are left ({} malformed, {} longer than {longest} positions)",
                     set.bad, set.too_long
                 ),
-                "raise data.max_positions, or check the file",
+                match longest {
+                    0 => {
+                        "answers and latents leave questions no room: lower grpo.max_new_tokens, or take a model with more positions"
+                    }
+                    _ => "raise data.max_positions, or check the file",
+                },
             ));
         }
     }

@@ -49,7 +49,10 @@ pub fn gating_of(folder: &Path) -> Result<Recipe> {
             .map_err(|error| Error::file(&path, format!("is not JSON: {error}"), "save the model again"))?;
         for (key, value) in &value {
             let text = value.as_str().map_or_else(|| value.to_string(), String::from);
-            recipe.set(&format!("hrpo.{key}={text}"))?;
+            recipe.set(&format!("hrpo.{key}={text}")).map_err(|error| match error {
+                Error::Input { problem, advice, .. } => Error::file(&path, problem, advice),
+                other => other,
+            })?;
         }
     }
     Ok(recipe)
@@ -139,7 +142,9 @@ impl Student {
     fn read(path: &Path, device: &Device, precision: Precision, weights: Weights) -> Result<Student> {
         let source = Source::open(path)?;
         let mut tokenizer = source.tokenizer()?;
-        let stop = source.stop_tokens()?.first().copied().ok_or_else(|| {
+        // Lessons need an end even where generation_config.json lets texts go on for ever.
+        let said = source.stop_tokens()?.first().copied();
+        let stop = said.or(source.config().eos.first().copied()).ok_or_else(|| {
             Error::file(
                 path,
                 "names no end-of-text token",

@@ -106,18 +106,28 @@ pub struct Split {
     pub test: Vec<Problem>,
 }
 
+/// Most problems that are made at once: beyond it they take more memory and time than any use of them is worth.
+const MOST_MADE: usize = 10_000_000;
+
 impl Split {
     /// Fills the parts with different questions of `make(0)`, `make(1)`, ... The test part comes first, then validation:
     /// they do not change with the number of training problems.
     ///
     /// # Errors
-    /// `make` fails, or keeps repeating itself before all parts are full.
+    /// `make` fails, or keeps repeating itself before all parts are full; more than ten million problems.
     pub fn of_distinct(
         what: &str,
         [train, valid, test]: [usize; 3],
         mut make: impl FnMut(u32) -> Result<Problem>,
     ) -> Result<Split> {
-        let wanted = train + valid + test;
+        let wanted = train.saturating_add(valid).saturating_add(test);
+        if wanted > MOST_MADE {
+            return Err(Error::input(
+                what,
+                format!("{wanted} are wanted, expected at most {MOST_MADE}"),
+                "ask for fewer problems",
+            ));
+        }
         let tries = u32::try_from(wanted * 20 + 1000).unwrap_or(u32::MAX);
         let mut seen = HashSet::with_capacity(wanted);
         let mut all = Vec::with_capacity(wanted);

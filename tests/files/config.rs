@@ -113,6 +113,28 @@ fn fields() {
     assert!(parse(with(llama_json(), window)).is_ok(), "an unused window does no harm");
 }
 
+/// As transformers 5.23.0 does, whose outputs of small models were compared with and without these keys: where the kinds of
+/// layers are listed, nothing else is asked. Without the list Qwen's window needs use_sliding_window, and those of Llama and
+/// GPT-2 leave the forward pass alone but shorten the cache of generation.
+#[test]
+fn listed_kinds_of_layers_decide_whether_a_window_is_used() {
+    let layers = llama_json()["num_hidden_layers"].as_u64().unwrap() as usize;
+    let full = json!({"layer_types": vec!["full_attention"; layers]});
+    let used = json!({"sliding_window": 64, "use_sliding_window": true, "max_window_layers": 0});
+    for family in ["llama", "qwen2", "qwen3"] {
+        let json = with(with(llama_json(), used.clone()), json!({"model_type": family}));
+        says(&message(parse(json.clone())), &["sliding_window = 64 of 128"]);
+        assert!(parse(with(json.clone(), full.clone())).is_ok(), "{family}");
+        let short = json!({"layer_types": vec!["full_attention"; layers + 1]});
+        says(&message(parse(with(json.clone(), short))), &["layer_types", &format!("list of {layers}")]);
+        says(&message(parse(with(json, json!({"layer_types": "full"})))), &["layer_types = \"full\""]);
+    }
+    let llama = parse(with(llama_json(), json!({"sliding_window": 64})));
+    says(&message(llama), &["when it generates", "remove sliding_window", "layer_types"]);
+    assert!(parse(with(llama_json(), json!({"sliding_window": 128}))).is_ok(), "as long as the context");
+    says(&message(parse(with(gpt2_json(), json!({"sliding_window": 2})))), &["sliding_window = 2 of"]);
+}
+
 #[test]
 fn written_back_without_loss() {
     let mut config = parse(llama_json()).unwrap();

@@ -2,7 +2,10 @@
 
 use super::{Gguf, gguf_keys, gguf_text, message, normals, says};
 use latch::base::rng::{Purpose, StreamKey};
+use latch::device::Device;
+use latch::model::Precision;
 use latch::model::weights::Source;
+use latch::run::student::Student;
 use latch::text::Tokenizer;
 use serde_json::{Value, json};
 use std::fs;
@@ -255,8 +258,29 @@ fn a_model_without_a_tokenizer_says_so() {
     says(&message(source.tokenizer()), &["tokenizer.json", "cannot open"]);
     fs::write(folder.path().join("tokenizer.json"), byte_level().to_string()).unwrap();
     assert_eq!(source.tokenizer().unwrap().id_bound(), 261);
-    fs::write(folder.path().join("generation_config.json"), "{\"eos_token_id\": [2, 7]}").unwrap();
-    assert_eq!(source.stop_tokens().unwrap(), [2, 7]);
-    fs::write(folder.path().join("generation_config.json"), "{\"eos_token_id\": \"x\"}").unwrap();
-    says(&message(source.stop_tokens()), &["generation_config.json", "\"x\""]);
+}
+
+/// As transformers 5.23.0 generates, whose stops were compared for all of these: where there is a generation_config.json it
+/// alone says what ends a text, and one without the key, or with null, says that nothing does.
+#[test]
+fn a_generation_config_decides_alone_what_ends_a_text() {
+    let mut json = super::llama_json();
+    json["eos_token_id"] = json!(3);
+    let folder = super::folder(&json, &super::tensors(&super::parse(json.clone()).unwrap()));
+    fs::write(folder.path().join("tokenizer.json"), byte_level().to_string()).unwrap();
+    let source = Source::open(folder.path()).unwrap();
+    assert_eq!(source.stop_tokens().unwrap(), [3], "no file: config.json says it");
+    let stops = |text: &str| {
+        fs::write(folder.path().join("generation_config.json"), text).unwrap();
+        source.stop_tokens()
+    };
+    assert_eq!(stops("{\"eos_token_id\": [2, 7]}").unwrap(), [2, 7]);
+    says(&message(stops("{\"eos_token_id\": \"x\"}")), &["generation_config.json", "\"x\""]);
+    says(&message(stops("[]")), &["generation_config.json", "holds [], expected an object"]);
+    for none in ["{\"eos_token_id\": null}", "{\"eos_token_id\": []}", "{\"_from_model_config\": true}"] {
+        assert_eq!(stops(none).unwrap(), [0; 0], "{none}");
+        // Lessons end with the token of config.json all the same.
+        let student = Student::load(folder.path(), &Device::cpu(), Precision::F32).unwrap();
+        assert_eq!(student.markers.stop, 3, "{none}");
+    }
 }

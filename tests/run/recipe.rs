@@ -161,7 +161,7 @@ fn contradictions_are_found_after_all_overrides() {
         let overrides: Vec<String> = overrides.iter().map(|text| text.to_string()).collect();
         Recipe::resolve(None, &overrides)
     };
-    let cases: [(&[&str], &[&str]); 11] = [
+    let cases: [(&[&str], &[&str]); 12] = [
         (
             &["model.width=100", "model.heads=3", "model.kv_heads=3"],
             &["model.width = 100", "model.heads = 3"],
@@ -181,6 +181,7 @@ fn contradictions_are_found_after_all_overrides() {
             &["coconut.variant=codi", "adapter.rank=4", "adapter.targets=all-linear"],
             &["codi", "adapter.rank = 4", "projector"],
         ),
+        (&["grpo.arms=temp,sft,temp"], &["grpo.arms", "temp twice"]),
         (&["evaluation.masks=4", "evaluation.k=8"], &["evaluation.k = 8", "evaluation.masks = 4"]),
     ];
     for (overrides, words) in cases {

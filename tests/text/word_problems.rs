@@ -94,6 +94,8 @@ fn a_space_that_is_too_small_is_an_error() {
     let family = WordProblems { steps: 1..=1, bound: 4, ..WordProblems::default() };
     let error = family.split(1, 100_000, 0, 0).unwrap_err().to_string();
     assert!(error.contains("different questions") && error.contains("100000 are wanted"), "{error}");
+    let error = WordProblems::default().split(1, 1, usize::MAX, 1).unwrap_err().to_string();
+    assert!(error.contains("are wanted, expected at most 10000000"), "{error}");
     for (family, words) in [
         (WordProblems { operations: vec![], ..WordProblems::default() }, "no operations"),
         (WordProblems { bound: 3, ..WordProblems::default() }, "bound is 3"),

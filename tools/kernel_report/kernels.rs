@@ -27,29 +27,37 @@ pub struct Heads {
     pub draw: Extra,
 }
 
-/// Prints the table for sequences of `length` positions, and returns what whole steps need of it.
+/// Prints the table for sequences of `length` positions, and returns what whole steps need of it; nothing where nobody
+/// reads any more.
 pub fn table(
     arguments: &Arguments,
     size: Size,
     kind: Kind,
     length: usize,
     verdicts: &mut Verdicts,
-) -> Result<Heads> {
+) -> Result<Option<Heads>> {
     let (dtype, rounded) = kind.dtypes();
     let mut heads = Heads::default();
     let needed = |name: &str| arguments.wants("steps") && matches!(name, HEAD | DRAW);
     let wanted = |name: &str| (arguments.wants(name) || needed(name)) && kind.differs(name);
     let chosen: Vec<_> = all().into_iter().filter(|w| wanted(w.name)).collect();
     if chosen.is_empty() {
-        return Ok(heads);
+        return Ok(Some(heads));
     }
-    println!("\n{} in {}: {} sequences of {} positions", size.name, kind.name(), arguments.sequences, length);
-    print!(
+    let mut heading = format!(
+        "\n{} in {}: {} sequences of {length} positions\n",
+        size.name,
+        kind.name(),
+        arguments.sequences
+    );
+    heading += &format!(
         "{:36} {:>8} {:>8} {:>6} {:>8} {:>5} {:>6} {:>9} {:>9} {:>6}",
         "operation, kernel", "launches", "sectors", "banks", "tensor", "fma", "local", "MB", "floor", "ratio"
     );
-    CARDS.iter().for_each(|(card, ..)| print!(" {card:>9}"));
-    println!();
+    heading.extend(CARDS.iter().map(|(card, ..)| format!(" {card:>9}")));
+    if !arguments.write(&(heading + "\n"))? {
+        return Ok(None);
+    }
     for workload in chosen {
         // A device for each, so that memory of one does not stand beside the next.
         let device = device(true, kind.compute_capability());
@@ -64,7 +72,9 @@ pub fn table(
             continue;
         }
         let at = Subject { size: size.name, work: workload.name, kernel: "" };
-        print(at, kind.name(), &work, &spent, verdicts);
+        if !arguments.write(&rows(at, kind.name(), &work, &spent, verdicts))? {
+            return Ok(None);
+        }
         let traffic = total(&spent).traffic;
         let extra = Extra {
             requested: traffic.global().bytes(),
@@ -77,14 +87,15 @@ pub fn table(
             _ => {}
         }
     }
-    Ok(heads)
+    Ok(Some(heads))
 }
 
 /// The workloads that whole steps take from this table.
 const HEAD: &str = "linear forward head";
 const DRAW: &str = "sampler categorical";
 
-fn print(at: Subject, kind: &str, work: &Work, spent: &[Spent], all_verdicts: &mut Verdicts) {
+/// The row of an operation, and one of each of its kernels.
+fn rows(at: Subject, kind: &str, work: &Work, spent: &[Spent], all_verdicts: &mut Verdicts) -> String {
     let counters = total(spent);
     let moved = counters.traffic.global().bytes();
     let share = tensor(counters.matrix_flops(), work.flops);
@@ -92,7 +103,7 @@ fn print(at: Subject, kind: &str, work: &Work, spent: &[Spent], all_verdicts: &m
         None => "-".to_string(),
         Some(verdict) => format!("{:.2}{}", verdict.found, all_verdicts.note(&at, kind, verdict)),
     };
-    print!(
+    let mut text = format!(
         "{:36} {:>8} {:>8} {:>6} {shown:>8} {:>5} {:>6} {:>9.3} {:>9.3} {:>6.2}",
         at.work,
         "",
@@ -106,9 +117,9 @@ fn print(at: Subject, kind: &str, work: &Work, spent: &[Spent], all_verdicts: &m
     );
     for (_, bandwidth, tflops) in CARDS {
         let seconds = (work.bytes as f64 / (bandwidth * 1e9)).max(work.flops as f64 / (tflops * 1e12));
-        print!(" {:>9.2}", seconds * 1e6);
+        text += &format!(" {:>9.2}", seconds * 1e6);
     }
-    println!();
+    text.push('\n');
     for Spent { entry, launches, counters } in spent {
         let traffic = &counters.traffic;
         let (global, shared) = (traffic.global(), traffic.shared().ratio());
@@ -124,8 +135,8 @@ fn print(at: Subject, kind: &str, work: &Work, spent: &[Spent], all_verdicts: &m
             0 => "-".to_string(),
             _ => format!("{:.0}%", 100.0 * other as f64 / (matrix + other) as f64),
         };
-        println!(
-            "  {entry:34} {launches:>8} {:>7.2}{} {:>5.2}{} {:>8} {fma:>5} {:>5}{} {:>9.3}",
+        text += &format!(
+            "  {entry:34} {launches:>8} {:>7.2}{} {:>5.2}{} {:>8} {fma:>5} {:>5}{} {:>9.3}\n",
             sectors.0,
             sectors.1,
             banks.0,
@@ -136,4 +147,5 @@ fn print(at: Subject, kind: &str, work: &Work, spent: &[Spent], all_verdicts: &m
             counters.traffic.global().bytes() as f64 / 1e6
         );
     }
+    text
 }

@@ -114,8 +114,8 @@ impl BlockObserver for OfBlock {
 }
 
 /// Prints, for each operation that is wanted, the `most` lines with the most sectors, and accesses of shared memory, over
-/// the fewest.
-pub fn table(arguments: &Arguments, size: Size, kind: Kind, most: usize) -> Result<()> {
+/// the fewest; false where nobody reads any more.
+pub fn table(arguments: &Arguments, size: Size, kind: Kind, most: usize) -> Result<bool> {
     let (dtype, rounded) = kind.dtypes();
     let wanted = |name: &str| arguments.wants(name) && kind.differs(name);
     for workload in all().into_iter().filter(|workload| wanted(workload.name)) {
@@ -134,8 +134,8 @@ pub fn table(arguments: &Arguments, size: Size, kind: Kind, most: usize) -> Resu
         lines.take();
         (work.run)()?;
         gpu.synchronise()?;
-        println!("\n{} at {} in {}", workload.name, size.name, kind.name());
-        println!("{:>10} {:>10} {:>10} {:>10}  line", "sectors", "fewest", "accesses", "fewest");
+        let mut text = format!("\n{} at {} in {}\n", workload.name, size.name, kind.name());
+        text += &format!("{:>10} {:>10} {:>10} {:>10}  line\n", "sectors", "fewest", "accesses", "fewest");
         let mut found: Vec<_> = lines.take().into_iter().collect();
         let excess = |traffic: &Traffic| {
             let (global, shared) = (traffic.global(), traffic.shared());
@@ -145,18 +145,21 @@ pub fn table(arguments: &Arguments, size: Size, kind: Kind, most: usize) -> Resu
         let kernels = gpu.statistics().kernels;
         for ((entry, line), traffic) in found.iter().take(most).filter(|(_, traffic)| excess(traffic) > 0) {
             let kernel = kernels.iter().map(|count| count.kernel).find(|kernel| kernel.entry == entry);
-            let text =
+            let source =
                 kernel.and_then(|kernel| kernel.ptx.lines().nth(*line as usize - 1)).unwrap_or_default();
             let (global, shared) = (traffic.global(), traffic.shared());
-            println!(
-                "{:>10} {:>10} {:>10} {:>10}  {entry}:{line} {}",
+            text += &format!(
+                "{:>10} {:>10} {:>10} {:>10}  {entry}:{line} {}\n",
                 global.sectors,
                 global.ideal,
                 shared.accesses,
                 shared.phases,
-                text.trim()
+                source.trim()
             );
         }
+        if !arguments.write(&text)? {
+            return Ok(false);
+        }
     }
-    Ok(())
+    Ok(true)
 }

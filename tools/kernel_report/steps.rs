@@ -19,14 +19,14 @@ use std::path::Path;
 /// Tokens of the models that are run; the head comes from the table of kernels.
 const VOCABULARY: usize = 512;
 
-/// Prints the tables of steps and of masks.
+/// Prints the tables of steps and of masks; false where nobody reads any more.
 pub fn table(
     arguments: &Arguments,
     size: Size,
     kind: Kind,
     heads: &Heads,
     verdicts: &mut Verdicts,
-) -> Result<()> {
+) -> Result<bool> {
     let precision = kind.precision();
     let (steps, masks) = (arguments.wants("steps"), arguments.wants("masks"));
     let all = arguments.sequences;
@@ -50,9 +50,9 @@ pub fn table(
         of(rows, masked).map_or([Extra::default(); 2], |at| [found[2 * at], found[2 * at + 1]])
     };
     if steps {
-        println!("\n{} in {}: whole steps of {} layers", size.name, kind.name(), size.layers);
-        println!(
-            "{:34} {:>9} {:>9} {:>9} {:>9} {:>7}",
+        let mut text = format!("\n{} in {}: whole steps of {} layers\n", size.name, kind.name(), size.layers);
+        text += &format!(
+            "{:34} {:>9} {:>9} {:>9} {:>9} {:>7}\n",
             "step", "requested", "device", "floor MB", "requested", "device"
         );
         for group in groups.iter().filter(|group| !group.masked) {
@@ -65,13 +65,19 @@ pub fn table(
             for (name, found) in [("decode", decode), ("latent", latent)] {
                 let work = format!("{name} step of {} rows", group.rows);
                 let at = Subject { size: size.name, work: &work, kernel: "" };
-                show(&at, kind, &found, verdicts);
+                text += &row(&at, kind, &found, verdicts);
             }
+        }
+        if !arguments.write(&text)? {
+            return Ok(false);
         }
     }
     if masks {
-        println!("\n{} in {}: bytes with masks over bytes without", size.name, kind.name());
-        println!("{:34} {:>12} {:>12} {:>9} {:>8}", "work", "without MB", "with MB", "requested", "device");
+        let mut text = format!("\n{} in {}: bytes with masks over bytes without\n", size.name, kind.name());
+        text += &format!(
+            "{:34} {:>12} {:>12} {:>9} {:>8}\n",
+            "work", "without MB", "with MB", "requested", "device"
+        );
         let [without, with] = [false, true].map(|masked| of(all, masked));
         let [plain, masked] = [false, true].map(|masked| {
             whole(size, |layers| {
@@ -91,24 +97,26 @@ pub fn table(
             let verdict = Verdict { bar: Bar::Masks, found: requested.max(device) };
             let mark = verdicts.note(&at, kind.name(), &verdict);
             let [without, with] = [without, with].map(|found| found.requested as f64 / 1e6);
-            println!("{name:34} {without:>12.2} {with:>12.2} {requested:>9.4} {device:>8.4}{mark}");
+            text += &format!("{name:34} {without:>12.2} {with:>12.2} {requested:>9.4} {device:>8.4}{mark}\n");
         }
+        return arguments.write(&text);
     }
-    Ok(())
+    Ok(true)
 }
 
-fn show(at: &Subject, kind: Kind, found: &Extra, verdicts: &mut Verdicts) {
+/// The row of a step.
+fn row(at: &Subject, kind: Kind, found: &Extra, verdicts: &mut Verdicts) -> String {
     let ratio = |bytes: u64| bytes as f64 / found.floor as f64;
     let verdict = Verdict { bar: Bar::Step, found: ratio(found.device) };
     let mark = verdicts.note(at, kind.name(), &verdict);
     let [requested, device, floor] =
         [found.requested, found.device, found.floor].map(|bytes| bytes as f64 / 1e6);
-    println!(
-        "{:34} {requested:>9.2} {device:>9.2} {floor:>9.2} {:>9.3} {:>7.3}{mark}",
+    format!(
+        "{:34} {requested:>9.2} {device:>9.2} {floor:>9.2} {:>9.3} {:>7.3}{mark}\n",
         at.work,
         ratio(found.requested),
         verdict.found
-    );
+    )
 }
 
 /// From runs of one and of two layers, what all layers of a model cost.

@@ -76,15 +76,23 @@ impl Verdicts {
     }
 
     /// The summary.
-    pub fn print(&self, extent: Extent) {
-        println!("\n{:8} {:>6} {:>6} {:>8} {:>7}  worst", "bar", "limit", "kept", "listed", "missed");
+    pub fn text(&self, extent: Extent) -> String {
+        let mut lines = vec![format!(
+            "\n{:8} {:>6} {:>6} {:>8} {:>7}  worst",
+            "bar", "limit", "kept", "listed", "missed"
+        )];
         for (bar, [kept, listed, missed]) in &self.counts {
             let (worst, who) = self.worst.get(bar).cloned().unwrap_or_default();
-            println!("{bar:8} {:>6.2} {kept:>6} {listed:>8} {missed:>7}  {worst:.3} {who}", bar.limit());
+            lines.push(format!(
+                "{bar:8} {:>6.2} {kept:>6} {listed:>8} {missed:>7}  {worst:.3} {who}",
+                bar.limit()
+            ));
         }
         for (found, miss) in self.listed.values() {
-            println!("listed: {} {} {found:.3} of {:.2}: {}", miss.at, miss.bar, miss.figure, miss.reason);
+            let (at, bar, figure, reason) = (miss.at, miss.bar, miss.figure, miss.reason);
+            lines.push(format!("listed: {at} {bar} {found:.3} of {figure:.2}: {reason}"));
         }
-        self.faults(extent).iter().for_each(|fault| println!("{fault}"));
+        lines.extend(self.faults(extent));
+        lines.join("\n") + "\n"
     }
 }

@@ -27,7 +27,7 @@ impl MaskArguments {
     /// As what rollouts are drawn by.
     ///
     /// # Errors
-    /// A site that is not known.
+    /// A site that is not known, a probability that is none.
     pub fn masking(&self) -> Result<Masking> {
         let site = |name: &String| {
             SiteKind::from_name(name).ok_or_else(|| {
@@ -38,6 +38,10 @@ impl MaskArguments {
                 )
             })
         };
+        if !(0.0..1.0).contains(&self.p) {
+            let problem = format!("found {}, expected from 0 to below 1", self.p);
+            return Err(Error::input("--p", problem, "it is the probability that a unit is dropped"));
+        }
         let sites = self.sites.iter().map(site).collect::<Result<_>>()?;
         Ok(Masking { p: self.p, sites, scope: self.scope, mode: self.mask_mode })
     }

@@ -65,7 +65,7 @@ impl SoftArguments {
                 law: Law::Categorical {
                     temperature: self.soft_temperature,
                     top_k: Some(self.soft_top_k),
-                    top_p: (self.soft_top_p < 1.0).then_some(self.soft_top_p),
+                    top_p: (self.soft_top_p != 1.0).then_some(self.soft_top_p),
                     min_p: None,
                 },
                 tau: self.tau,

@@ -129,15 +129,7 @@ impl Unit for Amx {
             let (step, pitch) = (64_usize, c_stride * 4);
             let below = c.wrapping_add(SIDE * c_stride);
             if tile_rows == 1 {
-                if add {
-                    std::arch::asm!(
-                        "tileloadd tmm0, [{c} + {pitch}*1]",
-                        "tileloadd tmm1, [{c} + {pitch}*1 + 64]",
-                        c = in(reg) c, pitch = in(reg) pitch, out("tmm0") _, out("tmm1") _, options(nostack)
-                    );
-                } else {
-                    std::arch::asm!("tilezero tmm0", "tilezero tmm1", out("tmm0") _, out("tmm1") _, options(nostack));
-                }
+                begin_row(c, pitch, add);
                 std::arch::asm!(
                     "2:",
                     "tileloadd tmm4, [{a} + {step}*1]",
@@ -149,15 +141,14 @@ impl Unit for Amx {
                     "add {b}, 2048",
                     "dec {n}",
                     "jnz 2b",
-                    "tilestored [{c} + {pitch}*1], tmm0",
-                    "tilestored [{c} + {pitch}*1 + 64], tmm1",
-                    c = in(reg) c, pitch = in(reg) pitch, step = in(reg) step,
+                    step = in(reg) step,
                     a = inout(reg) a => _,
                     b = inout(reg) b => _,
                     n = inout(reg) depth => _,
                     out("tmm0") _, out("tmm1") _, out("tmm4") _, out("tmm6") _, out("tmm7") _,
                     options(nostack)
                 );
+                end_row(c, pitch);
                 return;
             }
             if add {
@@ -218,15 +209,7 @@ impl Unit for Amx {
         // SAFETY: as for `multiply`; prefetches may name any address. The tiles are carried from one block to the next.
         unsafe {
             let (step, pitch) = (64_usize, c_stride * 4);
-            if add {
-                std::arch::asm!(
-                    "tileloadd tmm0, [{c} + {pitch}*1]",
-                    "tileloadd tmm1, [{c} + {pitch}*1 + 64]",
-                    c = in(reg) c, pitch = in(reg) pitch, out("tmm0") _, out("tmm1") _, options(nostack)
-                );
-            } else {
-                std::arch::asm!("tilezero tmm0", "tilezero tmm1", out("tmm0") _, out("tmm1") _, options(nostack));
-            }
+            begin_row(c, pitch, add);
             for k in 0..depth {
                 let b = b.add(k * 2 * TILE);
                 for line in 0..2 * TILE / 32 {
@@ -243,11 +226,7 @@ impl Unit for Amx {
                     options(nostack)
                 );
             }
-            std::arch::asm!(
-                "tilestored [{c} + {pitch}*1], tmm0",
-                "tilestored [{c} + {pitch}*1 + 64], tmm1",
-                c = in(reg) c, pitch = in(reg) pitch, options(nostack)
-            );
+            end_row(c, pitch);
         }
     }
 
@@ -367,6 +346,42 @@ impl Unit for Amx {
             _mm512_storeu_si512(to.cast(), _mm512_permutex2var_epi64(even, first, odd));
             _mm512_storeu_si512(to.add(TILE).cast(), _mm512_permutex2var_epi64(even, second, odd));
         }
+    }
+}
+
+/// Tiles 0 and 1 become C's two neighbouring tiles, whose rows are `pitch` bytes apart, or zeros.
+///
+/// # Safety
+/// Between `begin` and `end`; where they are read, the configured rows of 128 bytes are C's.
+#[inline(always)]
+unsafe fn begin_row(c: *mut f32, pitch: usize, add: bool) {
+    // SAFETY: by the caller's promise; no compiled code keeps anything in the tiles.
+    unsafe {
+        if add {
+            std::arch::asm!(
+                "tileloadd tmm0, [{c} + {pitch}*1]",
+                "tileloadd tmm1, [{c} + {pitch}*1 + 64]",
+                c = in(reg) c, pitch = in(reg) pitch, out("tmm0") _, out("tmm1") _, options(nostack)
+            );
+        } else {
+            std::arch::asm!("tilezero tmm0", "tilezero tmm1", out("tmm0") _, out("tmm1") _, options(nostack));
+        }
+    }
+}
+
+/// Stores tiles 0 and 1 where [`begin_row`] reads them.
+///
+/// # Safety
+/// As there.
+#[inline(always)]
+unsafe fn end_row(c: *mut f32, pitch: usize) {
+    // SAFETY: by the caller's promise.
+    unsafe {
+        std::arch::asm!(
+            "tilestored [{c} + {pitch}*1], tmm0",
+            "tilestored [{c} + {pitch}*1 + 64], tmm1",
+            c = in(reg) c, pitch = in(reg) pitch, options(nostack)
+        );
     }
 }
 

@@ -203,12 +203,7 @@ impl Sealed<f32> for bf16 {
                     );
                     continue;
                 }
-                for k in 0..depth {
-                    for lane in 0..width {
-                        let value = if lane < strip.lanes { *strip.at(lane, k).start } else { bf16::ZERO };
-                        to.add(k * width + lane).write(value);
-                    }
-                }
+                write_bf16(strip, width, depth, to);
             }
         }
     }
@@ -221,6 +216,42 @@ impl Sealed<f32> for bf16 {
                 return super::units_strips::run::<super::x86::F32x16, super::amx::Amx, _>(problems, a);
             }
             multiply_f32(order, problems, a)
+        }
+    }
+}
+
+/// Writes a panel for vectors: bits alone move.
+///
+/// # Safety
+/// The strip, of at most `width` lanes, is readable for `depth`, and `to` is writable for `depth` times `width`, a multiple
+/// of 8.
+unsafe fn write_bf16(strip: Strip<bf16>, width: usize, depth: usize, to: *mut bf16) {
+    let mut done = 0;
+    // SAFETY: lanes below the strip's and terms below `depth` exist, and the panel has `width` numbers for every term.
+    unsafe {
+        #[cfg(target_arch = "x86_64")]
+        if strip.k_stride == 1 && strip.lanes == width {
+            use super::x86::{SQUARE, transpose_square};
+            done = depth - depth % SQUARE;
+            for k in (0..done).step_by(SQUARE) {
+                for lane in (0..width).step_by(SQUARE) {
+                    let (from, to) = (strip.at(lane, k).start, to.add(k * width + lane));
+                    transpose_square(from.cast(), strip.lane_stride, to.cast(), width);
+                }
+            }
+        }
+        for k in done..depth {
+            let to = to.add(k * width);
+            if strip.lane_stride == 1 {
+                std::ptr::copy_nonoverlapping(strip.at(0, k).start, to, strip.lanes);
+            } else {
+                for lane in 0..strip.lanes {
+                    to.add(lane).write(*strip.at(lane, k).start);
+                }
+            }
+            for lane in strip.lanes..width {
+                to.add(lane).write(bf16::ZERO);
+            }
         }
     }
 }

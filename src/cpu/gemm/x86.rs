@@ -312,3 +312,31 @@ impl VectorF32 for F32x16 {
         }
     }
 }
+
+/// Rows and columns of [`transpose_square`].
+pub(super) const SQUARE: usize = 8;
+
+/// Writes the transpose of 8 x 8 numbers of 16 bits: rows of `from` are `stride` apart, those of `to` `width`. Every x86-64
+/// CPU has the instructions.
+///
+/// # Safety
+/// 8 rows of 8 numbers are readable and writable there; no alignment is needed.
+#[inline(always)]
+pub(super) unsafe fn transpose_square(from: *const u16, stride: usize, to: *mut u16, width: usize) {
+    // SAFETY: each access is of one of the rows that the caller promises.
+    unsafe {
+        let row = |i: usize| _mm_loadu_si128(from.add(i * stride).cast());
+        // Rows 4 apart are interleaved, three times: pairs, fours, eights.
+        let mut rows: [__m128i; SQUARE] = std::array::from_fn(row);
+        for _ in 0..3 {
+            let old = rows;
+            for i in 0..SQUARE / 2 {
+                rows[2 * i] = _mm_unpacklo_epi16(old[i], old[i + 4]);
+                rows[2 * i + 1] = _mm_unpackhi_epi16(old[i], old[i + 4]);
+            }
+        }
+        for (i, row) in rows.into_iter().enumerate() {
+            _mm_storeu_si128(to.add(i * width).cast(), row);
+        }
+    }
+}

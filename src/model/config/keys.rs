@@ -150,14 +150,21 @@ impl Keys<'_> {
         Ok(())
     }
 
-    /// Sliding windows shorter than the context, where the family would use them.
+    /// Sliding windows shorter than the context, where transformers would use them: where `layer_types` is given it alone
+    /// decides. Without it Qwen slides if told so. GPT-2 and Llama never mask a window, but their cache drops what is beyond
+    /// it, so that transformers' forward pass is one of full attention and its generation is not.
     fn refuse_sliding_window(&self, family: Family, layers: usize, positions: usize) -> Result<()> {
-        if let Some(Value::Array(types)) = self.get("layer_types")
-            && let Some(other) = types.iter().find(|t| t.as_str() != Some("full_attention"))
-        {
-            return Err(
-                self.unsupported(format!("layer_types holds {other}, only \"full_attention\" is supported"))
-            );
+        if let Some(types) = self.get("layer_types") {
+            let listed = types.as_array().filter(|list| list.len() == layers);
+            let other = types.as_array().and_then(|list| list.iter().find(|t| **t != "full_attention"));
+            return match (other, listed) {
+                (Some(other), _) => Err(self
+                    .unsupported(format!("layer_types holds {other}, only \"full_attention\" is supported"))),
+                (None, Some(_)) => Ok(()),
+                (None, None) => {
+                    Err(self.wrong(format!("layer_types = {types}, expected a list of {layers} kinds")))
+                }
+            };
         }
         // transformers' defaults where a file says nothing: 4096 positions, from layer 28 on.
         let (absent, used) = match family {
@@ -169,12 +176,20 @@ impl Keys<'_> {
             _ => (None, true),
         };
         let Some(window) = self.size_or_none("sliding_window")?.or(absent) else { return Ok(()) };
-        if used && window < positions {
-            return Err(self.unsupported(format!(
-                "sliding_window = {window} of {positions} positions is not supported, only full attention"
-            )));
+        if !used || window >= positions {
+            return Ok(());
         }
-        Ok(())
+        let problem = format!(
+            "sliding_window = {window} of {positions} positions is not supported, only full attention"
+        );
+        match family {
+            Family::Qwen2 | Family::Qwen3 => Err(self.unsupported(problem)),
+            Family::Gpt2 | Family::Llama => Err(Error::file(
+                self.path,
+                format!("{problem}: transformers would drop keys beyond it when it generates"),
+                "if the model was trained with full attention, remove sliding_window, or list every layer in layer_types as \"full_attention\"",
+            )),
+        }
     }
 
     fn activation(
@@ -212,6 +227,8 @@ impl Keys<'_> {
             Some(positions) => positions,
             None => self.size("n_ctx")?,
         };
+        let layers = self.size("n_layer")?;
+        self.refuse_sliding_window(Family::Gpt2, layers, max_positions)?;
         // transformers' defaults where an old file says nothing; and nothing where the vocabulary has no such token.
         let inside = vocab > GPT2_END_OF_TEXT as usize;
         let absent = |key: &str| (!self.map.contains_key(key) && inside).then_some(GPT2_END_OF_TEXT);
@@ -222,7 +239,7 @@ impl Keys<'_> {
             family: Family::Gpt2,
             vocab,
             width,
-            layers: self.size("n_layer")?,
+            layers,
             heads,
             kv_heads: heads,
             head_dim: width / heads,

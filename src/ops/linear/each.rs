@@ -1,6 +1,6 @@
 //! Several linear maps of one input: queries, keys and values; the two halves of a gated MLP.
 
-use super::{Projection, check, forward, window};
+use super::{Projection, check, run_checked, window};
 use crate::base::Result;
 use crate::cpu::gemm::{Accumulate, Matrix, MatrixMut, Part, Prepacked, Stored, gemm_prepacked};
 use crate::device::{Device, Element};
@@ -21,33 +21,32 @@ pub struct Map<'a> {
     pub output: ViewMut<'a>,
 }
 
-/// Each map's y = x w + bias, with the bits of [`forward`]. On a CPU the products of few rows are one section of tasks
+/// Each map's y = x w + bias, with the bits of [`forward`](super::forward), once all were found to fit. On a CPU the products of few rows are one section of tasks
 /// once the weights' copies for them exist.
 ///
 /// # Errors
-/// As [`forward`].
+/// As [`forward`](super::forward).
 pub fn forward_each<const N: usize>(x: View, mut maps: [Map; N]) -> Result<()> {
-    let at_once = matches!(x.device(), Device::Cpu(_)) && multiply_each(x, &mut maps)?;
+    let mut fits = [(0, false); N];
+    for (map, fits) in maps.iter().zip(&mut fits) {
+        *fits = check(x, map)?;
+    }
+    let mixed = fits.iter().all(|(_, mixed)| *mixed);
+    let at_once = match x.device() {
+        Device::Gpu(_) => false,
+        Device::Cpu(_) if mixed => multiply_prepacked::<bf16, N>(x, &mut maps)?,
+        Device::Cpu(_) => {
+            float_dispatch!("linear", x.dtype(), T => multiply_prepacked::<T, N>(x, &mut maps))?
+        }
+    };
     if at_once {
         x.device().traffic().multiply(N);
         return Ok(());
     }
-    maps.into_iter().try_for_each(|map| forward(x, map.projection, map.weight, map.bias, map.output))
+    maps.into_iter().zip(fits).try_for_each(|(map, fits)| run_checked(x, map, fits, Accumulate::Assign, None))
 }
 
-/// All products in one section; false, and nothing done, where they cannot be.
-fn multiply_each<const N: usize>(x: View, maps: &mut [Map; N]) -> Result<bool> {
-    let mut mixed = true;
-    for map in &*maps {
-        mixed &= check(x, map)?.1;
-    }
-    match mixed {
-        true => multiply_prepacked::<bf16, N>(x, maps),
-        false => float_dispatch!("linear", x.dtype(), T => multiply_prepacked::<T, N>(x, maps)),
-    }
-}
-
-/// [`multiply_each`] of weights stored in `B`.
+/// All products of weights stored in `B` in one section; false, and nothing done, where they cannot be.
 fn multiply_prepacked<B, const N: usize>(x: View, maps: &mut [Map; N]) -> Result<bool>
 where
     B: Element + Stored<Sum: Element>,

@@ -141,7 +141,7 @@ impl Rollouts {
         if let Some(cold) = soft.cold {
             for (&index, entropy) in active.iter().zip(self.sequences.soft_entropies(active.len())?) {
                 self.cold[index] = if entropy < cold.entropy { self.cold[index] + 1 } else { 0 };
-                self.done[index] |= self.cold[index] >= cold.steps.max(1);
+                self.done[index] |= self.cold[index] >= cold.steps;
             }
         }
         Ok(())

@@ -9,6 +9,7 @@ use crate::learn::optimizer::Optimizer;
 use crate::model::Model;
 use crate::run::adapters;
 use crate::run::evaluation::{Ask, Examiner};
+use crate::run::folder::lock;
 use crate::run::problems::{self, Item, Problems};
 use crate::run::recipe::{Recipe, Variant};
 use crate::run::reinforcement::{self, Arm, ArmPlan, SoftPlan};
@@ -18,7 +19,7 @@ use crate::run::story::longest;
 use crate::run::student::Student;
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
-use std::fs::{self, OpenOptions};
+use std::fs::{self, File, OpenOptions};
 use std::io::Write;
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
@@ -76,6 +77,8 @@ pub enum Notice<'a> {
 /// A folder with base models and results.
 pub struct Laboratory {
     folder: PathBuf,
+    /// Held as long as this is: two processes would run the same variations, and write over each other's bases.
+    _lock: Option<File>,
     device: Device,
     findings: Vec<Finding>,
 }
@@ -86,9 +89,10 @@ impl Laboratory {
     /// Opens a folder; what was found there for the same recipe is not done again.
     ///
     /// # Errors
-    /// A folder of another recipe, or results that cannot be read.
+    /// A folder of another recipe, results that cannot be read, or another process at work there.
     pub fn open(folder: &Path, recipe: &Recipe, device: Device) -> Result<Laboratory> {
         fs::create_dir_all(folder).map_err(Error::io(folder, "cannot create the folder"))?;
+        let lock = lock(folder)?;
         let kept = folder.join("recipe.toml");
         let own = Recipe { seed: 0, ..recipe.clone() };
         if kept.is_file() {
@@ -111,7 +115,7 @@ impl Laboratory {
             // A torn last line is a result that was being written: it is found again.
             findings.extend(text.lines().filter_map(|line| serde_json::from_str::<Finding>(line).ok()));
         }
-        Ok(Laboratory { folder: folder.to_path_buf(), device, findings })
+        Ok(Laboratory { folder: folder.to_path_buf(), _lock: lock, device, findings })
     }
 
     /// Runs what is missing of `variations` on `seed`; the base comes first in the answer.

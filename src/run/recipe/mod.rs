@@ -247,6 +247,8 @@ impl Recipe {
         let gated = grpo.arms.contains(&Arm::Hrpo);
         let adapters = adapter.rank > 0;
         let every = adapter::ALL_LINEAR;
+        let twice = grpo.arms.iter().enumerate().find(|(n, arm)| grpo.arms[..*n].contains(arm));
+        let twice = twice.map(|(_, arm)| arm.name());
         let wrong = [
             (
                 gated && hrpo.thinking == 0,
@@ -328,6 +330,13 @@ impl Recipe {
             (
                 !adapters && (adapter.train_embeddings || adapter.rslora),
                 "adapter.rank = 0, but adapter.train_embeddings or adapter.rslora is true; give a rank, e.g. 16".into(),
+            ),
+            (
+                twice.is_some(),
+                format!(
+                    "grpo.arms names {} twice: both would be the same run, in one folder",
+                    twice.unwrap_or_default()
+                ),
             ),
             (
                 evaluation.k > evaluation.masks,

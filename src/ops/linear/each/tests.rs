@@ -2,7 +2,7 @@ use super::*;
 use crate::base::Dtype;
 use crate::cpu::parallel::with_threads;
 use crate::device::Traffic;
-use crate::ops::linear::Layout;
+use crate::ops::linear::{Layout, forward};
 
 const INPUTS: usize = 67;
 
