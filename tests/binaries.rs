@@ -325,7 +325,9 @@ fn train_tells_the_whole_story_and_leaves_a_run() {
     assert!(seen.contains("the head predicts") && seen.contains("with  0 latent steps"), "{seen}");
     assert!(!seen.contains("spread") && !seen.contains("expected"), "{seen}");
     refuses(&inspect(&["--latents", "0"]), 2, &["--latents", "no latent steps"]);
+    refuses(&inspect(&["--latents", &usize::MAX.to_string()]), 2, &["positions", "exceed the model's"]);
     refuses(&inspect(&["--sites", "nowhere"]), 2, &["nowhere", "attn_out"]);
+    refuses(&inspect(&["--p", "1"]), 2, &["--p: found 1"]);
 
     let most = usize::MAX.to_string();
     refuses(&evaluate(&["--latents", &most]), 2, &["positions", "exceed the model's"]);

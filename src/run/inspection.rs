@@ -73,19 +73,20 @@ pub fn follow(
         return Err(Error::shape("states to feed", states.len(), form.latents));
     }
     let longest = form.positions(prompt.len(), form.max_new_tokens);
-    let plan = MaskPlan::new(masked.masking.clone(), form.latents, longest, masked.rollouts.clone());
-    let masks = plan.draw(model, masked.seed)?;
-    let given =
-        SoftRoom { positions: rows * form.latents, rows, terms: 1, inputs: true, ..SoftRoom::default() };
+    let positions = rows.saturating_mul(form.latents);
+    let given = SoftRoom { positions, rows, terms: 1, inputs: true, ..SoftRoom::default() };
     let room = Room {
         rows,
-        slots: rows * Room::slots_of(longest, false),
+        slots: rows * Room::slots_of(longest.min(model.config().max_positions), false),
         longest,
         tape_positions: rows * opening.max(form.end.len()),
         soft: if matches!(fed, Fed::Given(_)) { given } else { SoftRoom::default() },
     };
+    // Refuses what is too long, before masks of that length are drawn.
     let mut sequences = Sequences::reserve(model, model.device(), room, Record::Nothing)?;
     sequences.layout(&vec![RowPlan::own(longest); rows])?;
+    let plan = MaskPlan::new(masked.masking.clone(), form.latents, longest, masked.rollouts.clone());
+    let masks = plan.draw(model, masked.seed)?;
     let logits = Tensor::zeros(model.device(), [rows, model.config().vocab], model.dtype().accumulation())?;
     let mut walk = Walk { model, sequences, logits, position: 0 };
     let mut followed = vec![Followed { states: vec![], logits: vec![], answer: vec![] }; rows];
