@@ -217,6 +217,8 @@ impl<'a> Story<'a> {
                         "start a new run",
                     )
                 })?;
+                // Two models for a moment: less than one with the gradients and moments that were forecast, since only
+                // what trains leaves checkpoints.
                 student.model = checkpoint.model_like(recipe, &student.model)?;
                 let note =
                     format!("going on after step {} of {}", progress.step, checkpoint.path().display());
