@@ -6,7 +6,7 @@
 //
 //   kernel                          in                           out                      grid                   block
 //   attention_backward_begin_*      rows positions dout out      entries delta            plan + delta blocks    512
-//   attention_backward_tiles        entries                      reads                    ceil(tiles / 8)        256
+//   attention_backward_tiles        entries                      reads                    ceil(L tiles / 256)    256
 //   attention_backward_dq_*         q dout m 1/l delta cache     dq                       tiles, kv_heads, cols  128, 64, 32
 //   attention_backward_dkv_*        the same, reads              gradient cache (+=)      blocks, kv_heads, cols 128, 64
 //   attention_backward_collect_*    gradient cache               dk dv                    ceil(positions / 8)    256
@@ -16,6 +16,9 @@
 // are deterministic and have all their products on tensor cores (attention_dq.cuh, attention_dkv.cuh). The weights are
 // computed twice, which costs 7 products where one kernel with atomics would need 5; in bf16 the three sums weighted by
 // p and ds multiply these in two pieces, which makes 10.
+//
+// tiles: L lanes a tile, the power of two (at most 32) that holds its entries; they are read once, but those at the
+// ends of a tile twice, and a warp's together, since a tile's few begin anywhere in a sector.
 //
 // Shared memory: 40 KB (dq) and 48 KB (dkv) at head_dim 64 in bf16, at most 96 KB. Bytes moved: dq reads q and dout
 // once, keys and values once a tile that sees them; dkv reads keys and values and adds to their f32 gradients once,
@@ -81,9 +84,8 @@ BEGIN(bf16, bf16)
 constexpr int LIGHT_THREADS = 256;
 
 KERNEL(LIGHT_THREADS)
-attention_backward_tiles(const Entry *entries, u32 rows, u32 group, u32 tile_rows, u32 tiles, Reads *reads) {
-    u32 tile = blockIdx.x * (LIGHT_THREADS / WARP) + threadIdx.x / WARP;
-    if (tile < tiles) summarize(entries, rows, group, tile_rows, tile, reads);
+attention_backward_tiles(const Entry *entries, u32 rows, u32 group, u32 tile_rows, u32 tiles, u32 lanes, Reads *reads) {
+    summarize(entries, rows, group, tile_rows, tiles, lanes, reads);
 }
 
 // ---- gradients ----------------------------------------------------------------------------------------------------

@@ -236,25 +236,29 @@ struct KeyGradient {
     }
 };
 
-// What each tile of `tile` query rows reads; a warp.
-__device__ __forceinline__ void summarize(const Entry *entries, u32 rows, u32 group, u32 tile_rows, u32 tile, Reads *to) {
-    u32 lane = threadIdx.x % WARP, first = tile * tile_rows / group;
-    u32 last = (min(rows, (tile + 1) * tile_rows) - 1) / group;
+// What each of `tiles` tiles of `tile_rows` query rows reads. A tile has `lanes` neighbouring lanes, a power of two up to
+// a warp: where tiles have few entries, a warp takes several and asks for theirs together, so in whole sectors.
+__device__ __forceinline__ void summarize(const Entry *entries, u32 rows, u32 group, u32 tile_rows, u32 tiles, u32 lanes,
+                                          Reads *to) {
+    u32 tile = (blockIdx.x * blockDim.x + threadIdx.x) / lanes, lane = threadIdx.x % lanes;
     Reads r{NEVER, 0, NEVER, 0};
-    for (u32 i = first + lane; i <= last; i += WARP) {
-        Entry e = load_entry(entries, i);
-        r.own_least = min(r.own_least, (u32)(e.own_block + (int)(e.prefix_len / BLOCK_KEYS)));
-        r.own_most = max(r.own_most, (u32)(e.own_block + (int)(e.position / BLOCK_KEYS)));
-        if (e.prefix_len > 0) {
-            r.prefix_least = min(r.prefix_least, e.prefix_block);
-            r.prefix_most = max(r.prefix_most, e.prefix_block + (e.prefix_len - 1) / BLOCK_KEYS);
+    if (tile < tiles) {
+        u32 first = tile * tile_rows / group, last = (min(rows, (tile + 1) * tile_rows) - 1) / group;
+        for (u32 i = first + lane; i <= last; i += lanes) {
+            Entry e = load_entry(entries, i);
+            r.own_least = min(r.own_least, (u32)(e.own_block + (int)(e.prefix_len / BLOCK_KEYS)));
+            r.own_most = max(r.own_most, (u32)(e.own_block + (int)(e.position / BLOCK_KEYS)));
+            if (e.prefix_len > 0) {
+                r.prefix_least = min(r.prefix_least, e.prefix_block);
+                r.prefix_most = max(r.prefix_most, e.prefix_block + (e.prefix_len - 1) / BLOCK_KEYS);
+            }
         }
     }
-    for (int distance = WARP / 2; distance > 0; distance /= 2) {
+    for (u32 distance = lanes / 2; distance > 0; distance /= 2) {
         r.own_least = min(r.own_least, __shfl_xor_sync(ALL_LANES, r.own_least, distance));
         r.own_most = max(r.own_most, __shfl_xor_sync(ALL_LANES, r.own_most, distance));
         r.prefix_least = min(r.prefix_least, __shfl_xor_sync(ALL_LANES, r.prefix_least, distance));
         r.prefix_most = max(r.prefix_most, __shfl_xor_sync(ALL_LANES, r.prefix_most, distance));
     }
-    if (lane == 0) *(uint4 *)(to + tile) = make_uint4(r.own_least, r.own_most, r.prefix_least, r.prefix_most);
+    if (tile < tiles && lane == 0) *(uint4 *)(to + tile) = make_uint4(r.own_least, r.own_most, r.prefix_least, r.prefix_most);
 }

@@ -2,9 +2,10 @@
 //   contribution e goes to row key(e) of y; y[v] += sum over e with key(e) = v of factor(e) * x[row(e)], e ascending
 //
 //   kernel                  in                            out                   grid                              block
-//   scatter_order_rows      index[E]                      sorted[E]             ceil(E / 32), where E <= 8192     1024
-//   scatter_order_tokens    id[N] soft_id[S,k]            sorted[E]             the same, E = N max(k, 1)         1024
-//   scatter_order_latents   id[E] source[E]               sorted[E]             the same                          1024
+//   scatter_sort_rows       index[E]                      sorted[E]             1, where E <= 1024                32 .. 256
+//   scatter_sort_tokens     id[N] soft_id[S,k]            sorted[E]             the same, E = N max(k, 1)         32 .. 256
+//   scatter_sort_latents    id[E] source[E]               sorted[E]             the same                          32 .. 256
+//   scatter_order_*         as those                      sorted[E]             ceil(E / 32), where E <= 8192     1024
 //   scatter_tiles_*         as those                      keys[E] entries[E]    ceil(E / 512), where E > 8192     512
 //   scatter_ranks           keys[E] entries[E]            sorted[E]             ceil(E / 512), where E > 8192     512
 //   scatter_add_rows_*      x[E,C] sorted                 y[V,C] (+=)           (ceil(E / 32), ceil(C / 32 V))    128
@@ -13,198 +14,42 @@
 //
 // `sorted` are pairs of key and entry.
 //
-// Shared memory: order 36 KiB, tiles 6 KiB, others none. Bytes: order 4 E a block, from the second cache, and 8 E; tiles
-// 12 E, ranks 16 E and the searches, which hit L1; add reads 8 E + E C of x and reads and writes each row of y that
-// somebody names: once, however many name it.
+// Shared memory: sort 4 KiB, order 36 KiB, tiles 6 KiB, others none. Bytes: sort 12 E; order 4 E a block, from the second
+// cache, and 8 E; tiles 12 E, ranks 16 E and the searches, which hit L1; add reads 8 E + E C of x and reads and writes
+// each row of y that somebody names: once, however many name it.
 //
 // Why so. Sums must not depend on which block runs first, so no float is added atomically; a block for each of 150
 // thousand table rows that looks through all ids costs far more than the sum. Hence contributions are sorted by key,
-// stable in e, and each run of one key is added by one warp in order. Up to some thousands of them each finds its place
-// by counting all that go before it: E^2 comparisons are spread over the whole device, and nothing waits for anything
-// but one barrier. More are sorted by two kernels without workspace beyond the lists: a tile of 512 orders itself (its
-// rank in the tile is the number of keys before it, counted in shared memory, where all lanes read the same word), then
-// every key finds its rank in each other tile. A warp's 32 keys ascend and so do the tile's: the warp bisects for its
-// first key, all lanes at the same word, and walks on from there in runs of 32 keys, in which each lane bisects by
-// shuffles. Keys go to their places together with their entries, since such a place is a sector of its own. Keys equal:
-// the earlier entry goes first, so the order is that of e on any machine.
+// stable in e, and each run of one key is added by one warp in order. How they are sorted, their number decides
+// (scatter_order.cuh).
 //
 // In `add` a warp has eight neighbouring contributions and 32 V columns: V = 4, or 1 where C is no multiple of 4. It
 // loads its eight rows of x at once, so that rare tokens, one a run, still keep eight loads in flight; a run that began
 // in its eight is followed to its end by the same warp, eight rows at a time.
 //
 // Indices that do not exist: the contribution is NaN and goes to row 0, where the gradient's norm finds it.
-#include "indexed_rows.cuh"
+#include "scatter_order.cuh"
 
-constexpr int TILE = 512;
-// Most contributions whose places are counted, and threads of such a block.
-constexpr u32 COUNTED = 8192;
-constexpr int COUNT_BLOCK = 1024;
 // Contributions of a warp in `add`.
 constexpr u32 SLOTS = 8;
-// Key of entries that bring nothing; sorts last.
-constexpr u32 SKIP = 0xffffffffu;
-// Set in an entry whose index does not exist.
-constexpr u32 BAD = 0x80000000u;
-
-// ---- keys -----------------------------------------------------------------------------------------------------------
-
-// The key of an index into `bound` rows. An index that does not exist marks its entry and goes to row 0.
-__device__ __forceinline__ u32 key_of(u32 index, u32 bound, u32 &entry) {
-    if (index < bound) return index;
-    entry |= BAD;
-    return 0;
-}
 
 // ---- order ----------------------------------------------------------------------------------------------------------
 
-// Sorts a tile of keys by (key, entry). Threads past `count` take part with keys that sort behind all others.
-__device__ __forceinline__ void sort_tile(u32 key, u32 entry, u32 count, u32 *keys, u32 *entries) {
-    __shared__ uint4 tile[TILE / 4];
-    u32 t = threadIdx.x, e = blockIdx.x * TILE + t;
-    reinterpret_cast<u32 *>(tile)[t] = key;
-    __syncthreads();
-    // Keys of earlier warps come first when equal, those of later warps behind; within the warp the index decides.
-    u32 rank = 0, warp = t / WARP * (WARP / 4), i = 0;
-    for (; i < warp; i++) {
-        uint4 k = tile[i];
-        rank += (k.x <= key) + (k.y <= key) + (k.z <= key) + (k.w <= key);
-    }
-    for (; i < warp + WARP / 4; i++) {
-        uint4 k = tile[i];
-        u32 at = 4 * i;
-        rank += (k.x < key || (k.x == key && at < t)) + (k.y < key || (k.y == key && at + 1 < t)) +
-                (k.z < key || (k.z == key && at + 2 < t)) + (k.w < key || (k.w == key && at + 3 < t));
-    }
-    for (; i < TILE / 4; i++) {
-        uint4 k = tile[i];
-        rank += (k.x < key) + (k.y < key) + (k.z < key) + (k.w < key);
-    }
-    // Through shared memory, so that neighbours write neighbouring words.
-    __shared__ u32 sorted_keys[TILE], sorted_entries[TILE];
-    sorted_keys[rank] = key;
-    sorted_entries[rank] = entry;
-    __syncthreads();
-    if (e >= count) return;
-    keys[e] = sorted_keys[t];
-    entries[e] = sorted_entries[t];
-}
-
-// Where keys come from: `key(e, entry)` of a contribution that exists.
-
-struct RowKeys {
-    const u32 *index;
-    u32 bound;
-    __device__ __forceinline__ u32 key(u32 e, u32 &entry) const { return key_of(index[e], bound, entry); }
-};
-
-// Entry e = n * kept + j is term j of the mixture at position n; a token is term 0 of its position.
-struct TokenKeys {
-    const int *ids;
-    const u32 *soft_ids;
-    u32 mixtures, kept, bound;
-    __device__ __forceinline__ u32 key(u32 e, u32 &entry) const {
-        u32 term = e % kept;
-        int id = ids[e / kept];
-        u32 mixture = 0xfffffffeu - (u32)id;
-        if (id < -1 && mixture < mixtures) return key_of(soft_ids[(u64)mixture * kept + term], bound, entry);
-        return id != -1 && term == 0 ? key_of(id < 0 ? SKIP : (u32)id, bound, entry) : SKIP;
-    }
-};
-
-struct LatentKeys {
-    const int *ids, *source;
-    u32 bound;
-    __device__ __forceinline__ u32 key(u32 e, u32 &entry) const {
-        int state = ids[e] == -1 ? source[e] : -1;
-        return state != -1 ? key_of((u32)state, bound, entry) : SKIP;
-    }
-};
-
-// The whole order of at most COUNTED contributions at once. A block finds the places of 32 of them, a lane each: its
-// warps share the keys out in runs of 32, and count those that stand before the lane's.
-template <typename Keys> __device__ __forceinline__ void count_order(Keys keys, u32 count, uint2 *sorted) {
-    __shared__ uint4 all[COUNTED / 4];
-    __shared__ u32 found[COUNT_BLOCK / WARP][WARP];
-    u32 lane = threadIdx.x % WARP, warp = threadIdx.x / WARP, runs = (count + WARP - 1) / WARP, own = blockIdx.x;
-    u32 *key = reinterpret_cast<u32 *>(all), entry = 0;
-    for (u32 e = threadIdx.x; e < runs * WARP; e += COUNT_BLOCK) key[e] = e < count ? keys.key(e, entry) : SKIP;
-    __syncthreads();
-    u32 mine = key[own * WARP + lane], before = 0;
-    for (u32 run = warp; run < runs; run += COUNT_BLOCK / WARP) {
-        const uint4 *four = all + run * (WARP / 4);
-        if (run < own) {
-#pragma unroll
-            for (u32 i = 0; i < WARP / 4; i++) {
-                uint4 k = four[i];
-                before += (k.x <= mine) + (k.y <= mine) + (k.z <= mine) + (k.w <= mine);
-            }
-        } else if (run > own) {
-#pragma unroll
-            for (u32 i = 0; i < WARP / 4; i++) {
-                uint4 k = four[i];
-                before += (k.x < mine) + (k.y < mine) + (k.z < mine) + (k.w < mine);
-            }
-        } else {
-            for (u32 i = 0; i < WARP; i++) {
-                u32 other = key[run * WARP + i];
-                before += other < mine || (other == mine && i < lane);
-            }
-        }
-    }
-    found[warp][lane] = before;
-    __syncthreads();
-    u32 e = own * WARP + lane;
-    if (warp > 0 || e >= count) return;
-    before = 0;
-#pragma unroll
-    for (u32 w = 0; w < COUNT_BLOCK / WARP; w++) before += found[w][lane];
-    entry = e;
-    mine = keys.key(e, entry);
-    sorted[before] = make_uint2(mine, entry);
-}
-
 #define ORDERS(NAME, KEYS, ...)                                                                                       \
+    KERNEL(SORT_BLOCK) scatter_sort_##NAME(__VA_ARGS__, u32 count, u32 bound, uint2 *sorted) {                        \
+        sort_order(KEYS, count, bound, sorted);                                                                       \
+    }                                                                                                                 \
     KERNEL(COUNT_BLOCK) scatter_order_##NAME(__VA_ARGS__, u32 count, u32 bound, uint2 *sorted) {                      \
-        count_order(KEYS, count, sorted);                                                                             \
+        count_order(KEYS, count, bound, sorted);                                                                      \
     }                                                                                                                 \
     KERNEL(TILE) scatter_tiles_##NAME(__VA_ARGS__, u32 count, u32 bound, u32 *keys, u32 *entries) {                   \
         u32 e = blockIdx.x * TILE + threadIdx.x, entry = e, key = SKIP;                                               \
-        if (e < count) key = KEYS.key(e, entry);                                                                      \
+        if (e < count) key = key_of(KEYS, bound, e, entry);                                                           \
         sort_tile(key, entry, count, keys, entries);                                                                  \
     }
-ORDERS(rows, (RowKeys{index, bound}), const u32 *index)
-ORDERS(tokens, (TokenKeys{ids, soft_ids, mixtures, kept, bound}), const int *ids, const u32 *soft_ids, u32 mixtures, u32 kept)
-ORDERS(latents, (LatentKeys{ids, source, bound}), const int *ids, const int *source)
-
-__device__ __forceinline__ bool stands_before(u32 other, u32 key, bool equal) {
-    return other < key || (equal && other == key);
-}
-
-// How many of the `length` sorted keys stand before the calling lane's key; `equal` counts those that are the same too.
-// By a full warp, whose keys ascend; `keys` begin at a sector.
-__device__ __forceinline__ u32 standing_before(const u32 *keys, u32 length, u32 key, bool equal) {
-    u32 lane = threadIdx.x % WARP, first = __shfl_sync(ALL_LANES, key, 0), least = 0;
-    for (u32 step = TILE; step > 0; step /= 2) {
-        u32 next = least + step;
-        if (next <= length && stands_before(keys[next - 1], first, equal)) least = next;
-    }
-    u32 found = least;
-    bool open = true;
-    // From the sector on in which the warp's first key would stand.
-    for (u32 base = least / 8 * 8; base < length; base += WARP) {
-        u32 held = base + lane < length ? keys[base + lane] : 0;
-        u32 known = min(length - base, (u32)WARP), within = 0;
-#pragma unroll
-        for (u32 step = WARP; step > 0; step /= 2) {
-            u32 next = within + step, other = __shfl_sync(ALL_LANES, held, (next - 1) % WARP);
-            if (next <= known && stands_before(other, key, equal)) within = next;
-        }
-        if (open) found = base + within;
-        open = open && within == WARP;
-        if (!__any_sync(ALL_LANES, open)) break;
-    }
-    return found;
-}
+ORDERS(rows, (RowKeys{index}), const u32 *index)
+ORDERS(tokens, (TokenKeys{ids, soft_ids, mixtures, kept}), const int *ids, const u32 *soft_ids, u32 mixtures, u32 kept)
+ORDERS(latents, (LatentKeys{ids, source}), const int *ids, const int *source)
 
 KERNEL(TILE)
 scatter_ranks(const u32 *tile_keys, const u32 *tile_entries, u32 count, uint2 *sorted) {

@@ -56,7 +56,10 @@ fn every_shipped_kernel_is_launched_by_some_workload() {
 fn a_subset_of_the_report_keeps_its_bars() {
     let output = Command::new(env!("CARGO_BIN_EXE_kernel_report"))
         .args(["--check", "--shape", "gpt2-small", "--dtype", "mixed"])
-        .args(["--only", "norm,attention,swiglu,gated,gather,soft_action backward,linear forward step"])
+        .args([
+            "--only",
+            "norm,attention,swiglu,gated,gather,embedding backward,soft_action backward,linear forward step",
+        ])
         .output()
         .unwrap();
     let text = String::from_utf8(output.stdout).unwrap();

@@ -34,7 +34,8 @@ Columns of the kernels:
             operations over the tensor cores' rate, whichever is longer
 A `!` marks what misses its bar, a `~` what misses it by no more than src/verify/workloads/bars.rs lists, with its reason.
 A whole report also fails `--check` where a listed miss is none any more, or a shipped kernel is launched by nothing.
-Grids of more than 64 blocks run a sample, their corners and 32 others (src/sim/sample.rs), and are scaled.
+Grids of more than 64 blocks run a sample, their corners and 32 others (src/sim/sample.rs), and are scaled; kernels
+whose lists lead others about memory run whole.
 
 The cost of masks is judged by the worse of the two: masks drawn, read and applied, forward and backward.
 Whole steps are counted block by block on one and on two layers, which gives any number of layers; the head and its draw

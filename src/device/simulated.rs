@@ -169,11 +169,12 @@ impl Simulated {
             Work::Copy(from, to, bytes) => self.machine.copy(from, to, bytes),
             Work::Launch(launch) => {
                 let loaded = &mut self.functions[launch.function];
-                let sample = if self.sample { sample::sample(launch.grid.blocks) } else { None };
+                let entry = loaded.kernel.entry;
+                let sample = if self.sample { sample::sample(entry, launch.grid.blocks) } else { None };
                 let counters = self.machine.launch(
                     &loaded.program,
                     &sim::Launch {
-                        entry: loaded.kernel.entry,
+                        entry,
                         grid: launch.grid.blocks,
                         block: launch.grid.threads,
                         dynamic_shared: launch.grid.shared_bytes,

@@ -13,6 +13,9 @@ use crate::base::{Dtype, Error, Result};
 use crate::device::{Argument, Device, Grid, Kernel, Launcher};
 
 kernels!("scatter":
+    SORT_ROWS = "scatter_sort_rows",
+    SORT_TOKENS = "scatter_sort_tokens",
+    SORT_LATENTS = "scatter_sort_latents",
     ORDER_ROWS = "scatter_order_rows",
     ORDER_TOKENS = "scatter_order_tokens",
     ORDER_LATENTS = "scatter_order_latents",
@@ -31,6 +34,11 @@ kernels!("scatter":
 
 /// Numbers of 4 bytes in a sector of device memory.
 const SECTOR: usize = 8;
+/// Most contributions that one block sorts, how many a thread takes, and the first row number that it cannot tell from
+/// none.
+const SORTED: u32 = 1024;
+const SORT_KEYS: u32 = 4;
+const NO_KEY: u32 = (1 << 21) - 1;
 /// Most contributions that find their places by counting, those of a block, and its threads.
 const COUNTED: u32 = 8192;
 const COUNTS: u32 = 32;
@@ -110,8 +118,8 @@ pub(in crate::ops) fn add(
     let [tile_keys, tile_entries, sorted] = order.fit(from.device(), entries)?;
     let count = size("scattered rows", entries)?;
     let bound = size("rows of the target", to.count())?;
-    let (order, tiles, mut list) = match contributions {
-        Contributions::Rows(index) => (&ORDER_ROWS, &TILES_ROWS, vec![index.address()?]),
+    let (sort, order, tiles, mut list) = match contributions {
+        Contributions::Rows(index) => (&SORT_ROWS, &ORDER_ROWS, &TILES_ROWS, vec![index.address()?]),
         Contributions::Tokens(ids, soft) => {
             let (soft_ids, mixtures) = match soft {
                 Some(soft) if soft.ids.cols() > 0 => (soft.ids.address()?, soft.ids.count()),
@@ -119,14 +127,18 @@ pub(in crate::ops) fn add(
             };
             let mixtures = size("mixtures", mixtures)?.into();
             let list = vec![ids.address()?, soft_ids, mixtures, size("terms", terms)?.into()];
-            (&ORDER_TOKENS, &TILES_TOKENS, list)
+            (&SORT_TOKENS, &ORDER_TOKENS, &TILES_TOKENS, list)
         }
         Contributions::Latents(ids, source, _) => {
-            (&ORDER_LATENTS, &TILES_LATENTS, vec![ids.address()?, source.address()?])
+            (&SORT_LATENTS, &ORDER_LATENTS, &TILES_LATENTS, vec![ids.address()?, source.address()?])
         }
     };
     list.extend(arguments![count, bound]);
-    if count <= COUNTED {
+    if count <= SORTED && bound <= NO_KEY {
+        list.push(sorted);
+        let threads = count.div_ceil(SORT_KEYS).next_power_of_two().max(32);
+        gpu.launch(sort, Grid::linear(1, threads), &list)?;
+    } else if count <= COUNTED {
         list.push(sorted);
         gpu.launch(order, Grid::linear(count.div_ceil(COUNTS), COUNT_BLOCK), &list)?;
     } else {

@@ -114,8 +114,9 @@ fn every_dtype_and_shape_agrees_with_f64() {
     }
 }
 
-/// Tiles of 512 contributions find their places among each other whatever the indices are: equal ones across tiles, runs
-/// that lie wholly before or behind, a warp whose keys are far apart where another tile's are dense.
+/// Contributions find their places whatever their indices are, sorted by one block, counted, or in tiles of 512 that are
+/// merged: equal ones across tiles, runs that lie wholly before or behind, a warp whose keys are far apart where another
+/// tile's are dense.
 #[test]
 fn contributions_are_added_in_their_order_however_their_indices_lie() {
     let rows = 2000;
@@ -129,10 +130,9 @@ fn contributions_are_added_in_their_order_however_their_indices_lie() {
         ("tiles apart", |n| (3 - n / 512 % 4) * 500 + n % 7),
         ("anywhere", |n| n * n * 31 % 1999),
     ];
-    // Few find their places by counting, many are sorted.
-    for (device, picked) in
-        gpu::devices().iter().flat_map(|device| [(device, 3 * 512 + 41), (device, 17 * 512 + 41)])
-    {
+    // One block of 32 threads, which have room for 128, to one of 256, for 1024; counted; tiles.
+    let counts = [2, 127, 128, 129, 511, 700, 1024, 1025, 3 * 512 + 41, 17 * 512 + 41];
+    for (device, picked) in gpu::devices().iter().flat_map(|device| counts.map(|picked| (device, picked))) {
         for (law, choose) in laws {
             // Several times as many as there are rows.
             let choose = |n: usize| choose(n % rows);
@@ -150,9 +150,33 @@ fn contributions_are_added_in_their_order_however_their_indices_lie() {
     }
 }
 
+/// One block sorts words of a key and an entry; a row too far down for such a word is found all the same.
+#[test]
+fn rows_beyond_what_one_block_sorts_get_their_own_contributions() {
+    for device in gpu::devices() {
+        for rows in [(1 << 21) - 1, (1 << 21) + 5] {
+            let last = rows as u32 - 1;
+            let choice = [last, 3, last - 1, last, 0, 3, (1 << 20) - 1, last];
+            let index = Tensor::from_host(&device, [choice.len(), 1], &choice).unwrap();
+            let dy = gpu::tensor(
+                &device,
+                [choice.len(), 1],
+                &[1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0],
+                Dtype::F32,
+            );
+            let mut dx = Tensor::zeros(&device, [rows, 1], Dtype::F32).unwrap();
+            gather::backward(dy.view(), index.view(), dx.view_mut(), &mut Order::default()).unwrap();
+            let found: Vec<(usize, f64)> =
+                gpu::values(dx.view()).into_iter().enumerate().filter(|&(_, sum)| sum != 0.0).collect();
+            let expected = [(0, 16.0), (3, 34.0), ((1 << 20) - 1, 64.0), (rows - 2, 4.0), (rows - 1, 137.0)];
+            assert_eq!(found, expected, "{rows} rows on {}", device.name());
+        }
+    }
+}
+
 #[test]
 fn bits_do_not_depend_on_the_order_of_blocks() {
-    // Few find their places by counting, many are sorted.
+    // More than one block sorts find their places by counting, many are sorted in tiles.
     for ((rows, picked, cols), dtype) in [(60, 1300, 136), (70, 8300, 12)].into_iter().zip(gpu::DTYPES) {
         let choice: Vec<u32> = (0..picked).map(|n| (n * n * 3 % rows) as u32).collect();
         let dy = gpu::exact("gather dy", picked * cols, dtype);

@@ -75,7 +75,7 @@ const ENTRY: usize = 8;
 /// Words that say what a tile of query rows reads, and the fewest rows of such a tile.
 const READS_WORDS: usize = 4;
 const LEAST_READERS: usize = 16;
-/// Threads of a block of the light kernels of the backward pass; a warp a tile or a position.
+/// Threads of a block of the light kernels of the backward pass; some lanes a tile, a warp a position.
 const LIGHT_THREADS: usize = 256;
 /// Tiles of fewer rows are taken for gradients of queries where full ones would leave a GPU idle.
 const FEW_BLOCKS: usize = 128;
@@ -405,10 +405,17 @@ pub(super) fn backward(
         &[&index[..], &rest].concat(),
     )?;
     let tiles = (rows as usize).div_ceil(shape.key_queries);
+    // Lanes of a tile: one for each entry that its query rows may belong to, but no more than a warp has.
+    let (queries, group) = (shape.key_queries, sizes.group());
+    let most = if queries.is_multiple_of(group) { queries / group } else { (queries - 2) / group + 2 };
+    let lanes = most.next_power_of_two().min(WARP);
     gpu.launch(
         &READS,
-        Grid::linear(tiles.div_ceil(LIGHT_THREADS / WARP) as u32, LIGHT_THREADS as u32),
-        &arguments![entries, rows, heads / kv_heads, shape.key_queries as u32, tiles as u32, reads],
+        Grid::linear(
+            size("attention blocks", (tiles * lanes).div_ceil(LIGHT_THREADS))?,
+            LIGHT_THREADS as u32,
+        ),
+        &arguments![entries, rows, group as u32, queries as u32, tiles as u32, lanes as u32, reads],
     )?;
 
     let common = arguments![

@@ -5,6 +5,10 @@ use std::collections::BTreeSet;
 /// Entries that no workload launches, and why.
 pub const WITHOUT_WORKLOAD: &[(&str, &str)] = &[
     ("sampler_noise_f32", "no operation launches it: tests ask it for the bits of the samplers' noise"),
+    (
+        "scatter_order_latents",
+        "more than 1024 positions: the report has 512, parity::latent more; it differs from its twins by what it reads",
+    ),
     ("scatter_tiles_rows", "more than 8192 rows that are picked: the report has 512, parity::gather more"),
     (
         "scatter_tiles_latents",

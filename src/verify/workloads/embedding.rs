@@ -9,26 +9,15 @@ pub(super) const LIST: &[(&str, Make)] = &[
     ("embedding forward", |s| {
         let (n, d) = (s.positions(), s.size.width);
         let (table, places, mut x) = (vocabulary(s)?, s.matrix("places", s.length, d)?, s.blank(n, d)?);
-        let (ids, positions) = index(s)?;
+        let (ids, positions) = index(s, n)?;
         let read = (n + s.length) * d * s.matrix_dtype().size();
         Work::moving(read + moved(&[&x, &ids, &positions]), move || {
             let inputs = embedding::Inputs { ids: ids.view(), positions: positions.view(), soft: None };
             embedding::forward(&inputs, &table, Some(&places), x.view_mut())
         })
     }),
-    ("embedding backward", |s| {
-        let (n, d) = (s.positions(), s.size.width);
-        let (table, dx) = (vocabulary(s)?, s.activations("dx", n, d)?);
-        let (mut dtable, mut dplaces) =
-            (s.zeros(s.size.vocabulary, d, Dtype::F32)?, s.zeros(s.length, d, Dtype::F32)?);
-        let ((ids, positions), mut order) = (index(s)?, Order::reserve(s.device, n)?);
-        let added = 2 * 4 * (n + s.length) * d;
-        Work::moving(added + moved(&[&dx, &ids, &positions]), move || {
-            let inputs = embedding::Inputs { ids: ids.view(), positions: positions.view(), soft: None };
-            let (dx, dplaces) = (dx.view(), Some(&mut dplaces));
-            embedding::backward(dx, &inputs, &table, &mut dtable, dplaces, None, &mut order)
-        })
-    }),
+    ("embedding backward", |s| backward(s, s.positions())),
+    ("embedding backward of 4096 positions", |s| backward(s, 4096)),
     ("embedding forward soft", |s| {
         let (n, d) = (s.sequences, s.size.width);
         let (table, mut x) = (vocabulary(s)?, s.blank(n, d)?);
@@ -41,6 +30,21 @@ pub(super) const LIST: &[(&str, Make)] = &[
     ("embedding backward soft", |s| backward_soft(s, s.sequences)),
     ("embedding backward soft replayed", |s| backward_soft(s, s.positions())),
 ];
+
+/// `n` positions. More of them than one block sorts find their places by other kernels.
+fn backward(s: &Setting, n: usize) -> Result<Work> {
+    let d = s.size.width;
+    let (table, dx) = (vocabulary(s)?, s.activations("dx", n, d)?);
+    let (mut dtable, mut dplaces) =
+        (s.zeros(s.size.vocabulary, d, Dtype::F32)?, s.zeros(s.length, d, Dtype::F32)?);
+    let ((ids, positions), mut order) = (index(s, n)?, Order::reserve(s.device, n)?);
+    let added = 2 * 4 * (n + s.length) * d;
+    Work::moving(added + moved(&[&dx, &ids, &positions]), move || {
+        let inputs = embedding::Inputs { ids: ids.view(), positions: positions.view(), soft: None };
+        let (dx, dplaces) = (dx.view(), Some(&mut dplaces));
+        embedding::backward(dx, &inputs, &table, &mut dtable, dplaces, None, &mut order)
+    })
+}
 
 /// Ids of a mixture.
 const KEPT: usize = 30;
@@ -64,9 +68,8 @@ fn vocabulary(s: &Setting) -> Result<Tensor> {
     s.matrix("table", s.size.vocabulary, s.size.width)
 }
 
-/// Tokens and positions of all packed positions.
-fn index(s: &Setting) -> Result<(Tensor, Tensor)> {
-    let n = s.positions();
+/// Tokens and positions of `n` packed positions.
+fn index(s: &Setting, n: usize) -> Result<(Tensor, Tensor)> {
     Ok((s.column(n, |at| s.token(at) as i32)?, s.column(n, |at| (at % s.length) as u32)?))
 }
 

@@ -104,9 +104,16 @@ pub fn small(device: &Device, dtype: Dtype) -> Vec<Vec<f64>> {
 fn every_dtype_and_shape_agrees_with_f64() {
     for device in gpu::devices() {
         for dtypes in CASES {
-            for (rows, cols, kept) in
-                [(1, 1, 1), (1, 768, 0), (5, 33, 2), (301, 123, 4), (40, 896, 33), (9, 1032, 3), (1500, 8, 0)]
-            {
+            for (rows, cols, kept) in [
+                (1, 1, 1),
+                (1, 768, 0),
+                (5, 33, 2),
+                (301, 123, 4),
+                (90, 12, 5),
+                (40, 896, 33),
+                (9, 1032, 3),
+                (1500, 8, 0),
+            ] {
                 let problem = Problem::new(rows, cols, kept, dtypes);
                 let found = problem.run(&device, dtypes);
                 let exact = problem.run(&Device::cpu(), EXACT);

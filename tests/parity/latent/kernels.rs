@@ -83,7 +83,9 @@ pub fn small(device: &Device, dtype: Dtype) -> Vec<Vec<f64>> {
 fn every_dtype_and_shape_agrees_with_f64() {
     for device in gpu::devices() {
         for dtype in gpu::DTYPES {
-            for (rows, cols) in [(1, 1), (90, 123), (1, 768), (11, 896), (700, 20), (4, 1036), (8300, 4)] {
+            for (rows, cols) in
+                [(1, 1), (90, 123), (1, 768), (11, 896), (700, 20), (4, 1036), (1500, 4), (8300, 4)]
+            {
                 for masked in [false, true] {
                     let problem = Problem::new(rows, cols, masked, dtype);
                     let (found, exact) =
@@ -103,7 +105,7 @@ fn every_dtype_and_shape_agrees_with_f64() {
 #[test]
 fn bits_do_not_depend_on_the_order_of_blocks() {
     for dtype in gpu::DTYPES {
-        let problem = Problem::new(700, 136, true, dtype);
+        let problem = Problem::new(1100, 136, true, dtype);
         let [first, second] = gpu::orders().map(|device| problem.run(&device, dtype));
         assert_eq!(first, second, "{dtype}");
     }
