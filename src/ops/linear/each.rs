@@ -21,8 +21,8 @@ pub struct Map<'a> {
     pub output: ViewMut<'a>,
 }
 
-/// Each map's y = x w + bias, with the bits of [`forward`](super::forward), once all were found to fit. On a CPU the products of few rows are one section of tasks
-/// once the weights' copies for them exist.
+/// Each map's y = x w + bias, with the bits of [`forward`](super::forward), once all were found to fit. On a CPU the
+/// products of few rows are one section of tasks once the weights' copies for them exist.
 ///
 /// # Errors
 /// As [`forward`](super::forward).
