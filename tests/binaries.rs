@@ -322,7 +322,7 @@ fn train_tells_the_whole_story_and_leaves_a_run() {
         assert!(seen["mean_latents"]["text"].is_string() && !seen["expected"].as_str().unwrap().is_empty());
     }
     let seen = stdout(&inspect(&["--prompt", "Tom has 3 apples and buys 4 . How many ?", "--masks", "0"]));
-    assert!(seen.contains("the head predicts") && seen.contains("with  0 latent steps"), "{seen}");
+    assert!(seen.contains("the head predicts") && seen.contains("with 0 latent steps"), "{seen}");
     assert!(!seen.contains("spread") && !seen.contains("expected"), "{seen}");
     refuses(&inspect(&["--latents", "0"]), 2, &["--latents", "no latent steps"]);
     refuses(&inspect(&["--latents", &usize::MAX.to_string()]), 2, &["positions", "exceed the model's"]);

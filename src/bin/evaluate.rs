@@ -51,8 +51,6 @@ struct Arguments {
     /// Folder of an adapter (LoRA, as PEFT or train saves it) for the model
     #[arg(long, value_name = "DIR")]
     adapter: Option<PathBuf>,
-    #[command(flatten)]
-    problems: ProblemArguments,
     /// det = no masks, greedy; mc = masks, greedy; temp = sampled; mc+temp = both
     #[arg(long, default_value = "det", value_parser = ["det", "mc", "temp", "mc+temp"])]
     mode: String,
@@ -68,8 +66,6 @@ struct Arguments {
     /// Latent steps (default: what latent_config.json in the folder says, else 0)
     #[arg(long)]
     latents: Option<usize>,
-    #[command(flatten)]
-    soft: soft::SoftArguments,
     /// Answers are read from the tokens that stand for soft steps too, before the sampled ones
     #[arg(long, requires = "soft")]
     read_proxies: bool,
@@ -80,8 +76,6 @@ struct Arguments {
     /// Temperature of sampled answers
     #[arg(long, default_value_t = 1.0)]
     temperature: f64,
-    #[command(flatten)]
-    masking: MaskArguments,
     /// numeric, strict_string or last_number
     #[arg(long, default_value = "numeric")]
     extractor: String,
@@ -119,6 +113,12 @@ struct Arguments {
     /// One JSON object on stdout
     #[arg(long)]
     json: bool,
+    #[command(flatten)]
+    problems: ProblemArguments,
+    #[command(flatten)]
+    masking: MaskArguments,
+    #[command(flatten)]
+    soft: soft::SoftArguments,
 }
 
 fn main() -> ExitCode {

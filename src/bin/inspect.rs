@@ -45,8 +45,6 @@ struct Arguments {
     /// A question, in place of problems (may be given several times)
     #[arg(long, value_name = "TEXT")]
     prompt: Vec<String>,
-    #[command(flatten)]
-    problems: ProblemArguments,
     /// Look at only the first so many problems (0 = all)
     #[arg(long, default_value_t = 1)]
     limit: usize,
@@ -59,8 +57,6 @@ struct Arguments {
     /// Rollouts under masks (0 = none)
     #[arg(long, default_value_t = 8, value_parser = RangedU64ValueParser::<usize>::new().range(..=4096))]
     masks: usize,
-    #[command(flatten)]
-    masking: MaskArguments,
     /// Seed of masks and generated problems
     #[arg(long, default_value_t = 0)]
     seed: u64,
@@ -79,6 +75,10 @@ struct Arguments {
     /// One JSON object a question on stdout, with the states themselves
     #[arg(long)]
     json: bool,
+    #[command(flatten)]
+    problems: ProblemArguments,
+    #[command(flatten)]
+    masking: MaskArguments,
 }
 
 fn main() -> ExitCode {
@@ -293,26 +293,23 @@ impl Seen {
         out += &table(&header, &rows);
         out += &format!("mean norm of the token embeddings: {:.2}\n\n", self.embedding_norm);
 
-        out += &format!("answer                       {:?}\n", said(student, &self.own.answer)?);
+        let mut line = |what: String, text: String| out += &format!("{what:<30}{text}\n");
+        let quoted = |ids: &[u32]| Ok::<String, Error>(format!("{:?}", said(student, ids)?));
+        line("answer".into(), quoted(&self.own.answer)?);
         for (latents, answer) in self.fewer.iter().enumerate().rev() {
-            let steps = if latents == 1 { "step " } else { "steps" };
-            out += &format!("with {latents:>2} latent {steps}         {:?}\n", said(student, answer)?);
+            let steps = if latents == 1 { "step" } else { "steps" };
+            line(format!("with {latents} latent {steps}"), quoted(answer)?);
         }
-        match &self.unmoved {
-            Some(answer) => {
-                out += &format!("every step reads their mean  {:?}\n", said(student, answer)?);
-            }
-            None => out += "every step reads their mean  not asked: a projector stands before the input\n",
-        }
+        let unmoved = match &self.unmoved {
+            Some(answer) => quoted(answer)?,
+            None => "not asked: a projector stands before the input".into(),
+        };
+        line("every step reads their mean".into(), unmoved);
         if !self.moved.is_empty() {
-            let votes = self.votes(student)?;
-            let votes: Vec<String> = votes.iter().map(|(text, count)| format!("{text:?} x{count}")).collect();
-            out += &format!(
-                "under {} masks (p = {})        {}\n",
-                masked.rollouts.len(),
-                masked.masking.p,
-                votes.join("  ")
-            );
+            let votes: Vec<String> =
+                self.votes(student)?.iter().map(|(text, count)| format!("{text:?} x{count}")).collect();
+            let (count, p) = (masked.rollouts.len(), masked.masking.p);
+            line(format!("under {count} masks (p = {p})"), votes.join("  "));
         }
         out.push('\n');
         Ok(out)
