@@ -689,3 +689,21 @@ fn a_run_that_cannot_begin_leaves_nothing() {
     let place = format!("{}:99", out.join("samples.jsonl").display());
     refuses(&generate(&["--replay", &place]), 1, &["no line 99"]);
 }
+
+/// A heading holds for all flags that follow it, so what has none of its own comes first.
+#[test]
+fn flags_stand_under_their_own_headings_in_help() {
+    for (binary, headings) in [
+        (env!("CARGO_BIN_EXE_generate"), &["Soft thinking:", "Switching (SwiReasoning):"][..]),
+        (env!("CARGO_BIN_EXE_evaluate"), &["Problems:", "Masks:", "Soft thinking:"][..]),
+        (env!("CARGO_BIN_EXE_inspect"), &["Problems:", "Masks:"][..]),
+    ] {
+        let help = stdout(&run(binary, &["--help"]));
+        let place = |what: &str| help.find(what).unwrap_or_else(|| panic!("{what} in {binary}:\n{help}"));
+        for heading in headings {
+            for flag in ["--seed", "--device", "--threads", "--json"] {
+                assert!(place(&format!("      {flag}")) < place(heading), "{flag} stands under {heading}");
+            }
+        }
+    }
+}

@@ -66,13 +66,9 @@ struct Arguments {
     /// Token ids fed after the latents, e.g. an end-of-thought token
     #[arg(long, value_delimiter = ',', requires = "latents")]
     after_latents: Vec<u32>,
-    #[command(flatten)]
-    soft: soft::SoftArguments,
     /// Token ids fed after the soft steps, e.g. that of </think>
     #[arg(long, value_delimiter = ',', requires = "soft")]
     after_soft: Vec<u32>,
-    #[command(flatten)]
-    switching: switching::SwitchingArguments,
     /// Reads plain tokens although the model has gates (HRPO). By default such a model thinks as it was trained: its first
     /// tokens are read with the mixtures they were sampled from, as latent_gating.json beside it says
     #[arg(long)]
@@ -127,6 +123,10 @@ struct Arguments {
     /// No timing line
     #[arg(long, short)]
     quiet: bool,
+    #[command(flatten)]
+    soft: soft::SoftArguments,
+    #[command(flatten)]
+    switching: switching::SwitchingArguments,
 }
 
 fn main() -> ExitCode {
