@@ -183,6 +183,9 @@ fn most_likely(logits: &[f64]) -> Result<u32> {
     Ok(best.0 as u32)
 }
 
+/// Token ids with what they are ranked by, largest first.
+pub type Ranked = Vec<(u32, f64)>;
+
 /// What can be read in one state.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Reading {
@@ -193,9 +196,9 @@ pub struct Reading {
     /// Entropy (nats) of what the output head predicts from it.
     pub entropy: f64,
     /// The likeliest tokens of that prediction and their probabilities (the logit lens), most likely first.
-    pub predicted: Vec<(u32, f64)>,
+    pub predicted: Ranked,
     /// The token embeddings nearest to it, by cosine, nearest first.
-    pub nearest: Vec<(u32, f64)>,
+    pub nearest: Ranked,
 }
 
 /// Reads each state of a rollout; `top` tokens a list. Also the mean norm of the token embeddings, which states of a
@@ -226,12 +229,7 @@ pub fn read(model: &Model, followed: &Followed, top: usize) -> Result<(Vec<Readi
 }
 
 /// The token embeddings nearest to each state, and the mean norm of all.
-fn nearest(
-    model: &Model,
-    states: &[Vec<f64>],
-    norms: &[f64],
-    top: usize,
-) -> Result<(Vec<Vec<(u32, f64)>>, f64)> {
+fn nearest(model: &Model, states: &[Vec<f64>], norms: &[f64], top: usize) -> Result<(Vec<Ranked>, f64)> {
     let (table, vocab, width) = (model.table(), model.config().vocab, model.config().width);
     let mut best: Vec<Best> = states.iter().map(|_| Best::of(top)).collect();
     let mut norm_sum = 0.0;
@@ -251,7 +249,7 @@ fn nearest(
 /// The largest numbers seen so far, largest first; of equals the ones that came first.
 struct Best {
     most: usize,
-    found: Vec<(u32, f64)>,
+    found: Ranked,
 }
 
 impl Best {
