@@ -317,12 +317,14 @@ impl<T: Float> Task<'_, T> {
             let (lse, delta) = (lse[row], delta[row]);
             let parts = weights.chunks_exact_mut(LANES).zip(ds.chunks_exact_mut(LANES));
             for (part, (weights, ds)) in parts.take(lanes / LANES).enumerate() {
+                // As numbers of the scores' type: a comparison of indices would be made lane by lane.
+                let left = T::from_f64(visible as f64 - (part * LANES) as f64);
                 for lane in 0..LANES {
-                    let hidden = part * LANES + lane >= visible;
+                    let seen = T::from_f64(lane as f64) < left;
                     let weight = (weights[lane] * scale - lse).exp();
                     let slope = weight * (ds[lane] - delta) * scale;
-                    weights[lane] = if hidden { T::ZERO } else { weight };
-                    ds[lane] = if hidden { T::ZERO } else { slope };
+                    weights[lane] = if seen { weight } else { T::ZERO };
+                    ds[lane] = if seen { slope } else { T::ZERO };
                 }
             }
         }

@@ -160,21 +160,19 @@ impl<T: Float> Task<'_, T> {
         out.fill(T::ZERO);
         lse.fill(T::NEG_INFINITY);
         let last = entries.iter().map(|entry| entry.position as usize / BLOCK).max().unwrap_or(0);
-        for block in 0..=last {
-            let mut from = 0;
-            while from < entries.len() {
-                let mut to = from + 1;
-                while to < entries.len() && to - from < TILE && entries[to].shares(entries[from], block + 1) {
-                    to += 1;
-                }
-                let state = State {
-                    maxima: &mut lse[from..to],
-                    sums: &mut sums[from..to],
-                    out: &mut out[from * padded..to * padded],
-                };
-                self.tile(head, block, from, &entries[from..to], state, memory);
-                from = to;
-            }
+        let mut next = Some(Tile::of(entries, 0, 0));
+        while let Some(tile) = next {
+            next = match tile.to < entries.len() {
+                true => Some(Tile::of(entries, tile.block, tile.to)),
+                false => (tile.block < last).then(|| Tile::of(entries, tile.block + 1, 0)),
+            };
+            let rows = tile.from..tile.to;
+            let state = State {
+                maxima: &mut lse[rows.clone()],
+                sums: &mut sums[rows.clone()],
+                out: &mut out[rows.start * padded..rows.end * padded],
+            };
+            self.tile(head, entries, &tile, next.as_ref(), state, memory);
         }
         for ((out, lse), &sum) in out.chunks_exact_mut(padded).zip(lse).zip(&sums) {
             let inverse = T::ONE / sum;
@@ -185,17 +183,19 @@ impl<T: Float> Task<'_, T> {
         }
     }
 
-    /// A few queries against one block of keys, merged into their states.
+    /// A few queries against one block of keys, merged into their states. Meanwhile the keys of the next tile are asked
+    /// for: in a decode step each tile reads slots that no tile before it did.
     #[inline(always)]
     fn tile(
         &self,
         head: usize,
-        block: usize,
-        first: usize,
-        entries: &[&Entry],
+        all: &[&Entry],
+        tile: &Tile,
+        next: Option<&Tile>,
         state: State<T>,
         [queries, scores, other, partial]: &mut Memory<T>,
     ) {
+        let (block, entries) = (tile.block, &all[tile.from..tile.to]);
         let (padded, rows) = (self.sizes.padded(), entries.len());
         let mut visible = [0; TILE];
         for (visible, entry) in visible.iter_mut().zip(entries) {
@@ -208,7 +208,12 @@ impl<T: Float> Task<'_, T> {
             return;
         }
         let spans = entries[0].spans(block, most);
-        let queries = Matrix { data: &queries[first * self.sizes.head_dim..], stride: self.sizes.head_dim };
+        if tile.fresh {
+            for span in spans.into_iter().filter(|span| span.from < span.to) {
+                isa::prefetch(&self.values_in(head, span)[span.from * padded..span.to * padded]);
+            }
+        }
+        let queries = Matrix { data: &queries[tile.from * self.sizes.head_dim..], stride: self.sizes.head_dim };
         self.scores(head, spans, rows, queries, scores, other);
         let mut own_max = [T::ZERO; TILE];
         let mut own_sum = [T::ZERO; TILE];
@@ -216,11 +221,13 @@ impl<T: Float> Task<'_, T> {
         for (i, &visible) in visible.iter().enumerate() {
             (own_max[i], own_sum[i]) = weights(&mut scores[i * BLOCK..][..BLOCK], visible, scale);
         }
+        if let Some(next) = next.filter(|next| next.fresh) {
+            self.ask_for_keys(head, all[next.to - 1], next.block);
+        }
         // The keys that all queries of the tile see, then each query's remaining ones; ascending for every query.
         partial[..rows * padded].fill(T::ZERO);
         for span in spans.into_iter().filter(|span| span.from < span.to) {
-            let values = &self.values[(head * self.sizes.blocks + span.block) * self.sizes.value_block()..]
-                [..BLOCK * padded];
+            let values = self.values_in(head, span);
             let (from, to) = (span.from.min(common), span.to.min(common));
             let shape = [rows, to - from, padded];
             let weights = Matrix { data: &scores[from..], stride: BLOCK };
@@ -236,14 +243,47 @@ impl<T: Float> Task<'_, T> {
                 }
             }
         }
+        // All factors of the merge at once, as one vector: exp(maximum so far - maximum), exp(own maximum - maximum).
+        let mut factors = [T::ZERO; 2 * TILE];
+        for i in 0..rows {
+            let maximum = state.maxima[i].larger(own_max[i]);
+            (factors[i], factors[TILE + i]) = (state.maxima[i] - maximum, own_max[i] - maximum);
+            state.maxima[i] = maximum;
+        }
+        for factor in &mut factors {
+            *factor = factor.exp();
+        }
         let rows = state.out.chunks_exact_mut(padded).zip(partial.chunks_exact(padded));
         for (i, (out, partial)) in rows.enumerate().filter(|(i, _)| visible[*i] > 0) {
-            let maximum = state.maxima[i].larger(own_max[i]);
-            let (keep, add) = ((state.maxima[i] - maximum).exp(), (own_max[i] - maximum).exp());
-            state.maxima[i] = maximum;
+            let (keep, add) = (factors[i], factors[TILE + i]);
             state.sums[i] = state.sums[i].mul_add(keep, own_sum[i] * add);
             for (out, &partial) in out.iter_mut().zip(partial) {
                 *out = out.mul_add(keep, partial * add);
+            }
+        }
+    }
+
+    /// The block of keys `[head_dim, BLOCK]` of a head that a span lies in.
+    #[inline(always)]
+    fn keys_in(&self, head: usize, span: Span) -> &[T] {
+        let size = self.sizes.key_block();
+        &self.keys[(head * self.sizes.blocks + span.block) * size..][..size]
+    }
+
+    /// The block of values `[BLOCK, padded]` of a head that a span lies in.
+    #[inline(always)]
+    fn values_in(&self, head: usize, span: Span) -> &[T] {
+        let size = self.sizes.value_block();
+        &self.values[(head * self.sizes.blocks + span.block) * size..][..size]
+    }
+
+    /// Asks the cache for the keys of a block that a query will read.
+    #[inline(always)]
+    fn ask_for_keys(&self, head: usize, entry: &Entry, block: usize) {
+        let spans = entry.spans(block, entry.visible(block));
+        for span in spans.into_iter().filter(|span| span.from < span.to) {
+            for keys in self.keys_in(head, span).chunks_exact(BLOCK) {
+                isa::prefetch(&keys[span.from / LANES * LANES..span.to.next_multiple_of(LANES)]);
             }
         }
     }
@@ -259,7 +299,6 @@ impl<T: Float> Task<'_, T> {
         scores: &mut [T],
         other: &mut [T],
     ) {
-        let size = self.sizes.key_block();
         let both = prefix.to > 0 && own.from < own.to;
         for (span, wanted) in [(prefix, prefix.to > 0), (own, own.from < own.to)] {
             if !wanted {
@@ -267,7 +306,7 @@ impl<T: Float> Task<'_, T> {
             }
             let target = if both && span == own { &mut *other } else { &mut *scores };
             target[..rows * BLOCK].fill(T::ZERO);
-            let keys = &self.keys[(head * self.sizes.blocks + span.block) * size..][..size];
+            let keys = self.keys_in(head, span);
             let first = span.from / LANES * LANES;
             add(
                 [rows, self.sizes.head_dim, span.to.next_multiple_of(LANES) - first],
@@ -284,6 +323,25 @@ impl<T: Float> Task<'_, T> {
     }
 }
 
+/// Queries `from..to` of a block of queries, against one block of keys: all of them read it in the same slots.
+struct Tile {
+    block: usize,
+    from: usize,
+    to: usize,
+    /// Whether the tile before it read other slots.
+    fresh: bool,
+}
+
+impl Tile {
+    /// The tile that begins with query `from`.
+    #[inline(always)]
+    fn of(entries: &[&Entry], block: usize, from: usize) -> Tile {
+        let shared = |other: &Entry| other.shares(entries[from], block + 1);
+        let same = entries[from + 1..].iter().take(TILE - 1).take_while(|other| shared(other)).count();
+        Tile { block, from, to: from + 1 + same, fresh: from == 0 || !shared(entries[from - 1]) }
+    }
+}
+
 /// Running maximum, sum and unnormalised output of a tile's queries.
 struct State<'a, T> {
     maxima: &'a mut [T],
@@ -295,11 +353,21 @@ struct State<'a, T> {
 /// the maximum and the sum of the weights (lanes, then the fixed tree).
 #[inline(always)]
 fn weights<T: Float>(scores: &mut [T], visible: usize, scale: T) -> (T, T) {
+    let (whole, end) = (visible / LANES * LANES, visible.next_multiple_of(LANES));
+    scores[end..].fill(T::ZERO);
     let mut largest = [T::NEG_INFINITY; LANES];
-    for (part, scores) in scores.chunks_exact_mut(LANES).enumerate() {
+    for scores in scores[..whole].chunks_exact_mut(LANES) {
         for lane in 0..LANES {
-            let hidden = part * LANES + lane >= visible;
-            scores[lane] = if hidden { T::NEG_INFINITY } else { scores[lane] * scale };
+            scores[lane] *= scale;
+            largest[lane] = largest[lane].larger(scores[lane]);
+        }
+    }
+    let left = T::from_f64((visible - whole) as f64);
+    for scores in scores[whole..end].chunks_exact_mut(LANES) {
+        for lane in 0..LANES {
+            // Numbers of the scores' type: a comparison of indices would be made lane by lane.
+            let seen = T::from_f64(lane as f64) < left;
+            scores[lane] = if seen { scores[lane] * scale } else { T::NEG_INFINITY };
             largest[lane] = largest[lane].larger(scores[lane]);
         }
     }
@@ -313,11 +381,7 @@ fn weights<T: Float>(scores: &mut [T], visible: usize, scale: T) -> (T, T) {
     }
     let maximum = largest[0];
     let mut sums = [T::ZERO; LANES];
-    for (part, scores) in scores.chunks_exact_mut(LANES).enumerate() {
-        if part * LANES >= visible {
-            scores.fill(T::ZERO);
-            continue;
-        }
+    for scores in scores[..end].chunks_exact_mut(LANES) {
         for lane in 0..LANES {
             scores[lane] = (scores[lane] - maximum).exp();
             sums[lane] += scores[lane];
