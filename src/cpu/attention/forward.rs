@@ -213,7 +213,8 @@ impl<T: Float> Task<'_, T> {
                 isa::prefetch(&self.values_in(head, span)[span.from * padded..span.to * padded]);
             }
         }
-        let queries = Matrix { data: &queries[tile.from * self.sizes.head_dim..], stride: self.sizes.head_dim };
+        let queries =
+            Matrix { data: &queries[tile.from * self.sizes.head_dim..], stride: self.sizes.head_dim };
         self.scores(head, spans, rows, queries, scores, other);
         let mut own_max = [T::ZERO; TILE];
         let mut own_sum = [T::ZERO; TILE];

@@ -63,11 +63,11 @@ pub(super) unsafe fn multiply<V, A, B, const TALL: usize>(
                 // SAFETY: tasks own different columns of C.
                 unsafe {
                     match height {
-                        1 => V::enter(FewRows::<V, B, 1, 4> { problem, a, panels }),
-                        2 => V::enter(FewRows::<V, B, 2, 2> { problem, a, panels }),
-                        3 | 4 => V::enter(FewRows::<V, B, 4, 1> { problem, a, panels }),
-                        5 | 6 => V::enter(FewRows::<V, B, 6, 1> { problem, a, panels }),
-                        _ => V::enter(FewRows::<V, B, 8, 1> { problem, a, panels }),
+                        1 => V::enter(FewRows::<V, B, 1, 1, 4> { problem, a, panels }),
+                        2 => V::enter(FewRows::<V, B, 2, 2, 2> { problem, a, panels }),
+                        3 | 4 => V::enter(FewRows::<V, B, 4, 3, 1> { problem, a, panels }),
+                        5 | 6 => V::enter(FewRows::<V, B, 6, 5, 1> { problem, a, panels }),
+                        _ => V::enter(FewRows::<V, B, 8, 7, 1> { problem, a, panels }),
                     }
                 }
             });
@@ -75,14 +75,17 @@ pub(super) unsafe fn multiply<V, A, B, const TALL: usize>(
     });
 }
 
-/// All rows, `M` at a time, by some panels, `P` at a time.
-struct FewRows<'a, V: Vector, B, const M: usize, const P: usize> {
+/// All rows, in nearly equal runs of at most `M`, by some panels, `P` at a time. `L` is `M` or one less: runs that fit it
+/// take no more.
+struct FewRows<'a, V: Vector, B, const M: usize, const L: usize, const P: usize> {
     problem: &'a Product<V::Element, Panels<B>>,
     a: Rows<V::Element>,
     panels: Range<usize>,
 }
 
-impl<V: Vector, B: Storage<V>, const M: usize, const P: usize> Body for FewRows<'_, V, B, M, P> {
+impl<V: Vector, B: Storage<V>, const M: usize, const L: usize, const P: usize> Body
+    for FewRows<'_, V, B, M, L, P>
+{
     #[inline(always)]
     unsafe fn run(self) {
         let Range { start: mut panel, end } = self.panels.clone();
@@ -100,17 +103,25 @@ impl<V: Vector, B: Storage<V>, const M: usize, const P: usize> Body for FewRows<
     }
 }
 
-impl<V: Vector, B: Storage<V>, const M: usize, const P: usize> FewRows<'_, V, B, M, P> {
+impl<V: Vector, B: Storage<V>, const M: usize, const L: usize, const P: usize> FewRows<'_, V, B, M, L, P> {
     /// All rows by `Q` panels from `panel` on.
     #[inline(always)]
     unsafe fn columns<const Q: usize>(&self, panel: usize) {
         let (rows, depth) = (self.problem.rows, self.problem.depth);
-        let chunks = if rows <= M { 1 } else { depth.div_ceil(CHUNK) };
+        let runs = rows.div_ceil(M);
+        let chunks = if runs == 1 { 1 } else { depth.div_ceil(CHUNK) };
         for chunk in 0..chunks {
             let k = share(depth, chunks, chunk);
-            for row in (0..rows).step_by(M) {
+            for run in 0..runs {
+                let rows = share(rows, runs, run);
                 // SAFETY: rows, panels and k exist.
-                unsafe { self.tile::<Q>(row, panel, k.clone()) };
+                unsafe {
+                    if rows.len() <= L {
+                        self.tile::<Q, L>(rows, panel, k.clone());
+                    } else {
+                        self.tile::<Q, M>(rows, panel, k.clone());
+                    }
+                }
             }
         }
     }
@@ -127,24 +138,27 @@ impl<V: Vector, B: Storage<V>, const M: usize, const P: usize> FewRows<'_, V, B,
                 1 => (panel.wrapping_add((k.start + AHEAD) * width), width),
                 _ => {
                     let part = k.len() * width / runs;
-                    (panel.wrapping_add(k.end * width + row / M * part), width / runs)
+                    (
+                        panel.wrapping_add(k.end * width + (row * runs).div_ceil(self.problem.rows) * part),
+                        width / runs,
+                    )
                 }
             }
         })
     }
 
-    /// `M` rows (or those that are left) from `row` on, by `Q` panels from `panel` on: their chains continue through `k`.
+    /// Some rows, at most `R`, by `Q` panels from `panel` on: their chains continue through `k`.
     #[inline(always)]
-    unsafe fn tile<const Q: usize>(&self, row: usize, panel: usize, k: Range<usize>) {
+    unsafe fn tile<const Q: usize, const R: usize>(&self, rows: Range<usize>, panel: usize, k: Range<usize>) {
         let problem = self.problem;
         let width = WIDE * V::LANES;
-        let rows = M.min(problem.rows - row);
+        let (row, rows) = (rows.start, rows.len());
         let zero = V::Element::default();
         // SAFETY: A's rows are valid for all k (missing rows repeat the last), B's panels too; C is written where it
         // exists, by way of lanes aside where a panel is cut by its edge.
         unsafe {
-            let mut a = [self.a.start; M];
-            for i in 0..M {
+            let mut a = [self.a.start; R];
+            for i in 0..R {
                 a[i] = self.a.start.add((row + i.min(rows - 1)) * self.a.stride);
             }
             let panel_len = problem.b.len;
@@ -155,7 +169,7 @@ impl<V: Vector, B: Storage<V>, const M: usize, const P: usize> FewRows<'_, V, B,
             let whole = (panel + Q) * width <= problem.cols;
             let mut ahead = self.ahead::<Q>(row, panel, &k);
             let mut aside = [[[zero; 16]; WIDE]; Q];
-            let mut sums = [[[V::splat(zero); WIDE]; Q]; M];
+            let mut sums = [[[V::splat(zero); WIDE]; Q]; R];
             let load = problem.add || k.start > 0;
             if load {
                 for i in 0..rows {
@@ -191,7 +205,7 @@ impl<V: Vector, B: Storage<V>, const M: usize, const P: usize> FewRows<'_, V, B,
                     }
                     b[q] = b[q].add(width);
                 }
-                for i in 0..M {
+                for i in 0..R {
                     let factor = V::splat(*a[i].add(at));
                     for q in 0..Q {
                         for j in 0..WIDE {
