@@ -304,7 +304,7 @@ impl<T: Float> Task<'_, T> {
         let q = Matrix { data: &q[first * padded..(first + rows) * padded], stride: padded };
         let dout = Matrix { data: &dout[first * padded..(first + rows) * padded], stride: padded };
         for (a, b, c) in [(q, kt, &mut **weights), (dout, vt, &mut **ds)] {
-            c.fill(T::ZERO);
+            c[..rows * BLOCK].fill(T::ZERO);
             let (b, c) = (Matrix { data: b, stride: BLOCK }, MatrixMut { data: c, stride: BLOCK });
             add([rows, head_dim, lanes], a, b, c);
         }
