@@ -31,7 +31,7 @@ mod graphs;
 mod kernels;
 mod library;
 
-pub(super) use discovery::{is_present, probe};
+pub(super) use discovery::{devices, is_present, probe};
 
 use super::driver::{Driver, Executable, Failure, Function, Launch, Mark, Node, Outcome, Pinned, Sizes};
 use super::runtime::Runtime;

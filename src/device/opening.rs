@@ -59,6 +59,14 @@ impl Device {
         }
     }
 
+    /// How many CUDA devices `cuda:0`, `cuda:1`, ... there are; whether latch runs on each of them, [`Device::open`] says.
+    ///
+    /// # Errors
+    /// No driver, or one that is too old.
+    pub fn cuda_count() -> Result<usize> {
+        Ok(cuda::devices()?.0)
+    }
+
     /// Waits for the device and reports the memory that is still held: whoever has dropped all tensors has leaked it.
     ///
     /// # Errors

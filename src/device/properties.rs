@@ -12,6 +12,8 @@ pub struct Properties {
     pub name: String,
     /// Compute capability, major and minor.
     pub compute_capability: (u32, u32),
+    /// The CUDA version that the driver is for, major and minor; none where no driver stands behind it.
+    pub driver: Option<(u32, u32)>,
     /// Streaming multiprocessors.
     pub multiprocessors: u32,
     /// Bytes of memory.
@@ -151,6 +153,7 @@ pub(super) mod tests {
         Properties {
             name: "a small GPU".into(),
             compute_capability: (8, 0),
+            driver: None,
             multiprocessors: 1,
             memory_bytes: 1 << 20,
             l2_bytes: 1 << 16,

@@ -82,6 +82,7 @@ impl Simulated {
         let properties = Properties {
             name: format!("simulated sm_{major}{minor}"),
             compute_capability: options.compute_capability,
+            driver: None,
             multiprocessors: if hopper { 132 } else { 108 },
             memory_bytes: options.memory_bytes as usize,
             l2_bytes: if hopper { 50 << 20 } else { 40 << 20 },

@@ -9,6 +9,13 @@ use std::process::Command;
 
 /// The environment of this process, for environment.json. What cannot be found out is null.
 pub fn capture(device: &Device) -> Value {
+    let mut all = machine();
+    all["device"] = device.name().into();
+    all
+}
+
+/// The same without a device.
+pub fn machine() -> Value {
     json!({
         "latch": env!("CARGO_PKG_VERSION"),
         "build": if cfg!(debug_assertions) { "debug" } else { "release" },
@@ -21,7 +28,6 @@ pub fn capture(device: &Device) -> Value {
         "cores": std::thread::available_parallelism().ok().map(|cores| cores.get()),
         "threads": parallel::threads(),
         "memory": field("/proc/meminfo", "MemTotal"),
-        "device": device.name(),
     })
 }
 

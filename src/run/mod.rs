@@ -11,13 +11,14 @@
 //! terminal               the text a person sees; the binaries print it
 //! replay                 a logged rollout run again
 //! dry_run                what a run will do and take;  rehearsal: its reservations;  admission: whether a GPU has room
-//! probe                  the public oracle
+//! probe                  the public oracle;  doctor: whether latch works on this machine
 //! ```
 
 pub mod adapters;
 pub mod admission;
 pub mod checkpoints;
 pub mod devices;
+pub mod doctor;
 pub mod dry_run;
 pub mod environment;
 pub mod evaluation;

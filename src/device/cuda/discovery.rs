@@ -13,17 +13,16 @@ pub(in super::super) fn is_present() -> bool {
     unsafe { sys::is_culib_present() }
 }
 
-/// Asks the driver for device `ordinal`.
+/// How many devices the driver has, and which CUDA version it is for.
 ///
 /// # Errors
-/// No driver library, one that is too old for the shipped PTX, no such device, or one that is too old.
-pub(in super::super) fn probe(ordinal: usize) -> Result<Found> {
+/// No driver library, or one that is too old for the shipped PTX.
+pub(in super::super) fn devices() -> Result<(usize, (u32, u32))> {
     if !is_present() {
         return Err(errors::no_driver());
     }
-    let asking = |code| refusal(call("asking the CUDA driver", code));
-    let (mut version, mut count, mut device) = (0, 0, 0);
-    // SAFETY: the library is there; the functions exist since CUDA 2 and write to these three integers only.
+    let (mut version, mut count) = (0, 0);
+    // SAFETY: the library is there; the functions exist since CUDA 2 and write to these two integers only.
     unsafe {
         asking(sys::cuDriverGetVersion(&mut version))?;
         if let Some(error) = errors::driver_too_old(version as u32) {
@@ -31,12 +30,27 @@ pub(in super::super) fn probe(ordinal: usize) -> Result<Found> {
         }
         asking(sys::cuInit(0))?;
         asking(sys::cuDeviceGetCount(&mut count))?;
-        if ordinal >= count.max(0) as usize {
-            return Err(errors::no_such_device(ordinal, count));
-        }
-        asking(sys::cuDeviceGet(&mut device, ordinal as i32))?;
     }
-    let properties = refusal(properties(device))?;
+    Ok((count.max(0) as usize, errors::cuda_version(version as u32)))
+}
+
+fn asking(code: sys::CUresult) -> Result<()> {
+    refusal(call("asking the CUDA driver", code))
+}
+
+/// Asks the driver for device `ordinal`.
+///
+/// # Errors
+/// Those of [`devices`], no such device, or one that is too old.
+pub(in super::super) fn probe(ordinal: usize) -> Result<Found> {
+    let (count, driver) = devices()?;
+    if ordinal >= count {
+        return Err(errors::no_such_device(ordinal, count));
+    }
+    let mut device = 0;
+    // SAFETY: the library is there and initialised; the call writes to `device` only.
+    asking(unsafe { sys::cuDeviceGet(&mut device, ordinal as i32) })?;
+    let properties = Properties { driver: Some(driver), ..refusal(properties(device))? };
     match errors::capability_too_low(&properties.name, properties.compute_capability) {
         Some(error) => Err(error),
         None => Ok(Found { ordinal, device, properties }),
@@ -61,6 +75,7 @@ fn properties(device: sys::CUdevice) -> Outcome<Properties> {
             attribute(Attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR)?,
             attribute(Attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR)?,
         ),
+        driver: None,
         multiprocessors: attribute(Attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)?,
         l2_bytes: attribute(Attribute::CU_DEVICE_ATTRIBUTE_L2_CACHE_SIZE)? as usize,
         most_blocks: [

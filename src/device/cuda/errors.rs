@@ -45,9 +45,14 @@ pub(super) fn no_driver() -> Error {
     )
 }
 
+/// The CUDA version that `cuDriverGetVersion` means by `version` (12010 is CUDA 12.1).
+pub(super) fn cuda_version(version: u32) -> (u32, u32) {
+    (version / 1000, version % 1000 / 10)
+}
+
 /// What is wrong with a driver whose `cuDriverGetVersion` says `version` (12010 is CUDA 12.1); `None` when it will do.
 pub(super) fn driver_too_old(version: u32) -> Option<Error> {
-    let found = (version / 1000, version % 1000 / 10);
+    let found = cuda_version(version);
     let least = PTX_VERSIONS.iter().find(|(ptx, ..)| *ptx == SHIPPED_PTX).map(|(_, cuda, _)| *cuda);
     if least.is_none_or(|least| found >= least) {
         return None;
@@ -84,14 +89,14 @@ pub(super) fn capability_too_low(name: &str, found: (u32, u32)) -> Option<Error>
 }
 
 /// A device number that the driver does not have.
-pub(super) fn no_such_device(ordinal: usize, count: i32) -> Error {
+pub(super) fn no_such_device(ordinal: usize, count: usize) -> Error {
     let problem = match count {
-        ..=0 => "the CUDA driver is there and finds no GPU".to_string(),
+        0 => "the CUDA driver is there and finds no GPU".to_string(),
         1 => format!("no CUDA device {ordinal}: there is one, cuda:0"),
         _ => format!("no CUDA device {ordinal}: there are {count}, cuda:0 to cuda:{}", count - 1),
     };
     let advice = match count {
-        ..=0 => "check `nvidia-smi` and CUDA_VISIBLE_DEVICES, or use --device cpu",
+        0 => "check `nvidia-smi` and CUDA_VISIBLE_DEVICES, or use --device cpu",
         _ => "name one of them, or use --device cpu",
     };
     Error::device(problem, advice)
