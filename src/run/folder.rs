@@ -305,7 +305,7 @@ fn pretty(value: &Value) -> Vec<u8> {
 }
 
 /// Replaces a small file in one step.
-fn replace(path: &Path, bytes: &[u8]) -> Result<()> {
+pub(super) fn replace(path: &Path, bytes: &[u8]) -> Result<()> {
     let folder = path.parent().unwrap_or(Path::new("."));
     let mut builder = tempfile::Builder::new();
     builder.prefix(".latch-");
