@@ -21,6 +21,7 @@ mod parity;
 mod philox;
 mod policy;
 mod real_model;
+mod report;
 mod resident;
 mod rollouts;
 mod run;

@@ -5,6 +5,7 @@
 //! environment.json   machine and versions          samples.jsonl   what was sampled
 //! checkpoints/       see checkpoints.rs            log.txt         what the terminal showed
 //! summary.json       the closing table              models/          the base and each arm's model
+//! report.html        all of it in figures (report/)
 //! ```
 
 use super::checkpoints::{Checkpoints, Keep};

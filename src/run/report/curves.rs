@@ -2,43 +2,19 @@
 
 use super::markup::{element, escape, number};
 use super::panels::{self, Form, Panel, REWARDED, SUPERVISED, Section, UNKNOWN};
-use super::read::{Part, Run};
-use super::series::{Bucket, Series, running_mean};
+use super::read::Run;
+use super::series::{Bucket, running_mean};
 use super::svg::{Drawn, Figure, Mark};
+use super::tracks::{COLOURS, Constant, Curve, Track, constant, constant_of, described, peaks, shared};
 use std::fmt::Write;
 
-/// Colours of the style sheet.
-pub const COLOURS: usize = 8;
 /// Points of all curves together up to which every update is drawn, and those that are left where there are more.
-const ALL_POINTS: usize = 60_000;
+const ALL_POINTS: usize = 50_000;
 const MERGED_POINTS: usize = 20_000;
 /// Updates from which on a running mean is drawn.
 const SMOOTHED_FROM: usize = 40;
 /// Figures of keys that no panel names.
 const UNKNOWN_FIGURES: usize = 24;
-
-/// A part of a run, as it is drawn.
-struct Track<'a> {
-    part: &'a Part,
-    label: String,
-    /// What is added to its updates.
-    offset: f64,
-    /// Its place among those that share a figure.
-    place: usize,
-}
-
-impl Track<'_> {
-    fn colour(&self) -> usize {
-        self.place % COLOURS
-    }
-}
-
-/// A series that never changes: it is told, not drawn.
-struct Constant {
-    title: String,
-    values: String,
-    reading: &'static str,
-}
 
 /// Draws figures, and numbers them.
 pub struct Painter {
@@ -90,7 +66,12 @@ impl Painter {
                 _ => {
                     for tracks in groups {
                         out += &match panel.form {
-                            Form::Stacked => tracks.iter().map(|track| self.stack(panel, track)).collect(),
+                            Form::Stacked => {
+                                // What holds for all of them is said once.
+                                let read = |n: usize| if n == 0 { panel.reading } else { "" };
+                                let tracks = tracks.iter().enumerate();
+                                tracks.map(|(n, track)| self.stack(panel, track, read(n))).collect()
+                            }
                             _ => self.lines(panel, panel.title, tracks, rewarded),
                         };
                     }
@@ -167,6 +148,11 @@ impl Painter {
         rewarded: bool,
     ) -> String {
         let mut curves = Vec::new();
+        let there = |key: &str| {
+            let of = |track: &Track| track.part.series(key).is_some_and(|series| series.whole().is_some());
+            tracks.iter().any(of)
+        };
+        let keys: Vec<&(&str, &str)> = keys.iter().filter(|(key, _)| there(key)).collect();
         for (dash, (key, name)) in keys.iter().enumerate() {
             for track in tracks {
                 let Some(series) = track.part.series(key).filter(|series| series.whole().is_some()) else {
@@ -175,8 +161,6 @@ impl Painter {
                 let buckets = moved(&series.reduced(self.most), track.offset);
                 let name =
                     if keys.len() > 1 { format!("{}, {name}", track.label) } else { track.label.clone() };
-                // Two names of one key are never in one run.
-                let dash = if key.ends_with("[0]") { 0 } else { dash };
                 curves.push(Curve { track, name, dash: (dash + track.place / COLOURS) % 4, buckets });
             }
         }
@@ -196,6 +180,8 @@ impl Painter {
         };
         let mut notes = Vec::new();
         let mut strong = Vec::new();
+        let peaks = if panel.cut { peaks(&curves) } else { None };
+        figure.ceiling = peaks.as_ref().map(|(ceiling, _)| *ceiling);
         for curve in &curves {
             let drawn = |mark: Mark| Drawn { name: curve.name.clone(), colour: curve.track.colour(), mark };
             let plain: Vec<Option<f64>> =
@@ -240,6 +226,7 @@ impl Painter {
         {
             notes.push(format!("Dots: {name}."));
         }
+        notes.extend(peaks.map(|(_, words)| words));
         if gaps {
             notes.push("Crosses on the lower axis: values that are not finite.".into());
         }
@@ -268,7 +255,7 @@ impl Painter {
     }
 
     /// The keys of a part on each other. Where they are not all there at every update, lines.
-    fn stack(&mut self, panel: &Panel, track: &Track) -> String {
+    fn stack(&mut self, panel: &Panel, track: &Track, reading: &str) -> String {
         let layers: Vec<(&str, Vec<Bucket>)> = panel
             .keys
             .iter()
@@ -280,8 +267,7 @@ impl Painter {
             |buckets: &[Bucket]| buckets.iter().map(|b| (b.first, b.last, b.count)).collect::<Vec<_>>();
         if layers.iter().any(|(_, layer)| places(layer) != places(first)) {
             let panel = Panel { form: Form::Plain, ..*panel };
-            let alone = Track { part: track.part, label: track.label.clone(), offset: 0.0, place: 0 };
-            return self.lines(&panel, &title, &[alone], true);
+            return self.lines(&panel, &title, &[track.alone()], true);
         }
         let mut figure = Figure {
             title: title.clone(),
@@ -291,7 +277,8 @@ impl Painter {
         };
         let mut below = vec![0.0; first.len()];
         let mut said = Vec::new();
-        for (colour, (name, layer)) in layers.iter().enumerate() {
+        let colour = |layer: usize| panel.colours.get(layer).copied().unwrap_or(layer);
+        for (n, (name, layer)) in layers.iter().enumerate() {
             let mut points = Vec::new();
             for (bucket, below) in layer.iter().zip(&mut below) {
                 let above = *below + bucket.mean;
@@ -301,11 +288,18 @@ impl Painter {
             let total: f64 = layer.iter().map(|b| b.mean * b.count as f64).sum();
             let count: u64 = layer.iter().map(|b| b.count).sum();
             said.push(format!("{name} {} an update on average", number(total / count.max(1) as f64)));
-            figure.drawn.push(Drawn { name: name.to_string(), colour, mark: Mark::Area { points } });
+            figure.drawn.push(Drawn {
+                name: name.to_string(),
+                colour: colour(n),
+                mark: Mark::Area { points },
+            });
         }
         let mut notes = Vec::new();
-        let mut legend: Vec<Key> =
-            layers.iter().enumerate().map(|(colour, (name, _))| Key { name, colour, dash: None }).collect();
+        let mut legend: Vec<Key> = layers
+            .iter()
+            .enumerate()
+            .map(|(n, (name, _))| Key { name, colour: colour(n), dash: None })
+            .collect();
         if let Some((key, name)) = panel.dots
             && let Some(series) = track.part.series(key)
         {
@@ -321,7 +315,7 @@ impl Painter {
             notes.push(format!("Each place is the mean of {stride} updates."));
         }
         figure.description = said.join("; ");
-        self.card(&figure, &title, &legend, panel.reading, &notes)
+        self.card(&figure, &title, &legend, reading, &notes)
     }
 
     fn card(
@@ -365,14 +359,6 @@ impl Painter {
     }
 }
 
-/// A line of a figure.
-struct Curve<'a> {
-    track: &'a Track<'a>,
-    name: String,
-    dash: usize,
-    buckets: Vec<Bucket>,
-}
-
 /// An entry of a legend; an area has no dash.
 struct Key<'a> {
     name: &'a str,
@@ -391,84 +377,4 @@ fn headed(out: &mut String, title: &str, figures: &str) {
 
 fn moved(buckets: &[Bucket], by: f64) -> Vec<Bucket> {
     buckets.iter().map(|b| Bucket { first: b.first + by, last: b.last + by, ..*b }).collect()
-}
-
-fn described(curves: &[Curve]) -> String {
-    let one = |curve: &Curve| {
-        let last = curve.buckets.iter().rfind(|bucket| bucket.count > 0)?;
-        let first = curve.buckets.iter().find(|bucket| bucket.count > 0)?;
-        Some(format!("{}: from {} to {}", curve.name, number(first.mean), number(last.mean)))
-    };
-    curves.iter().filter_map(one).collect::<Vec<_>>().join("; ")
-}
-
-/// The parts that share figures: all, or where these are more than there are colours, those of one name in all runs.
-fn shared(runs: &[Run], rewarded: bool) -> Vec<Vec<Track<'_>>> {
-    let mut names: Vec<&str> = Vec::new();
-    let mut tracks: Vec<Track> = Vec::new();
-    for run in runs {
-        for (n, part) in run.parts.iter().enumerate().filter(|(_, part)| part.rewarded() == rewarded) {
-            if !names.contains(&part.name.as_str()) {
-                names.push(&part.name);
-            }
-            let label =
-                if runs.len() > 1 { format!("{} / {}", run.label, part.name) } else { part.name.clone() };
-            let offset = if rewarded { 0.0 } else { run.supervised_before(n) as f64 };
-            tracks.push(Track { part, label, offset, place: tracks.len() });
-        }
-    }
-    if tracks.len() <= COLOURS || runs.len() == 1 {
-        return if tracks.is_empty() { Vec::new() } else { vec![tracks] };
-    }
-    let mut groups: Vec<Vec<Track>> = names.iter().map(|_| Vec::new()).collect();
-    for mut track in tracks {
-        if let Some(group) = names.iter().position(|name| *name == track.part.name) {
-            track.place = groups[group].len();
-            groups[group].push(track);
-        }
-    }
-    groups
-}
-
-fn constant(panel: &Panel, groups: &[Vec<Track>]) -> Option<Constant> {
-    if panel.form == Form::Stacked {
-        return None;
-    }
-    constant_of(panel.keys, panel.title, panel.reading, groups)
-}
-
-/// Where every series of these keys has one value throughout, and more than one of them: their values.
-fn constant_of(
-    keys: &[(&str, &str)],
-    title: &str,
-    reading: &'static str,
-    groups: &[Vec<Track>],
-) -> Option<Constant> {
-    let mut values: Vec<(String, f64)> = Vec::new();
-    let mut longest = 0;
-    for track in groups.iter().flatten() {
-        for (key, name) in keys {
-            let Some(series) = track.part.series(key) else { continue };
-            let Some(whole) = series.whole() else { continue };
-            if whole.low != whole.high || series.gaps() > 0 {
-                return None;
-            }
-            longest = longest.max(Series::len(series));
-            let label = if keys.len() > 1 { format!("{}, {name}", track.label) } else { track.label.clone() };
-            values.push((label, whole.low));
-        }
-    }
-    let (_, first) = values.first()?;
-    if longest < 2 {
-        return None;
-    }
-    let values = match values.iter().all(|(_, value)| value == first) {
-        true => number(*first),
-        false => values
-            .iter()
-            .map(|(label, value)| format!("{} ({label})", number(*value)))
-            .collect::<Vec<_>>()
-            .join(", "),
-    };
-    Some(Constant { title: title.into(), values, reading })
 }

@@ -4,7 +4,8 @@
 //! lines, series, samples   reading what may be large, torn, or still being written, in bounded memory
 //! read                     the files of a run
 //! panels                   what is drawn, and how to read it
-//! curves, scale, svg       from numbers to figures
+//! tracks, curves           which curves share a figure, and how many points they have
+//! scale, svg               axes and figures
 //! tables, recipes          what is told in rows
 //! markup, page             text as markup; the page and its style sheet
 //! ```
@@ -24,6 +25,7 @@ mod scale;
 mod series;
 mod svg;
 mod tables;
+mod tracks;
 
 pub use read::Counts;
 

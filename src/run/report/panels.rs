@@ -13,6 +13,10 @@ pub struct Panel {
     pub dots: Option<(&'static str, &'static str)>,
     /// Whether the upright axis begins at 0.
     pub from_zero: bool,
+    /// Colours of the layers of a stack; none = in their order.
+    pub colours: &'static [usize],
+    /// Whether single peaks, which would flatten everything else, may leave the figure; it says so then.
+    pub cut: bool,
     /// Whether it is drawn even where nothing ever changes.
     pub always: bool,
     /// What it says and what it does not, in a sentence or two.
@@ -45,6 +49,8 @@ const PANEL: Panel = Panel {
     form: Form::Smoothed,
     dots: None,
     from_zero: true,
+    colours: &[],
+    cut: false,
     always: false,
     reading: "",
 };
@@ -74,6 +80,7 @@ pub const REWARDED: &[Section] = &[
                     ("groups/all_right", "all right"),
                 ],
                 form: Form::Stacked,
+                colours: &[1, 0, 2],
                 always: true,
                 reading: "Only live groups teach: where all rewards of a group are equal, no advantage is left. Good: live \
                           above half. All wrong taking over: problems too hard; all right: too easy, or learned.",
@@ -107,6 +114,7 @@ pub const REWARDED: &[Section] = &[
             Panel {
                 title: "Norm of the gradient before clipping (first pass)",
                 keys: &[("grad_norm", "norm"), ("grad_norm[0]", "norm")],
+                cut: true,
                 reading: "It shrinks with the share of live groups. Single peaks are cut by clipping; a steady rise is not \
                           cured by it.",
                 ..PANEL
@@ -309,6 +317,7 @@ pub const SUPERVISED: &[Section] = &[Section {
         Panel {
             title: "Norm of the gradient before clipping",
             keys: &[("grad_norm", "norm"), ("grad_norm[0]", "norm")],
+            cut: true,
             reading: "Peaks where a phase begins are normal; a rise within one is not.",
             ..PANEL
         },

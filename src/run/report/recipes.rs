@@ -47,6 +47,7 @@ pub fn table_of(runs: &mut [Run]) -> Result<String> {
     let default = built_in(BUILT_IN[0].0)?;
     let mut all = Vec::new();
     let mut out = String::new();
+    let several = runs.len() > 1;
     for run in runs.iter_mut() {
         let Some(own) = keys(&run.recipe) else {
             run.counts.missing += 1;
@@ -63,15 +64,13 @@ pub fn table_of(runs: &mut [Run]) -> Result<String> {
             }
         }
         if let Some((differing, name)) = nearest {
+            let whose = if several { format!("{}: ", run.label) } else { String::new() };
             let how = match differing {
-                0 => "is it".to_string(),
-                1 => "differs in 1 key".into(),
-                n => format!("differs in {n} keys"),
+                0 => format!("the built-in recipe {name}"),
+                1 => format!("1 key differs from the nearest built-in recipe, {name}"),
+                n => format!("{n} keys differ from the nearest built-in recipe, {name}"),
             };
-            out += &element(
-                "p",
-                &format!("{}: the built-in recipe {name} comes nearest; this one {how}.", run.label),
-            );
+            out += &element("p", &format!("{whose}{how}."));
         }
         all.push(own);
     }

@@ -7,6 +7,7 @@ pub struct Scale {
     high: f64,
     from: f64,
     to: f64,
+    ceiling: f64,
 }
 
 impl Scale {
@@ -21,14 +22,19 @@ impl Scale {
             false if nothing => (-1.0, 1.0),
             false => (low - 0.5 * low.abs(), high + 0.5 * high.abs()),
         };
-        Scale { low, high, from, to }
+        Scale { low, high, from, to, ceiling: f64::INFINITY }
+    }
+
+    /// The same, where values above `ceiling` stand at it.
+    pub fn below(self, ceiling: Option<f64>) -> Scale {
+        Scale { ceiling: ceiling.unwrap_or(f64::INFINITY), ..self }
     }
 
     /// The pixel of a value.
     pub fn place(&self, value: f64) -> f64 {
         // Halves: the difference of two large numbers of other signs may leave the range.
         let (low, high) = (self.low / 2.0, self.high / 2.0);
-        self.from + (self.to - self.from) * ((value / 2.0 - low) / (high - low))
+        self.from + (self.to - self.from) * ((value.min(self.ceiling) / 2.0 - low) / (high - low))
     }
 
     /// Round values on it, about `count`, with their labels. A label reads back as its value, to the bit.

@@ -72,6 +72,8 @@ pub struct Figure {
     pub x_label: String,
     /// Whether the upright axis begins at 0.
     pub from_zero: bool,
+    /// Values above it are drawn at the upper edge.
+    pub ceiling: Option<f64>,
     /// What is drawn, the first at the back.
     pub drawn: Vec<Drawn>,
 }
@@ -102,8 +104,13 @@ impl Figure {
         for x in gaps {
             (x0, x1) = (x0.min(x), x1.max(x));
         }
+        y1 = self.ceiling.map_or(y1, |ceiling| y1.min(ceiling));
         if self.from_zero {
             (y0, y1) = (y0.min(0.0), y1.max(0.0));
+        }
+        // What is never below 0 and always 0 lies on the axis.
+        if self.from_zero && y0 == y1 {
+            y1 = 1.0;
         }
         Some([(x0, x1), (y0, y1)])
     }
@@ -114,7 +121,7 @@ impl Figure {
         // A place alone stands in the middle, between its neighbours that would be.
         let (x0, x1) = if x1 > x0 { (x0, x1) } else { (x0 - 1.0, x1 + 1.0) };
         let x = Scale::new(x0, x1, LEFT, WIDTH - RIGHT);
-        let y = Scale::new(y0, y1, HEIGHT - BOTTOM, TOP + 4.0);
+        let y = Scale::new(y0, y1, HEIGHT - BOTTOM, TOP + 4.0).below(self.ceiling);
         let mut out = format!(
             "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 {WIDTH} {HEIGHT}\" role=\"img\" \
              aria-labelledby=\"{id}-t {id}-d\"><title id=\"{id}-t\">{}</title><desc id=\"{id}-d\">{}</desc>\n",

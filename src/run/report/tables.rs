@@ -5,6 +5,7 @@ use super::read::{Part, Run};
 use super::recipes::keys;
 use super::samples::{Sample, Update};
 use super::svg::{self, Interval};
+use super::tracks::colour_of;
 use crate::run::terminal::{bytes, duration};
 use serde_json::Value;
 
@@ -17,12 +18,17 @@ pub fn ran(runs: &[Run]) -> String {
             let field = |name: &str| text_of(environment.and_then(|environment| environment.get(name)));
             let state = if run.summary.is_some() { "finished" } else { "not finished" };
             let seed = keys(&run.recipe).and_then(|keys| keys.get("seed").cloned()).unwrap_or_default();
-            let on = [field("cpu"), format!("{} threads", field("threads")), field("vectors")].join(", ");
+            let on = [field("cpu"), threads(&field("threads")), field("vectors")].join(", ");
             let version = format!("{} ({}, {})", field("latch"), field("build"), short(&field("git_commit")));
             vec![run.label.clone(), state.into(), run.steps.to_string(), seed, field("device"), on, version]
         })
         .collect();
     table(&["run", "state", "updates", "seed", "device", "processor", "latch"], &rows)
+}
+
+fn threads(count: &str) -> String {
+    let word = if count == "1" { "thread" } else { "threads" };
+    format!("{count} {word}")
 }
 
 /// A commit's first digits.
@@ -101,21 +107,30 @@ pub fn models(runs: &[Run], id: &str) -> String {
         }
     }
     let mut header: Vec<String> =
-        ["model", "greedy % [95 %]", "gain % [95 %]", "p", "only base / only this right"]
+        ["model", "greedy % [95 %]", "gain % [95 %]", "p", "right alone: base / this"]
             .map(String::from)
             .into();
     for (kind, name) in &asked {
         match *kind {
-            "modes" => header.extend([format!("{name} mean"), format!("{name} pass@k")]),
+            "modes" => {
+                let mut all = runs.iter().flat_map(|run| list(run, "models"));
+                let k = all.find_map(|model| model["modes"][*name]["k"].as_u64());
+                let k = k.map_or("k".into(), |k| k.to_string());
+                header.extend([format!("{name} mean"), format!("{name} pass@{k}")]);
+            }
             _ => header.push(name.to_string()),
         }
     }
     header.extend(["no latents", "shuffled", "dead groups %", "rollouts"].map(String::from));
     for run in runs {
-        for (n, model) in list(run, "models").iter().enumerate() {
+        for model in list(run, "models") {
             let name = of(runs, run, name_of(model));
             if let Some(value) = share(&model["det"]["accuracy"]) {
-                intervals.push(Interval { name: name.clone(), colour: n % super::curves::COLOURS, value });
+                intervals.push(Interval {
+                    name: name.clone(),
+                    colour: colour_of(runs, run, name_of(model)),
+                    value,
+                });
             }
             let against = &model["against_coconut"];
             let gain =
@@ -133,13 +148,9 @@ pub fn models(runs: &[Run], id: &str) -> String {
             for (kind, name) in &asked {
                 let scores = &model[*kind][*name];
                 match *kind {
-                    "modes" => row.extend([
-                        value(&scores["accuracy"]["value"]),
-                        match scores["k"].as_u64() {
-                            Some(k) => format!("{} (k = {k})", value(&scores["pass_at_k"])),
-                            None => String::new(),
-                        },
-                    ]),
+                    "modes" => {
+                        row.extend([value(&scores["accuracy"]["value"]), value(&scores["pass_at_k"])]);
+                    }
                     _ => row.push(value(&scores["value"])),
                 }
             }
@@ -271,7 +282,11 @@ pub fn costs(runs: &[Run]) -> String {
 pub fn samples(runs: &[Run]) -> String {
     let mut out = String::new();
     for run in runs {
-        for (name, updates) in &run.samples.parts {
+        // In the order in which the parts ran; of some there may be samples and no metrics yet.
+        let ran: Vec<&str> = run.parts.iter().map(|part| part.name.as_str()).collect();
+        let mut parts: Vec<_> = run.samples.parts.iter().collect();
+        parts.sort_by_key(|(name, _)| ran.iter().position(|part| part == name).unwrap_or(usize::MAX));
+        for (name, updates) in parts {
             let rows: Vec<Vec<String>> = updates.iter().rev().flat_map(pair).collect();
             out += &element("h3", &of(runs, run, name));
             out += &table(
@@ -331,6 +346,12 @@ pub fn sentence(run: &Run) -> String {
     match found.max_by(|a, b| a.1[0].total_cmp(&b.1[0])) {
         None => {
             out += &format!(" {} answers {} % of the test problems right.", name_of(base), percent(start))
+        }
+        Some((_, [value, ..])) if value <= start => {
+            let (name, start) = (name_of(base), percent(start));
+            out += &format!(
+                " No arm answers more test problems right than {name}, where they began: {start} %."
+            );
         }
         Some((best, [value, low, high])) => {
             let p = best["against_coconut"]["mcnemar_p"]
