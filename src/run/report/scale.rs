@@ -65,7 +65,8 @@ impl Scale {
 /// A tick's label; `exponent` is that of the step between ticks.
 fn label(value: f64, exponent: i32) -> String {
     match value.abs() {
-        size if size != 0.0 && (exponent < -4 || size >= 1e7) => format!("{value:e}"),
+        size if size == 0.0 && exponent < -4 => "0".into(),
+        size if exponent < -4 || size >= 1e7 => format!("{value:e}"),
         _ => format!("{value:.*}", exponent.min(0).unsigned_abs() as usize),
     }
 }

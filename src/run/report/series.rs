@@ -92,7 +92,7 @@ impl Series {
     }
 
     /// Values, gaps included.
-    pub fn len(&self) -> u64 {
+    pub fn values(&self) -> u64 {
         self.buckets.iter().map(|bucket| bucket.count + bucket.gaps).sum()
     }
 
@@ -158,7 +158,7 @@ mod tests {
             series.push(f64::from(n), if n == 7 { None } else { Some(value) });
         }
         assert!(series.held() <= CAPACITY);
-        assert_eq!((series.len(), series.gaps()), (1_000_000, 1));
+        assert_eq!((series.values(), series.gaps()), (1_000_000, 1));
         let whole = series.whole().unwrap();
         assert_eq!((whole.first, whole.last, whole.low, whole.high), (0.0, 999_999.0, 0.0, 9.0));
         assert!((whole.mean - 0.5).abs() < 1e-4, "{}", whole.mean);

@@ -97,7 +97,7 @@ pub fn constant_of(
             if whole.low != whole.high || series.gaps() > 0 {
                 return None;
             }
-            longest = longest.max(series.len());
+            longest = longest.max(series.values());
             let label = if keys.len() > 1 { format!("{}, {name}", track.label) } else { track.label.clone() };
             values.push((label, whole.low));
         }
