@@ -87,7 +87,7 @@ fn problems(runs: &[Run]) -> String {
     match items.is_empty() {
         true => String::new(),
         false => format!(
-            "<div class=\"problems\" role=\"note\"><strong>Missing or not readable</strong><ul>{items}</ul></div>\n"
+            "<div class=\"problems\" role=\"note\"><strong>Missing, not readable or not finite</strong><ul>{items}</ul></div>\n"
         ),
     }
 }

@@ -64,13 +64,13 @@ pub fn table_of(runs: &mut [Run]) -> Result<String> {
             }
         }
         if let Some((differing, name)) = nearest {
-            let whose = if several { format!("{}: ", run.label) } else { String::new() };
+            let whose = if several { run.label.as_str() } else { "This run" };
             let how = match differing {
                 0 => format!("the built-in recipe {name}"),
                 1 => format!("1 key differs from the nearest built-in recipe, {name}"),
                 n => format!("{n} keys differ from the nearest built-in recipe, {name}"),
             };
-            out += &element("p", &format!("{whose}{how}."));
+            out += &element("p", &format!("{whose}: {how}."));
         }
         all.push(own);
     }
