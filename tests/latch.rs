@@ -22,6 +22,7 @@ mod parity;
 mod philox;
 mod policy;
 mod real_model;
+mod report;
 mod resident;
 mod rollouts;
 mod run;

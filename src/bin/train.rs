@@ -14,7 +14,7 @@ use latch::run::story::{self, Ending, Event, Story};
 use latch::run::terminal::{
     GRPO_COLUMNS, GrpoStep, SUPERVISED_COLUMNS, Screen, StepTable, Style, SupervisedStep,
 };
-use latch::run::{devices, dry_run, environment};
+use latch::run::{devices, dry_run, environment, report};
 use serde_json::Value;
 use std::io::{IsTerminal, Stderr};
 use std::ops::ControlFlow;
@@ -149,9 +149,10 @@ fn train(
     let (progress, memory) = (story.progress().clone(), *story.memory());
     drop(story);
     view.finish();
+    let drawn = draw(&folder);
     if let Ending::Stopped { checkpoint } = ending {
         output::say(&format!(
-            "stopped; {} holds everything: go on with --resume --out {}",
+            "stopped; {} holds everything: go on with --resume --out {}{drawn}",
             checkpoint.display(),
             path.display()
         ));
@@ -162,7 +163,7 @@ fn train(
         return Ok(ExitCode::SUCCESS);
     }
     output::write(&format!(
-        "{}\n{}\n{}\n{}\n{:.0} s in all; the run is in {}\n",
+        "{}\n{}\n{}\n{}\n{:.0} s in all; the run is in {}{drawn}\n",
         story::stage_table(&progress),
         story::closing_table(recipe, &progress),
         story::time_table(&progress),
@@ -171,6 +172,19 @@ fn train(
         path.display()
     ))?;
     Ok(ExitCode::SUCCESS)
+}
+
+/// Draws the run's report, and says where it is. A run whose report cannot be written has not failed.
+fn draw(folder: &RunFolder) -> String {
+    match report::write(&[folder.path().to_path_buf()], None) {
+        Ok(written) => format!("\nits report: {}", written.path.display()),
+        Err(error) => {
+            let warning = format!("warning: the report was not written: {error}");
+            let _ = folder.log(&warning);
+            output::say(&warning);
+            String::new()
+        }
+    }
 }
 
 /// A run that goes on is described by its folder, unless a recipe is named.

@@ -5,6 +5,7 @@
 //! environment.json   machine and versions          samples.jsonl   what was sampled
 //! checkpoints/       see checkpoints.rs            log.txt         what the terminal showed
 //! summary.json       the closing table              models/          the base and each arm's model
+//! report.html        all of it in figures (report/)
 //! ```
 
 use super::checkpoints::{Checkpoints, Keep};
@@ -305,7 +306,7 @@ fn pretty(value: &Value) -> Vec<u8> {
 }
 
 /// Replaces a small file in one step.
-fn replace(path: &Path, bytes: &[u8]) -> Result<()> {
+pub(super) fn replace(path: &Path, bytes: &[u8]) -> Result<()> {
     let folder = path.parent().unwrap_or(Path::new("."));
     let mut builder = tempfile::Builder::new();
     builder.prefix(".latch-");

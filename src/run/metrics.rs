@@ -24,7 +24,7 @@ use std::io::{BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};
 
 /// The version of the lines' form.
-const SCHEMA: u64 = 1;
+pub(in crate::run) const SCHEMA: u64 = 1;
 
 /// One line: a step and named values. Numbers that are not finite are written as null and named in `nonfinite`.
 #[derive(Clone, Debug)]

@@ -10,6 +10,7 @@
 //! folder, metrics        a run's files; checkpoints: saved states that survive kills; environment: what it ran on
 //! terminal               the text a person sees; the binaries print it
 //! replay                 a logged rollout run again
+//! report                 runs as one HTML page, drawn from their folders
 //! dry_run                what a run will do and take;  rehearsal: its reservations;  admission: whether a GPU has room
 //! probe                  the public oracle;  doctor: whether latch works on this machine
 //! ```
@@ -33,6 +34,7 @@ pub mod recipe;
 pub mod rehearsal;
 pub mod reinforcement;
 pub mod replay;
+pub mod report;
 pub mod school_room;
 pub mod schooling;
 pub mod settings;
