@@ -10,6 +10,7 @@
 //! folder, metrics        a run's files; checkpoints: saved states that survive kills; environment: what it ran on
 //! terminal               the text a person sees; the binaries print it
 //! replay                 a logged rollout run again
+//! prospect               what a run will do with its folder and disk
 //! dry_run                what a run will do and take;  rehearsal: its reservations;  admission: whether a GPU has room
 //! probe                  the public oracle
 //! ```
@@ -28,6 +29,7 @@ pub mod metrics;
 mod model_average;
 pub mod probe;
 pub mod problems;
+pub mod prospect;
 pub mod recipe;
 pub mod rehearsal;
 pub mod reinforcement;
