@@ -6,6 +6,7 @@ mod allocation;
 mod bf16_models;
 mod binaries;
 mod device;
+mod experiments;
 mod files;
 mod generate;
 mod golden;
