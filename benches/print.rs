@@ -1,9 +1,11 @@
 //! What a bench prints. Where nobody reads any more (`| head`) there is nothing left to measure for: it ends.
 
-#[path = "../src/bin/generate/output.rs"]
+#[path = "../src/bin/shared/output.rs"]
 mod output;
+#[path = "../src/bin/shared/words.rs"]
+mod words;
 
-pub use output::say;
+pub use words::say;
 
 /// `println!`, for readers that may go away.
 macro_rules! line {

@@ -20,12 +20,12 @@ use latch::run::story::{Ending, Event, Story};
 use std::ops::ControlFlow;
 
 /// A simulated GPU with `free` bytes free, and what it needs itself.
-fn sim(free: usize) -> Device {
+pub fn sim(free: usize) -> Device {
     Device::simulated_with(SimulatorOptions { memory_bytes: (free + own()) as u64, ..Default::default() })
 }
 
 /// What a simulated GPU needs itself.
-fn own() -> usize {
+pub fn own() -> usize {
     let device = Device::simulated_with(SimulatorOptions { memory_bytes: 1 << 20, ..Default::default() });
     let Device::Gpu(gpu) = device else { unreachable!() };
     (1 << 20) - gpu.memory_free().unwrap()
@@ -61,7 +61,7 @@ fn run(recipe: &Recipe, device: &Device) -> Result<Ending> {
 
 /// Nothing is held on the device, and nothing ever was.
 #[track_caller]
-fn untouched(device: Device) {
+pub fn untouched(device: Device) {
     let count = device.traffic().count();
     assert_eq!((count.allocations, count.uploads, count.bytes_high_water), (0, 0, 0));
     assert!(device.close().unwrap().is_empty());
@@ -106,6 +106,52 @@ fn the_edge_of_what_trains_is_the_edge_of_what_is_accepted() {
         let message = rehearse(&recipe, &problems, &forced).unwrap_err().to_string();
         assert!(message.contains("sim is out of memory"), "{message}");
         assert!(forced.close().unwrap().is_empty(), "nothing leaks");
+    }
+}
+
+/// To go on, a run reads its checkpoint's model while it has one: the forecast of the whole run covers that too.
+#[test]
+fn a_run_goes_on_within_its_forecast() {
+    for changes in [&["run.keep_last=1"][..], &["adapter.rank=4", "model.dtype=bf16"]] {
+        let recipe = recipe(changes);
+        let roomy = sim(1 << 30);
+        let problems = dry_run::problems(&recipe, &roomy).unwrap();
+        let rehearsal = |device: &Device| rehearse(&recipe, &problems, device).map(drop);
+        let need = need(&roomy, &rehearsal, 0).unwrap();
+        // Stopped in the first phase, and in an arm.
+        for after in [1, usize::MAX] {
+            let home = tempfile::tempdir().unwrap();
+            let place = home.path().join("run");
+            let mut updates = 0;
+            let stop = &mut |event: &Event| match event {
+                Event::Supervised { .. } | Event::Rewarded { .. } => {
+                    updates += 1;
+                    let rewarded = matches!(event, Event::Rewarded { .. });
+                    if updates == after || rewarded {
+                        ControlFlow::Break(())
+                    } else {
+                        ControlFlow::Continue(())
+                    }
+                }
+                _ => ControlFlow::Continue(()),
+            };
+            {
+                let folder = RunFolder::create(&place, Existing::Refuse).unwrap();
+                folder.write_recipe(&recipe).unwrap();
+                let device = sim(need.free);
+                let ending = Story::open(&recipe, &folder, &device, stop).unwrap().run(stop).unwrap();
+                assert!(matches!(ending, Ending::Stopped { .. }), "{ending:?}");
+            }
+            let folder = RunFolder::create(&place, Existing::Resume).unwrap();
+            let edge = sim(need.free);
+            let go = &mut |_: &Event| ControlFlow::Continue(());
+            let mut story = Story::open(&recipe, &folder, &edge, go).unwrap();
+            assert!(story.progress().step > 0);
+            assert_eq!(story.run(go).unwrap(), Ending::Complete, "{changes:?}");
+            drop(story);
+            assert!(edge.memory_peak().total() <= need.peak.total(), "{changes:?}");
+            assert!(edge.close().unwrap().is_empty());
+        }
     }
 }
 

@@ -65,7 +65,8 @@ fn a_card_that_is_not_here() {
 
 #[test]
 fn the_command_says_it_in_its_exit_code() {
-    let run = |arguments: &[&str]| Command::new(env!("CARGO_BIN_EXE_doctor")).args(arguments).output().unwrap();
+    let run =
+        |arguments: &[&str]| Command::new(env!("CARGO_BIN_EXE_doctor")).args(arguments).output().unwrap();
     let output = run(&["--device", "cpu", "--json"]);
     assert_eq!(output.status.code(), Some(0));
     let all: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();

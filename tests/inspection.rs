@@ -134,3 +134,19 @@ fn rollouts_lie_as_far_apart_as_their_states() {
     let same = follow(&model, &[1, 2], &form(), Fed::Own, &masked).unwrap();
     assert_eq!(latch::run::inspection::spread(&same), [0.0; 3]);
 }
+
+/// All rows that go on take one step together, whatever number there is.
+#[test]
+fn rows_of_an_answer_are_fed_together() {
+    let model = model(Dtype::F32);
+    let products = |rows: usize| {
+        let masked = Masked { masking: Masking::NONE, rollouts: vec![Default::default(); rows], seed: 0 };
+        let before = model.device().traffic().count().products;
+        let followed = follow(&model, &[4, 8, 15], &form(), Fed::Own, &masked).unwrap();
+        assert!(followed.iter().all(|other| *other == followed[0]));
+        (followed[0].clone(), model.device().traffic().count().products - before)
+    };
+    let (one, three) = (products(1), products(3));
+    assert_eq!(one.0, three.0);
+    assert_eq!(one.1, three.1, "as many products");
+}

@@ -7,6 +7,7 @@ mod bf16_models;
 mod binaries;
 mod device;
 mod doctor;
+mod experiments;
 mod files;
 mod generate;
 mod golden;

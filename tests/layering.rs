@@ -29,6 +29,7 @@ const ONE_IMPORTER: &[(&str, &[&str])] = &[
     ("roxmltree", &["src/text/"]),
     ("toml", &["src/run/"]),
     ("sha2", &["src/run/"]),
+    ("rustix", &["src/base/disk.rs"]),
 ];
 
 fn rust_files(folder: &Path) -> Vec<PathBuf> {

@@ -2,16 +2,20 @@
 
 #[path = "kernel_report/counts.rs"]
 mod counts;
+#[path = "../src/bin/shared/ending.rs"]
+mod ending;
 #[path = "kernel_report/kernels.rs"]
 mod kernels;
 #[path = "kernel_report/lines.rs"]
 mod lines;
-#[path = "../src/bin/generate/output.rs"]
+#[path = "../src/bin/shared/output.rs"]
 mod output;
 #[path = "kernel_report/steps.rs"]
 mod steps;
 #[path = "kernel_report/verdicts.rs"]
 mod verdicts;
+#[path = "../src/bin/shared/words.rs"]
+mod words;
 
 use clap::{Parser, ValueEnum};
 use latch::base::{Dtype, Error, Result};
@@ -172,16 +176,10 @@ impl Arguments {
 }
 
 fn main() -> ExitCode {
-    match run(&Arguments::parse()) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            output::say(&format!("error: {error}"));
-            ExitCode::FAILURE
-        }
-    }
+    ending::ended(run(&Arguments::parse()))
 }
 
-fn run(arguments: &Arguments) -> Result<()> {
+fn run(arguments: &Arguments) -> Result<ExitCode> {
     if arguments.sequences == 0 || arguments.length < 2 {
         return Err(Error::input(
             "--sequences, --length",
@@ -202,33 +200,35 @@ fn run(arguments: &Arguments) -> Result<()> {
             if let Some(most) = arguments.lines {
                 match lines::table(arguments, size, kind, most)? {
                     true => continue,
-                    false => return Ok(()),
+                    false => return Ok(ExitCode::SUCCESS),
                 }
             }
             let table =
                 |length, verdicts: &mut Verdicts| kernels::table(arguments, size, kind, length, verdicts);
-            let Some(heads) = table(arguments.length, &mut verdicts)? else { return Ok(()) };
+            let Some(heads) = table(arguments.length, &mut verdicts)? else { return Ok(ExitCode::SUCCESS) };
             let read = match kind {
                 // Few positions and many have other tiles.
                 Kind::Hopper => table(8 * arguments.length, &mut verdicts)?.is_some(),
                 _ => steps::table(arguments, size, kind, &heads, &mut verdicts)?,
             };
             if !read {
-                return Ok(());
+                return Ok(ExitCode::SUCCESS);
             }
         }
     }
     if arguments.lines.is_some() {
-        return Ok(());
+        return Ok(ExitCode::SUCCESS);
     }
     let extent = arguments.extent();
     output::write(&verdicts.text(extent))?;
     match (arguments.check, verdicts.faults(extent).len()) {
-        (true, faults) if faults > 0 => Err(Error::input(
-            "kernel_report --check",
-            format!("{faults} faults, named above"),
-            "mend the kernel, or list the miss with its figure and reason in src/verify/workloads/bars.rs",
-        )),
-        _ => Ok(()),
+        (true, faults) if faults > 0 => {
+            words::say(&format!(
+                "error: kernel_report --check: {faults} faults, named above\n       mend the kernel, or list the miss \
+                 with its figure and reason in src/verify/workloads/bars.rs"
+            ));
+            Ok(ExitCode::FAILURE)
+        }
+        _ => Ok(ExitCode::SUCCESS),
     }
 }

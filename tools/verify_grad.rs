@@ -1,11 +1,15 @@
 //! `verify_grad`: every gradient against central differences in f64, as a table.
 
-#[path = "../src/bin/generate/output.rs"]
+#[path = "../src/bin/shared/ending.rs"]
+mod ending;
+#[path = "../src/bin/shared/output.rs"]
 mod output;
 #[path = "verify_grad/rounding.rs"]
 mod rounding;
 #[path = "verify_grad/table.rs"]
 mod table;
+#[path = "../src/bin/shared/words.rs"]
+mod words;
 
 use clap::Parser;
 use clap::builder::RangedU64ValueParser;
@@ -33,7 +37,7 @@ Examples:
 
 Error of an entry: |g - d| / max(|g|, |d|, 1e-3 max|g| of its tensor), d by Richardson extrapolation of central
 differences in f64; at most 1e-6. f32 gradients: against the f64 gradient at the same entries, at most 1e-3 with
-a floor of 1e-2 max|g|. Exit code 0: all agree; 1: a gradient is wrong; 2: something could not run.";
+a floor of 1e-2 max|g|. Exit code 0: all agree; 1: a gradient is wrong, or a check failed to run; 2: the command or its model is wrong.";
 
 /// Checks every operation, every family's layer, and every family's whole model through latent steps, with masks
 /// on all sites and a shared prompt, against central differences in f64.
@@ -92,19 +96,13 @@ struct Arguments {
 }
 
 fn main() -> ExitCode {
-    match run(&Arguments::parse()) {
-        Ok(true) => ExitCode::SUCCESS,
-        Ok(false) => ExitCode::from(1),
-        Err(error) => {
-            output::say(&format!("error: {error}"));
-            ExitCode::from(2)
-        }
-    }
+    let code = |agree: bool| if agree { ExitCode::SUCCESS } else { ExitCode::FAILURE };
+    ending::ended(run(&Arguments::parse()).map(code))
 }
 
 /// Whether every gradient agrees.
 fn run(arguments: &Arguments) -> Result<bool> {
-    let mut say = output::say;
+    let mut say = words::say;
     devices::on(&arguments.device, true, &mut say, |device, _| check(arguments, device))
 }
 

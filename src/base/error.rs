@@ -1,5 +1,6 @@
 //! The one error type. Every message says what, where, what was found, what was expected, and what to do next.
 
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
 /// Result with latch's error.
@@ -86,6 +87,27 @@ pub enum Error {
 }
 
 impl Error {
+    /// What a command exits with: 2 where the command, its recipe or a file that it names has to change first, 1 where what
+    /// was asked for could be done, but failed. (0: all is well; 130: stopped by Ctrl-C.)
+    pub fn exit_code(&self) -> u8 {
+        match self {
+            Error::Input { .. } | Error::File { .. } => 2,
+            // Names that are wrong, not disks that are full or broken.
+            Error::Io { source, .. } => match source.kind() {
+                ErrorKind::NotFound
+                | ErrorKind::PermissionDenied
+                | ErrorKind::IsADirectory
+                | ErrorKind::NotADirectory
+                | ErrorKind::AlreadyExists
+                | ErrorKind::ReadOnlyFilesystem
+                | ErrorKind::InvalidInput
+                | ErrorKind::InvalidData => 2,
+                _ => 1,
+            },
+            Error::Shape { .. } | Error::Dtype { .. } | Error::Device { .. } | Error::NotFinite { .. } => 1,
+        }
+    }
+
     /// A wrong shape; `found` and `expected` are printed as given.
     pub fn shape(what: impl Into<String>, found: impl ToString, expected: impl ToString) -> Self {
         Error::Shape { what: what.into(), found: found.to_string(), expected: expected.to_string() }

@@ -1,7 +1,8 @@
 //! What every floor may use: errors, element types, shapes, the random number layout, memory in large pages, and what
-//! the system says of memory.
+//! the system says of memory and of disks.
 //! Nothing else of ours is imported here.
 
+pub mod disk;
 pub mod dtype;
 pub mod error;
 pub mod host_memory;

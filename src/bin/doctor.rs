@@ -1,11 +1,15 @@
 //! `doctor`: what latch finds on this machine, and whether it works there.
 
-#[path = "generate/output.rs"]
+#[path = "shared/ending.rs"]
+mod ending;
+#[path = "shared/output.rs"]
 mod output;
+#[path = "shared/words.rs"]
+mod words;
 
 use clap::Parser;
 use clap::builder::RangedU64ValueParser;
-use latch::base::{Error, Result};
+use latch::base::Result;
 use latch::cpu::parallel;
 use latch::run::doctor::{self, Examined, Options};
 use latch::run::environment;
@@ -18,7 +22,7 @@ use std::process::ExitCode;
 /// in f32, and compares them with f64 on the CPU and that with central differences. `sim` runs the kernels of a GPU in
 /// software. `verify_grad --device cuda` checks everything, and GPU.md says what else to run on a card.
 ///
-/// Exit code 0: all is well; 1: something that is here does not work, or a device that was asked for is not here.
+/// Exits with 1 where something that is here does not work, or a device that was asked for is not here.
 #[derive(Parser)]
 #[command(version)]
 struct Arguments {
@@ -38,14 +42,8 @@ struct Arguments {
 
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
-    match parallel::with_threads(arguments.threads, || run(&arguments)) {
-        Ok(true) => ExitCode::SUCCESS,
-        Ok(false) => ExitCode::from(1),
-        Err(error) => {
-            output::say(&format!("error: {error}"));
-            ExitCode::from(if matches!(error, Error::Input { .. }) { 2 } else { 1 })
-        }
-    }
+    let well = parallel::with_threads(arguments.threads, || run(&arguments));
+    ending::ended(well.map(|well| if well { ExitCode::SUCCESS } else { ExitCode::from(1) }))
 }
 
 /// Whether all is well.
@@ -69,7 +67,7 @@ fn run(arguments: &Arguments) -> Result<bool> {
         let all = json!({"machine": machine, "devices": devices, "well": well});
         output::write(&format!("{all}\n"))?;
     } else if !well {
-        output::say(
+        words::say(
             "something does not work: see above; a self-test that fails is a fault of latch or of the device, please report it with this text",
         );
     }

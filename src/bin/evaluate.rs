@@ -1,15 +1,23 @@
 //! `evaluate`: how well a model answers problems, without masks, over masks, sampled, or both.
 
-#[path = "generate/masks.rs"]
+#[path = "shared/ending.rs"]
+mod ending;
+#[path = "shared/machine.rs"]
+mod machine;
+#[path = "shared/masks.rs"]
 mod masks;
-#[path = "generate/output.rs"]
+#[path = "shared/model.rs"]
+mod model;
+#[path = "shared/output.rs"]
 mod output;
-#[path = "generate/problems.rs"]
+#[path = "shared/problems.rs"]
 mod problems;
-#[path = "generate/room.rs"]
+#[path = "shared/room.rs"]
 mod room;
-#[path = "generate/soft.rs"]
+#[path = "shared/soft.rs"]
 mod soft;
+#[path = "shared/words.rs"]
+mod words;
 
 use clap::Parser;
 use clap::builder::RangedU64ValueParser;
@@ -29,13 +37,15 @@ use latch::run::devices;
 use latch::run::evaluation::{Ask, Examiner, Scores};
 use latch::run::recipe::HrpoKeys;
 use latch::run::reinforcement::SoftPlan;
-use latch::run::student::{LATENT_CONFIG, Student, gating_of, latents_of};
+use latch::run::student::{Student, gating_of, latents_of};
 use latch::run::terminal::table;
 use latch::text::answer::Extractor;
+use machine::MachineArguments;
 use masks::MaskArguments;
+use model::ModelArguments;
 use problems::ProblemArguments;
 use serde_json::json;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::ExitCode;
 
 /// Most answers to a problem: as many as a recipe may ask for.
@@ -45,12 +55,8 @@ const MOST_ANSWERS: u64 = 4096;
 #[derive(Parser)]
 #[command(version, allow_negative_numbers = true)]
 struct Arguments {
-    /// Hugging Face folder or .gguf file
-    #[arg(long)]
-    model: PathBuf,
-    /// Folder of an adapter (LoRA, as PEFT or train saves it) for the model
-    #[arg(long, value_name = "DIR")]
-    adapter: Option<PathBuf>,
+    #[command(flatten)]
+    model: ModelArguments,
     /// det = no masks, greedy; mc = masks, greedy; temp = sampled; mc+temp = both
     #[arg(long, default_value = "det", value_parser = ["det", "mc", "temp", "mc+temp"])]
     mode: String,
@@ -91,15 +97,11 @@ struct Arguments {
     /// Own, removed, or shuffled: what becomes of the latents
     #[arg(long, default_value = "own", value_parser = ["own", "removed", "shuffled"])]
     thoughts: String,
-    /// auto, cpu, cuda or cuda:N
-    #[arg(long, default_value = "auto")]
-    device: String,
+    #[command(flatten)]
+    machine: MachineArguments,
     /// Who multiplies matrices on a GPU: latch's kernels (auto, latch), or cublaslt, whose bits depend on the batch
     #[arg(long, default_value = "auto")]
     matmul: Matmul,
-    /// f32, bf16 (matrices in bf16 under f32 activations), or on a GPU bf16-activations (both in bf16)
-    #[arg(long, default_value = "f32")]
-    dtype: Precision,
     /// On a GPU: launches kernels one by one, not as captured graphs of steps that repeat (the same results, slower)
     #[arg(long)]
     no_graphs: bool,
@@ -107,9 +109,6 @@ struct Arguments {
     /// the same bits
     #[arg(long, value_name = "MIB", default_value_t = reading_order::USUAL_MIB)]
     weight_copies_mib: usize,
-    /// Worker threads (0 = one per core)
-    #[arg(long, default_value_t = 0, value_parser = RangedU64ValueParser::<usize>::new().range(..=parallel::MOST))]
-    threads: usize,
     /// One JSON object on stdout
     #[arg(long)]
     json: bool,
@@ -123,19 +122,16 @@ struct Arguments {
 
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
-    let threads = arguments.threads;
-    match parallel::with_threads(threads, move || run(&arguments)) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            output::say(&format!("error: {error}"));
-            ExitCode::from(if matches!(error, Error::Input { .. } | Error::File { .. }) { 2 } else { 1 })
-        }
-    }
+    ending::ended(
+        parallel::with_threads(arguments.machine.threads, || run(&arguments)).map(|()| ExitCode::SUCCESS),
+    )
 }
 
 fn run(arguments: &Arguments) -> Result<()> {
-    let mut say = output::say;
-    devices::on(&arguments.device, !arguments.no_graphs, &mut say, |device, _| work(arguments, device))
+    let mut say = words::say;
+    devices::on(&arguments.machine.device, !arguments.no_graphs, &mut say, |device, _| {
+        work(arguments, device)
+    })
 }
 
 fn work(arguments: &Arguments, device: &Device) -> Result<()> {
@@ -145,11 +141,7 @@ fn work(arguments: &Arguments, device: &Device) -> Result<()> {
         Some(latents) => latents,
         // Soft steps follow the bare question.
         None if arguments.soft.soft.is_some() => 0,
-        // An adapter was taught its own way of thinking.
-        None => match arguments.adapter.as_ref().filter(|adapter| adapter.join(LATENT_CONFIG).is_file()) {
-            Some(adapter) => latents_of(adapter)?,
-            None => latents_of(&arguments.model)?,
-        },
+        None => latents_of(&arguments.model.model, arguments.model.adapter.as_deref())?,
     };
     let curriculum = Curriculum {
         // A model that was not taught to think in latents answers the bare question.
@@ -161,7 +153,7 @@ fn work(arguments: &Arguments, device: &Device) -> Result<()> {
         seed: arguments.seed,
     };
     let extractor: Extractor = arguments.extractor.parse()?;
-    let mut gating = gating_of(&arguments.model)?;
+    let mut gating = gating_of(&arguments.model.model)?;
     if arguments.no_gates {
         gating.hrpo.thinking = 0;
     }
@@ -173,18 +165,22 @@ fn work(arguments: &Arguments, device: &Device) -> Result<()> {
     };
     let load =
         |device: &Device, precision: Precision, load: fn(&Path, &Device, Precision) -> Result<Student>| {
-            let mut student = load(&arguments.model, device, precision)?;
-            if let Some(adapter) = &arguments.adapter {
+            let mut student = load(&arguments.model.model, device, precision)?;
+            if let Some(adapter) = &arguments.model.adapter {
                 student.model.load_adapter(adapter)?;
             }
             Ok::<Student, Error>(student)
         };
     let base = Asking { curriculum: &curriculum, extractor, seed: arguments.seed, hrpo: &gating.hrpo };
     // The problems are read with the tokenizer of a model that is given back at once.
-    let blank = load(&device.accountant(None), arguments.dtype, Student::load_blank)?;
+    let blank = load(&device.accountant(None), arguments.machine.dtype, Student::load_blank)?;
     let (items, skipped) = arguments.problems.items(&blank, arguments.seed, arguments.limit)?;
     drop(blank);
-    let plan = room::Plan { rows: arguments.batch, tokens: arguments.max_new_tokens, dtype: arguments.dtype };
+    let plan = room::Plan {
+        rows: arguments.batch,
+        tokens: arguments.max_new_tokens,
+        dtype: arguments.machine.dtype,
+    };
     let rehearse = |plan: &room::Plan, device: &Device| {
         let student = load(device, plan.dtype, Student::load_blank)?;
         let examiner = base.asking(&student, plan);
@@ -196,7 +192,7 @@ fn work(arguments: &Arguments, device: &Device) -> Result<()> {
     };
     let rows = |rows: usize| format!("--batch {rows}");
     admit(device, "this evaluation", &plan, &rehearse, &room::remedies(&rows))?;
-    let student = load(device, arguments.dtype, Student::load)?;
+    let student = load(device, arguments.machine.dtype, Student::load)?;
     let examiner = base.asking(&student, &plan);
     let outcome = examiner.ask(&student.model, &items, &ask)?;
     let scores = outcome.scores(arguments.k)?;
@@ -217,7 +213,7 @@ fn work(arguments: &Arguments, device: &Device) -> Result<()> {
         return Ok(());
     }
     if skipped > 0 {
-        output::say(&format!("{skipped} malformed items left out"));
+        words::say(&format!("{skipped} malformed items left out"));
     }
     output::write(&show(arguments, latents, &scores, average))?;
     Ok(())

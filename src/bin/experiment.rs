@@ -1,7 +1,11 @@
 //! `experiment e1 [e4 ...]`: variations of Dropout-GRPO from the same base models on several seeds, with intervals.
 
-#[path = "generate/output.rs"]
+#[path = "shared/ending.rs"]
+mod ending;
+#[path = "shared/output.rs"]
 mod output;
+#[path = "shared/words.rs"]
+mod words;
 
 use clap::Parser;
 use clap::builder::RangedU64ValueParser;
@@ -9,8 +13,9 @@ use latch::base::{Error, Result};
 use latch::cpu::parallel;
 use latch::device::Device;
 use latch::run::devices;
-use latch::run::experiments::{Experiment, Laboratory, Notice, compare, text};
+use latch::run::experiments::{Agenda, Experiment, Kept, Laboratory, Notice, compare, text};
 use latch::run::recipe::Recipe;
+use latch::run::terminal::plain;
 use serde_json::json;
 use std::io::{IsTerminal, Write};
 use std::ops::ControlFlow;
@@ -21,6 +26,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 /// The largest seed that a recipe takes: a whole number that JSON holds.
 const LARGEST_SEED: u64 = (1 << 53) - 1;
+
+/// Most seeds: more than anybody has time for, and few enough to be looked at before the first is run.
+const MOST_SEEDS: u64 = 1000;
 
 /// Runs experiments on the embedded problems: mask modes (e1), dropout probabilities (e2), sites and scopes (e3), the
 /// mask of the update (e4), baselines and group sizes (e5), controls (e6), Gaussian noise (e7), gradients through latents
@@ -34,7 +42,7 @@ struct Arguments {
     #[arg(required = true)]
     experiments: Vec<String>,
     /// Number of seeds
-    #[arg(long, default_value_t = 5, value_parser = RangedU64ValueParser::<u64>::new().range(1..=LARGEST_SEED))]
+    #[arg(long, default_value_t = 5, value_parser = RangedU64ValueParser::<u64>::new().range(1..=MOST_SEEDS))]
     seeds: u64,
     /// The first of them; tune on seeds that are not reported
     #[arg(long, default_value_t = 0, value_parser = RangedU64ValueParser::<u64>::new().range(..=LARGEST_SEED))]
@@ -48,6 +56,9 @@ struct Arguments {
     /// Folder of base models and results
     #[arg(long, default_value = "runs/experiments")]
     out: PathBuf,
+    /// Shows what is missing in the folder, what will be done and the memory it takes, and stops
+    #[arg(long)]
+    dry_run: bool,
     /// auto, cpu, cuda or cuda:N
     #[arg(long, default_value = "auto")]
     device: String,
@@ -67,20 +78,13 @@ struct Arguments {
 
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
-    let threads = arguments.threads;
-    match parallel::with_threads(threads, move || run(&arguments)) {
-        Ok(code) => code,
-        Err(error) => {
-            output::say(&format!("error: {error}"));
-            ExitCode::from(if matches!(error, Error::Input { .. } | Error::File { .. }) { 2 } else { 1 })
-        }
-    }
+    ending::ended(parallel::with_threads(arguments.threads, || run(&arguments)))
 }
 
 fn run(arguments: &Arguments) -> Result<ExitCode> {
     if arguments.experiments.iter().any(|name| name == "list") {
         for (_, name, question) in Experiment::ALL {
-            output::write(&format!("{name:<4} {question}\n"))?;
+            output::write(&format!("{name:<8} {question}\n"))?;
         }
         return Ok(ExitCode::SUCCESS);
     }
@@ -92,10 +96,23 @@ fn run(arguments: &Arguments) -> Result<ExitCode> {
                 .map_err(|problem: String| Error::input("experiment", problem, "see `experiment list`"))
         })
         .collect::<Result<_>>()?;
+    // What is named twice is shown once.
+    let mut named = Vec::new();
+    for experiment in experiments {
+        if !named.contains(&experiment) {
+            named.push(experiment);
+        }
+    }
+    if arguments.first_seed + (arguments.seeds - 1) > LARGEST_SEED {
+        let problem =
+            format!("{} seeds from {} on go beyond {LARGEST_SEED}", arguments.seeds, arguments.first_seed);
+        return Err(Error::input("--first-seed", problem, "begin with a smaller one, or take fewer"));
+    }
     let recipe = Recipe::resolve(arguments.recipe.as_deref(), &arguments.set)?;
-    let mut say = output::say;
+    let mut say = words::say;
     devices::on(&arguments.device, !arguments.no_graphs, &mut say, |device, _| {
-        work(arguments, &recipe, &experiments, device)
+        recipe.model.dtype.check(device)?;
+        work(arguments, &recipe, &named, device)
     })
 }
 
@@ -105,19 +122,30 @@ fn work(
     experiments: &[Experiment],
     device: &Device,
 ) -> Result<ExitCode> {
+    let seeds = arguments.first_seed..arguments.first_seed + arguments.seeds;
+    // The CPU's memory is the system's to give: there is nothing to look at before the folder.
+    if arguments.dry_run || matches!(device, Device::Gpu(_)) {
+        let kept = Kept::read(&arguments.out, recipe)?;
+        let agenda = Agenda::of(recipe, experiments, seeds.clone(), kept, device)?;
+        if arguments.dry_run {
+            output::write(&format!("{}\n{}", recipe.to_toml(), agenda.forecast(device)?.text()))?;
+            return Ok(ExitCode::SUCCESS);
+        }
+        agenda.admit(device)?;
+    }
     let mut laboratory = Laboratory::open(&arguments.out, recipe, device.clone())?;
     let stop = on_interrupt();
     let show = !arguments.quiet && !arguments.json;
-    let bars = show && std::io::stderr().is_terminal();
+    let bars = show && std::io::stderr().is_terminal() && !plain();
     let mut watch = |notice: &Notice| {
         match notice {
-            Notice::Begins { seed, what } if show => output::say(&format!("seed {seed}  {what}")),
+            Notice::Begins { seed, what } if show => words::say(&format!("seed {seed}  {what}")),
             Notice::Progress(done, of) if bars => {
                 let _ = write!(std::io::stderr(), "\r  {done}/{of} ");
             }
             Notice::Found(found) if show => {
                 let begin = if bars { "\r" } else { "" };
-                output::say(&format!("{begin}  accuracy {:.1} %", 100.0 * found.accuracy))
+                words::say(&format!("{begin}  accuracy {:.1} %", 100.0 * found.accuracy))
             }
             _ => {}
         }
@@ -130,10 +158,10 @@ fn work(
     for &experiment in experiments {
         let variations = experiment.variations(recipe);
         let mut findings = Vec::new();
-        for seed in arguments.first_seed..arguments.first_seed + arguments.seeds {
+        for seed in seeds.clone() {
             let found = laboratory.run(recipe, seed, &variations, &mut watch)?;
             if found.is_empty() {
-                output::say("stopped; the same command goes on from here");
+                words::say("stopped; the same command goes on from here");
                 return Ok(ExitCode::from(130));
             }
             findings.push(found);
@@ -167,7 +195,7 @@ fn on_interrupt() -> Arc<AtomicBool> {
         }
     });
     if let Err(error) = handler {
-        output::say(&format!("warning: Ctrl-C will stop at once: {error}"));
+        words::say(&format!("warning: Ctrl-C will stop at once: {error}"));
     }
     interrupted
 }

@@ -1,23 +1,29 @@
 //! `generate`: continues prompts, with latent steps before the answer if asked.
 
-#[path = "generate/output.rs"]
+#[path = "shared/ending.rs"]
+mod ending;
+#[path = "shared/machine.rs"]
+mod machine;
+#[path = "shared/output.rs"]
 mod output;
 #[path = "generate/prompts.rs"]
 mod prompts;
-#[path = "generate/room.rs"]
+#[path = "shared/room.rs"]
 mod room;
-#[path = "generate/soft.rs"]
+#[path = "shared/soft.rs"]
 mod soft;
 #[path = "generate/switching.rs"]
 mod switching;
+#[path = "shared/words.rs"]
+mod words;
 
 use clap::builder::RangedU64ValueParser;
 use clap::{ArgGroup, Parser};
 use latch::base::{Error, Result};
 use latch::cpu::parallel;
 use latch::device::{Device, Matmul};
+use latch::model::Model;
 use latch::model::weights::Source;
-use latch::model::{Model, Precision};
 use latch::ops::reading_order;
 use latch::ops::sampler::Law;
 use latch::rollout::generate::{self, Generated, Options, Timing, generate_gated};
@@ -26,6 +32,7 @@ use latch::run::admission::admit;
 use latch::run::student::gating_of;
 use latch::run::{devices, replay, settings};
 use latch::text::Tokenizer;
+use machine::MachineArguments;
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -97,15 +104,11 @@ struct Arguments {
     /// Seed of sampling: the same seed, prompt and row give the same text
     #[arg(long, default_value_t = 0)]
     seed: u64,
-    /// auto, cpu, cuda or cuda:N
-    #[arg(long, default_value = "auto")]
-    device: String,
+    #[command(flatten)]
+    machine: MachineArguments,
     /// Who multiplies matrices on a GPU: latch's kernels (auto, latch), or cublaslt, whose bits depend on the batch
     #[arg(long, default_value = "auto")]
     matmul: Matmul,
-    /// f32, f64, bf16 (matrices in bf16 under f32 activations), or on a GPU bf16-activations (both in bf16)
-    #[arg(long, default_value = "f32")]
-    dtype: Precision,
     /// On a GPU: launches kernels one by one, not as captured graphs of steps that repeat (the same results, slower)
     #[arg(long)]
     no_graphs: bool,
@@ -113,9 +116,6 @@ struct Arguments {
     /// the same bits
     #[arg(long, value_name = "MIB", default_value_t = reading_order::USUAL_MIB)]
     weight_copies_mib: usize,
-    /// Worker threads (0 = one per core)
-    #[arg(long, default_value_t = 0, value_parser = RangedU64ValueParser::<usize>::new().range(..=parallel::MOST))]
-    threads: usize,
     /// One JSON object a prompt on stdout: prompt_ids, ids, text, logprobs, stopped; with --swi no logprobs, but readings:
     /// t (token), m (mixture) or s (both, at a switch), what the position after each token was given to read
     #[arg(long)]
@@ -131,20 +131,16 @@ struct Arguments {
 
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
-    match parallel::with_threads(arguments.threads, || run(&arguments)) {
-        Ok(code) => code,
-        Err(error) => {
-            output::say(&format!("error: {error}"));
-            ExitCode::from(if matches!(error, Error::Input { .. }) { 2 } else { 1 })
-        }
-    }
+    ending::ended(parallel::with_threads(arguments.machine.threads, || run(&arguments)))
 }
 
 fn run(arguments: &Arguments) -> Result<ExitCode> {
     let law = law(arguments);
     law.validate()?;
-    let mut say = output::say;
-    devices::on(&arguments.device, !arguments.no_graphs, &mut say, |device, _| work(arguments, law, device))
+    let mut say = words::say;
+    devices::on(&arguments.machine.device, !arguments.no_graphs, &mut say, |device, _| {
+        work(arguments, law, device)
+    })
 }
 
 fn work(arguments: &Arguments, law: Law, device: &Device) -> Result<ExitCode> {
@@ -176,7 +172,7 @@ fn work(arguments: &Arguments, law: Law, device: &Device) -> Result<ExitCode> {
     }
     let ignored = source.settings_not_followed()?;
     if !ignored.is_empty() && !arguments.quiet {
-        output::say(&format!(
+        words::say(&format!(
             "note: generation_config.json asks for {}, which is not applied",
             ignored.join(", ")
         ));
@@ -218,10 +214,11 @@ fn work(arguments: &Arguments, law: Law, device: &Device) -> Result<ExitCode> {
             Some(rule) => rollout_switching::rehearse(&model, &prompts, rule, &switching::switched(&options)),
         }
     };
-    let plan = room::Plan { rows: prompts.len(), tokens: options.max_new_tokens, dtype: arguments.dtype };
+    let plan =
+        room::Plan { rows: prompts.len(), tokens: options.max_new_tokens, dtype: arguments.machine.dtype };
     let rows = |rows: usize| format!("at most {rows} prompts at a time");
     admit(device, "generating this", &plan, &rehearse, &room::remedies(&rows))?;
-    let mut model = Model::from_source(&source, device, arguments.dtype)?;
+    let mut model = Model::from_source(&source, device, arguments.machine.dtype)?;
     if let Some(adapter) = &arguments.adapter {
         model.load_adapter(adapter)?;
     }
@@ -348,7 +345,7 @@ fn show_all(
 fn report(prompts: &[Vec<u32>], timing: Timing) {
     let rate = |count: usize, time: std::time::Duration| count as f64 / time.as_secs_f64().max(1e-9);
     let positions: usize = prompts.iter().map(Vec::len).sum();
-    output::say(&format!(
+    words::say(&format!(
         "prompt {positions} tokens, {:.1} tokens/s;  generated {} tokens, {:.1} tokens/s",
         rate(positions, timing.prefill),
         timing.tokens,
@@ -373,7 +370,7 @@ fn replay_logged(arguments: &Arguments, place: &str, device: &Device) -> Result<
     } else {
         output::write(&format!("{}\n{}\n", replayed.question, replayed.text))?;
         let (gap, logged) = (replayed.gap, &replayed.logged);
-        output::say(&match same {
+        words::say(&match same {
             true => format!("the same {} tokens and log-probabilities as logged", logged.len()),
             false => format!("differs from what was logged: gap {gap}, ids {logged:?}"),
         });
@@ -389,6 +386,6 @@ fn on_interrupt(interrupted: Arc<AtomicBool>) {
         }
     });
     if let Err(error) = handler {
-        output::say(&format!("warning: Ctrl-C will stop at once: {error}"));
+        words::say(&format!("warning: Ctrl-C will stop at once: {error}"));
     }
 }

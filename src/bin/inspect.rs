@@ -1,11 +1,19 @@
 //! `inspect`: what a model does in its latent steps, question by question.
 
-#[path = "generate/masks.rs"]
+#[path = "shared/ending.rs"]
+mod ending;
+#[path = "shared/machine.rs"]
+mod machine;
+#[path = "shared/masks.rs"]
 mod masks;
-#[path = "generate/output.rs"]
+#[path = "shared/model.rs"]
+mod model;
+#[path = "shared/output.rs"]
 mod output;
-#[path = "generate/problems.rs"]
+#[path = "shared/problems.rs"]
 mod problems;
+#[path = "shared/words.rs"]
+mod words;
 
 use clap::Parser;
 use clap::builder::RangedU64ValueParser;
@@ -13,19 +21,19 @@ use latch::base::{Error, Result};
 use latch::cpu::parallel;
 use latch::device::Device;
 use latch::learn::coconut::{Curriculum, Variant};
-use latch::model::Precision;
 use latch::rollout::group::Form;
 use latch::rollout::masks::Rollout;
 use latch::run::devices;
 use latch::run::inspection::{Fed, Followed, Masked, Reading, follow, mean_states, read, spread};
 use latch::run::problems::Item;
-use latch::run::student::{LATENT_CONFIG, Student, latents_of};
+use latch::run::student::{Student, latents_of};
 use latch::run::terminal::table;
 use latch::text::Problem;
+use machine::MachineArguments;
 use masks::MaskArguments;
+use model::ModelArguments;
 use problems::ProblemArguments;
 use serde_json::{Value, json};
-use std::path::PathBuf;
 use std::process::ExitCode;
 
 /// Shows what a model does in its latent steps.
@@ -36,12 +44,8 @@ use std::process::ExitCode;
 #[derive(Parser)]
 #[command(version, allow_negative_numbers = true)]
 struct Arguments {
-    /// Hugging Face folder or .gguf file
-    #[arg(long)]
-    model: PathBuf,
-    /// Folder of an adapter (LoRA, as PEFT or train saves it) for the model
-    #[arg(long, value_name = "DIR")]
-    adapter: Option<PathBuf>,
+    #[command(flatten)]
+    model: ModelArguments,
     /// A question, in place of problems (may be given several times)
     #[arg(long, value_name = "TEXT")]
     prompt: Vec<String>,
@@ -63,15 +67,8 @@ struct Arguments {
     /// Longest answer, in tokens
     #[arg(long, default_value_t = 64, value_parser = RangedU64ValueParser::<usize>::new().range(1..))]
     max_new_tokens: usize,
-    /// auto, cpu, cuda or cuda:N
-    #[arg(long, default_value = "auto")]
-    device: String,
-    /// f32, f64, bf16 (matrices in bf16 under f32 activations), or on a GPU bf16-activations (both in bf16)
-    #[arg(long, default_value = "f32")]
-    dtype: Precision,
-    /// Worker threads (0 = one per core)
-    #[arg(long, default_value_t = 0, value_parser = RangedU64ValueParser::<usize>::new().range(..=parallel::MOST))]
-    threads: usize,
+    #[command(flatten)]
+    machine: MachineArguments,
     /// One JSON object a question on stdout, with the states themselves
     #[arg(long)]
     json: bool,
@@ -83,38 +80,33 @@ struct Arguments {
 
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
-    match parallel::with_threads(arguments.threads, || run(&arguments)) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            output::say(&format!("error: {error}"));
-            ExitCode::from(if matches!(error, Error::Input { .. } | Error::File { .. }) { 2 } else { 1 })
-        }
-    }
+    ending::ended(
+        parallel::with_threads(arguments.machine.threads, || run(&arguments)).map(|()| ExitCode::SUCCESS),
+    )
 }
 
 fn run(arguments: &Arguments) -> Result<()> {
     // Each position is looked at before the next: there is nothing to capture.
-    devices::on(&arguments.device, false, &mut output::say, |device, _| work(arguments, device))
+    devices::on(&arguments.machine.device, false, &mut words::say, |device, _| work(arguments, device))
 }
 
 fn work(arguments: &Arguments, device: &Device) -> Result<()> {
-    let taught = |folder: &PathBuf| folder.join(LATENT_CONFIG).is_file();
-    let latents = match (arguments.latents, arguments.adapter.as_ref().filter(|folder| taught(folder))) {
-        (Some(latents), _) => latents,
-        (None, Some(adapter)) => latents_of(adapter)?,
-        (None, None) => latents_of(&arguments.model)?,
+    let ModelArguments { model, adapter } = &arguments.model;
+    let latents = match arguments.latents {
+        Some(latents) => latents,
+        None => latents_of(model, adapter.as_deref())?,
     };
     // Of a folder that is not there, loading says so.
-    if latents == 0 && arguments.model.exists() {
+    if latents == 0 && model.exists() {
         return Err(Error::input(
             "--latents",
-            format!("{} has no latent steps to look at", arguments.model.display()),
+            format!("{} has no latent steps to look at", model.display()),
             "name a model that was taught to think in latents, or say how many steps to run: --latents 4",
         ));
     }
     let masking = arguments.masking.masking()?;
-    let mut student = Student::load(&arguments.model, device, arguments.dtype)?;
-    if let Some(adapter) = &arguments.adapter {
+    let mut student = Student::load(model, device, arguments.machine.dtype)?;
+    if let Some(adapter) = adapter {
         student.model.load_adapter(adapter)?;
     }
     let curriculum = Curriculum {
@@ -131,7 +123,7 @@ fn work(arguments: &Arguments, device: &Device) -> Result<()> {
         false => (asked(arguments, &student)?, 0),
     };
     if skipped > 0 {
-        output::say(&format!("{skipped} malformed items left out"));
+        words::say(&format!("{skipped} malformed items left out"));
     }
     for item in &items {
         let rollouts = (0..arguments.masks as u32)

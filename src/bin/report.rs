@@ -1,10 +1,14 @@
 //! `report RUN`: what happened in a run, as one HTML file.
 
-#[path = "generate/output.rs"]
+#[path = "shared/ending.rs"]
+mod ending;
+#[path = "shared/output.rs"]
 mod output;
+#[path = "shared/words.rs"]
+mod words;
 
 use clap::Parser;
-use latch::base::{Error, Result};
+use latch::base::Result;
 use latch::run::report;
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -29,13 +33,7 @@ struct Arguments {
 }
 
 fn main() -> ExitCode {
-    match run(&Arguments::parse()) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            output::say(&format!("error: {error}"));
-            ExitCode::from(if matches!(error, Error::Input { .. } | Error::File { .. }) { 2 } else { 1 })
-        }
-    }
+    ending::ended(run(&Arguments::parse()).map(|()| ExitCode::SUCCESS))
 }
 
 fn run(arguments: &Arguments) -> Result<()> {
@@ -44,7 +42,7 @@ fn run(arguments: &Arguments) -> Result<()> {
         return output::write(&format!("{}\n", written.json())).map(drop);
     }
     for problem in &written.problems {
-        output::say(&format!("note: {problem}"));
+        words::say(&format!("note: {problem}"));
     }
     output::write(&format!("{}\n", written.path.display())).map(drop)
 }

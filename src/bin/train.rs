@@ -1,20 +1,24 @@
 //! `train [RECIPE]`: teaches a model to reason in latents, improves it by reinforcement, and compares what helped.
 
-#[path = "generate/output.rs"]
+#[path = "shared/ending.rs"]
+mod ending;
+#[path = "shared/output.rs"]
 mod output;
+#[path = "shared/words.rs"]
+mod words;
 
 use clap::Parser;
 use clap::builder::RangedU64ValueParser;
-use latch::base::{Error, Result};
+use latch::base::Result;
 use latch::cpu::parallel;
 use latch::device::{Choice, Device};
 use latch::run::folder::{Existing, RunFolder};
 use latch::run::recipe::{self, Recipe};
 use latch::run::story::{self, Ending, Event, Story};
 use latch::run::terminal::{
-    GRPO_COLUMNS, GrpoStep, SUPERVISED_COLUMNS, Screen, StepTable, Style, SupervisedStep,
+    GRPO_COLUMNS, GrpoStep, SUPERVISED_COLUMNS, Screen, StepTable, Style, SupervisedStep, plain,
 };
-use latch::run::{devices, dry_run, environment, report};
+use latch::run::{devices, dry_run, environment, prospect, report};
 use serde_json::Value;
 use std::io::{IsTerminal, Stderr};
 use std::ops::ControlFlow;
@@ -30,7 +34,7 @@ const RUNS: &str = "runs";
 /// Trains a model that thinks in latent steps: reasoning in words, the Coconut curriculum, then Dropout-GRPO and its
 /// comparisons, with held-out accuracy at each stage and a table at the end.
 ///
-/// Without arguments: the built-in recipe on embedded problems, about five minutes on two cores.
+/// Without arguments: the built-in recipe on embedded problems, four to eight minutes on two cores.
 #[derive(Parser)]
 #[command(version, allow_negative_numbers = true)]
 struct Arguments {
@@ -51,7 +55,8 @@ struct Arguments {
     /// Removes a run that the folder holds, and starts anew
     #[arg(long)]
     clean: bool,
-    /// Shows the recipe as resolved, what will be done and the memory it takes, and stops
+    /// Shows the recipe as resolved, what will be done, the memory it takes, and what becomes of the folder and its disk, and
+    /// stops
     #[arg(long)]
     dry_run: bool,
     /// Shows every key of a recipe with its default and meaning, and stops
@@ -82,14 +87,7 @@ fn recipe_help() -> String {
 
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
-    let threads = arguments.threads;
-    match parallel::with_threads(threads, move || run(&arguments)) {
-        Ok(code) => code,
-        Err(error) => {
-            output::say(&format!("error: {error}"));
-            ExitCode::from(if matches!(error, Error::Input { .. } | Error::File { .. }) { 2 } else { 1 })
-        }
-    }
+    ending::ended(parallel::with_threads(arguments.threads, || run(&arguments)))
 }
 
 fn run(arguments: &Arguments) -> Result<ExitCode> {
@@ -103,12 +101,12 @@ fn run(arguments: &Arguments) -> Result<ExitCode> {
         output::write(&recipe.describe())?;
         return Ok(ExitCode::SUCCESS);
     }
-    let mut say = output::say;
+    let mut say = words::say;
     devices::on(&arguments.device, !arguments.no_graphs, &mut say, |device, choice| {
         // Before there is a folder of the run.
         recipe.model.dtype.check(device)?;
         match arguments.dry_run {
-            true => forecast(&recipe, device),
+            true => forecast(arguments, &recipe, device),
             false => train(arguments, &recipe, device, choice),
         }
     })
@@ -124,7 +122,7 @@ fn train(
     let name = recipe::name(arguments.recipe.as_deref());
     let folder = open_folder(arguments, &name)?;
     if folder.resumed() {
-        refuse_other_recipe(&folder, recipe)?;
+        RunFolder::refuse_other_recipe(folder.path(), recipe)?;
     }
     folder.write_recipe(recipe)?;
     let mut environment = environment::capture(device);
@@ -151,7 +149,7 @@ fn train(
     view.finish();
     let drawn = draw(&folder);
     if let Ending::Stopped { checkpoint } = ending {
-        output::say(&format!(
+        words::say(&format!(
             "stopped; {} holds everything: go on with --resume --out {}{drawn}",
             checkpoint.display(),
             path.display()
@@ -181,7 +179,7 @@ fn draw(folder: &RunFolder) -> String {
         Err(error) => {
             let warning = format!("warning: the report was not written: {error}");
             let _ = folder.log(&warning);
-            output::say(&warning);
+            words::say(&warning);
             String::new()
         }
     }
@@ -197,13 +195,17 @@ fn resumed_recipe(arguments: &Arguments) -> Option<Result<Recipe>> {
     RunFolder::holds_run(&folder).then(|| RunFolder::recipe_of(&folder))
 }
 
-fn open_folder(arguments: &Arguments, name: &str) -> Result<RunFolder> {
-    let runs = Path::new(RUNS);
-    let existing = match (arguments.resume, arguments.clean) {
+/// What is to become of a run that the folder holds.
+fn existing(arguments: &Arguments) -> Existing {
+    match (arguments.resume, arguments.clean) {
         (true, _) => Existing::Resume,
         (_, true) => Existing::Clean,
         _ => Existing::Refuse,
-    };
+    }
+}
+
+fn open_folder(arguments: &Arguments, name: &str) -> Result<RunFolder> {
+    let (runs, existing) = (Path::new(RUNS), existing(arguments));
     match (&arguments.out, arguments.resume) {
         (Some(path), _) => RunFolder::create(path, existing),
         (None, true) => RunFolder::create(&RunFolder::newest(runs, name)?, existing),
@@ -211,27 +213,18 @@ fn open_folder(arguments: &Arguments, name: &str) -> Result<RunFolder> {
     }
 }
 
-/// A run that goes on must be the same run.
-fn refuse_other_recipe(folder: &RunFolder, recipe: &Recipe) -> Result<()> {
-    let differences = folder.recipe()?.differences(recipe);
-    match differences.first() {
-        None => Ok(()),
-        Some((key, before, now)) => Err(Error::input(
-            "--resume",
-            format!(
-                "the run in {} has {key} = {before}, now it is {now} ({} keys differ)",
-                folder.path().display(),
-                differences.len()
-            ),
-            format!("resume with {}/recipe.toml, or start a new run", folder.path().display()),
-        )),
-    }
-}
-
-fn forecast(recipe: &Recipe, device: &Device) -> Result<ExitCode> {
+fn forecast(arguments: &Arguments, recipe: &Recipe, device: &Device) -> Result<ExitCode> {
+    story::check(recipe)?;
+    let name = recipe::name(arguments.recipe.as_deref());
+    let path = match (&arguments.out, arguments.resume) {
+        (Some(path), _) => path.clone(),
+        (None, true) => RunFolder::newest(Path::new(RUNS), &name)?,
+        (None, false) => RunFolder::next(Path::new(RUNS), &name)?,
+    };
+    let prospect = prospect::prospect(recipe, &path, existing(arguments), device)?;
     let problems = dry_run::problems(recipe, device)?;
     let forecast = dry_run::forecast(recipe, &problems, device)?;
-    output::write(&format!("{}\n{}", recipe.to_toml(), forecast.text()))?;
+    output::write(&format!("{}\n{}\n{}\n", recipe.to_toml(), forecast.text(), prospect.join("\n")))?;
     Ok(ExitCode::SUCCESS)
 }
 
@@ -263,8 +256,7 @@ struct View {
 
 impl View {
     fn new(recipe: &Recipe, arguments: &Arguments, stop: Arc<AtomicBool>) -> View {
-        let plain = std::env::var_os("NO_COLOR").is_some();
-        let style = Style::of(std::io::stderr().is_terminal(), plain, arguments.quiet, arguments.json);
+        let style = Style::of(std::io::stderr().is_terminal(), plain(), arguments.quiet, arguments.json);
         View {
             screen: Screen::new(std::io::stderr(), style),
             steps: StepTable::new(&SUPERVISED_COLUMNS),
@@ -395,11 +387,11 @@ fn on_interrupt() -> Arc<AtomicBool> {
             std::process::exit(130);
         }
         if tidy {
-            output::say("\nfinishing this update and saving; Ctrl-C again stops now");
+            words::say("\nfinishing this update and saving; Ctrl-C again stops now");
         }
     });
     if let Err(error) = handler {
-        output::say(&format!("warning: Ctrl-C will stop at once: {error}"));
+        words::say(&format!("warning: Ctrl-C will stop at once: {error}"));
     }
     interrupted
 }

@@ -3,8 +3,11 @@
 use super::Model;
 use super::families::Role;
 use crate::base::{Error, Result};
-use crate::ops::elementwise;
+use crate::ops::{View, ViewMut, elementwise};
 use std::sync::Arc;
+
+/// Fills a tensor of a new model (second) from that of an old one (first).
+pub(super) type Fill<'a> = dyn Fn(View, ViewMut) -> Result<()> + 'a;
 
 impl Model {
     /// A second model with the same parameters, to the bit. Where an adapter is trained, the frozen weights are shared and
@@ -13,18 +16,31 @@ impl Model {
     /// # Errors
     /// A device without the memory.
     pub fn duplicate(&self) -> Result<Model> {
+        self.second(&elementwise::copy)
+    }
+
+    /// The same with zeros in place of the copied parameters, in the memory that [`Model::duplicate`] takes on its way.
+    ///
+    /// # Errors
+    /// As [`Model::duplicate`].
+    pub fn blank_duplicate(&self) -> Result<Model> {
+        self.second(&|_, _| Ok(()))
+    }
+
+    /// A second model whose parameters `fill` makes from this one's.
+    fn second(&self, fill: &Fill) -> Result<Model> {
         if let Some(config) = self.adapter() {
             let mut copy = self.base();
             copy.adapt_with(config.clone(), |index, _, tensor| {
-                elementwise::copy(self.trained()[index].view(), tensor.view_mut())
+                fill(self.trained()[index].view(), tensor.view_mut())
             })?;
             return Ok(copy);
         }
         let copy =
             Model::assemble(self.config.clone(), &self.device, self.precision(), |index, _, tensor| {
-                elementwise::copy(self.parameters[index].view(), tensor.view_mut())
+                fill(self.parameters[index].view(), tensor.view_mut())
             })?;
-        self.lend_gates(self.lend_projector(copy)?)
+        self.lend_gates(self.lend_projector(copy, fill)?, fill)
     }
 
     /// A second model of the same sizes, without gates, whose own parameters are zeros: what reading this model from its
@@ -45,11 +61,11 @@ impl Model {
         }
     }
 
-    /// `other` with a copy of this model's projector, where it has one.
-    fn lend_projector(&self, other: Model) -> Result<Model> {
+    /// `other` with this model's projector as `fill` makes it, where it has one.
+    fn lend_projector(&self, other: Model, fill: &Fill) -> Result<Model> {
         let Some(plan) = &self.projector else { return Ok(other) };
         other.with_projector(plan.projector, |index, _, tensor| {
-            elementwise::copy(self.parameters[plan.first + index].view(), tensor.view_mut())
+            fill(self.parameters[plan.first + index].view(), tensor.view_mut())
         })
     }
 
@@ -61,7 +77,7 @@ impl Model {
         let mut config = self.config.clone();
         config.vocab = vocab;
         let grown = Model::assemble(config, &self.device, self.precision(), |_, _, _| Ok(()))?;
-        self.lend_gates(self.lend_projector(grown)?)
+        self.lend_gates(self.lend_projector(grown, &elementwise::copy)?, &elementwise::copy)
     }
 
     /// Takes over the parameters of `other`, which has the same shapes: no memory is allocated. Of a model with an adapter,
@@ -126,6 +142,6 @@ impl Model {
             let row = from.rows(like as usize..like as usize + 1)?;
             (old..vocab).try_for_each(|new| elementwise::copy(row, tensor.rows_mut(new..new + 1)?))
         })?;
-        self.lend_gates(self.lend_projector(grown)?)
+        self.lend_gates(self.lend_projector(grown, &elementwise::copy)?, &elementwise::copy)
     }
 }

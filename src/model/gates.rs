@@ -12,13 +12,14 @@
 //! variance of `torch.nn.Linear`'s uniform ones, first biases 0.
 
 use super::architecture::LinearPlan;
+use super::change::Fill;
 use super::families::{Layout, Parameter, Role};
 use super::{Model, Precision};
 use crate::base::rng::{Purpose, StreamKey};
 use crate::base::{Dtype, Error, Result, Shape};
 use crate::device::{Arena, Identity};
 use crate::ops::linear::{self, Projection};
-use crate::ops::{Tensor, elementwise, random};
+use crate::ops::{Tensor, random};
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -192,11 +193,11 @@ impl Model {
         })
     }
 
-    /// `other` with a copy of this model's gates, where it has gates.
-    pub(super) fn lend_gates(&self, other: Model) -> Result<Model> {
+    /// `other` with this model's gates as `fill` makes them, where it has gates.
+    pub(super) fn lend_gates(&self, other: Model, fill: &Fill) -> Result<Model> {
         let Some(plan) = &self.gates else { return Ok(other) };
         other.with_gates(|index, _, tensor| {
-            elementwise::copy(self.parameters[plan.first + index].view(), tensor.view_mut())
+            fill(self.parameters[plan.first + index].view(), tensor.view_mut())
         })
     }
 }

@@ -90,6 +90,15 @@ impl Companions {
         self.files.retain(|(other, _)| other != name);
     }
 
+    /// Bytes of all files.
+    pub fn bytes(&self) -> u64 {
+        let of = |contents: &Contents| match contents {
+            Contents::Copy(path) => fs::metadata(path).map_or(0, |found| found.len()),
+            Contents::Bytes(bytes) => bytes.len() as u64,
+        };
+        self.files.iter().map(|(_, contents)| of(contents)).sum()
+    }
+
     /// Names of all files.
     pub fn names(&self) -> impl Iterator<Item = &str> {
         self.files.iter().map(|(name, _)| name.as_str())

@@ -1,6 +1,7 @@
 //! The replay gap: a rollout computed again from its tokens and its key alone, in another batch and another
 //! segmentation, against the log-probabilities it was sampled with. Exactly 0 until the weights move.
 
+use super::geometry::{cosine, norm};
 use super::group::{Drawing, Form, Trajectory};
 use super::masks::{MaskPlan, Part, Rollout};
 use super::sharing::soft_room;
@@ -141,10 +142,8 @@ impl Audit {
         }
         let values = states.numbers()?;
         let states: Vec<&[f64]> = values.chunks_exact(width).collect();
-        let dot = |a: &[f64], b: &[f64]| a.iter().zip(b).map(|(x, y)| x * y).sum::<f64>();
-        let norms: Vec<f64> = states.iter().map(|state| dot(state, state).sqrt()).collect();
-        let cosine =
-            |n: usize| dot(states[n], states[n + 1]) / (norms[n] * norms[n + 1]).max(f64::MIN_POSITIVE);
+        let norms: Vec<f64> = states.iter().map(|state| norm(state)).collect();
+        let cosine = |n: usize| cosine(states[n], states[n + 1], [norms[n], norms[n + 1]]);
         Ok(Some(ThoughtStatistics {
             norm: norms.iter().sum::<f64>() / count as f64,
             similarity: (0..count - 1).map(cosine).sum::<f64>() / (count - 1).max(1) as f64,

@@ -3,6 +3,7 @@
 pub mod audit;
 mod decode;
 pub mod generate;
+pub mod geometry;
 pub mod group;
 pub mod masks;
 mod plan;

@@ -76,12 +76,26 @@ pub fn problems(recipe: &Recipe, device: &Device) -> Result<Problems> {
 /// # Errors
 /// Settings that contradict each other, or one group of rollouts that does not fit the tape.
 pub fn forecast(recipe: &Recipe, problems: &Problems, device: &Device) -> Result<Forecast> {
+    let rehearse = |device: &Device| rehearse(recipe, problems, device);
+    forecast_of(recipe, device, vec![counts(problems)], &rehearse)
+}
+
+/// The forecast of what `rehearse` does by `recipe`, with `counts` of it in words.
+///
+/// # Errors
+/// Those of `rehearse`.
+pub(super) fn forecast_of(
+    recipe: &Recipe,
+    device: &Device,
+    counts: Vec<String>,
+    rehearse: &dyn Fn(&Device) -> Result<Rehearsed>,
+) -> Result<Forecast> {
     // Before the rehearsal, which comes and goes: what is resident and no tensor is here to stay.
     let held = device.traffic().count().bytes_held as u64;
     let program = host_memory::resident().map_or(PROGRAM, |resident| resident.saturating_sub(held));
-    let accountant = device.accountant(None);
-    let rehearsed = rehearse(recipe, problems, &accountant)?;
-    let mut lines = vec![rehearsed.model.clone(), counts(problems)];
+    let rehearsed = rehearse(&device.accountant(None))?;
+    let mut lines = vec![rehearsed.model.clone()];
+    lines.extend(counts);
     lines.extend(rehearsed.adapter.iter().chain(&rehearsed.lines).cloned());
     let exact = |name: &str, bytes: usize| MemoryRow {
         name: name.into(),
@@ -107,7 +121,7 @@ pub fn forecast(recipe: &Recipe, problems: &Problems, device: &Device) -> Result
         }
         Device::Gpu(gpu) => {
             let free = gpu.memory_free()?;
-            let rehearse = |device: &Device| rehearse(recipe, problems, device).map(drop);
+            let rehearse = |device: &Device| rehearse(device).map(drop);
             let fits = rehearse(&device.accountant(Some(free))).is_ok();
             let need = admission::need(device, &rehearse, if fits { 0 } else { free })?;
             memory.push(exact("rounding to blocks", need.free.saturating_sub(need.peak.total())));
@@ -147,7 +161,7 @@ fn rows(rehearsed: &Rehearsed) -> Vec<(String, usize)> {
 }
 
 /// What the problems are.
-fn counts(problems: &Problems) -> String {
+pub(super) fn counts(problems: &Problems) -> String {
     format!(
         "problems  {} train, {} valid, {} test; {} malformed, {} too long; {} and {} shared with training, left out there",
         problems.train.items.len(),
@@ -170,7 +184,7 @@ pub fn admit(recipe: &Recipe, problems: &Problems, device: &Device) -> Result<()
 }
 
 /// What can be set to make a run take less, the least change first.
-fn remedies<'a>() -> Vec<Remedy<'a, Recipe>> {
+pub(super) fn remedies<'a>() -> Vec<Remedy<'a, Recipe>> {
     /// The recipe with one key changed, where it is then still one that can be run.
     fn with(recipe: &Recipe, change: impl FnOnce(&mut Recipe)) -> Option<Recipe> {
         let mut changed = recipe.clone();

@@ -8,7 +8,7 @@
 //! report.html        all of it in figures (report/)
 //! ```
 
-use super::checkpoints::{Checkpoints, Keep};
+use super::checkpoints::{self, Checkpoints, Keep, Latest};
 use super::metrics::{Cut, Lines};
 use super::recipe::Recipe;
 use crate::base::{Error, Result};
@@ -61,34 +61,39 @@ impl RunFolder {
     /// Another run is at work in it; it holds a run and `existing` is `Refuse`; it holds none and `existing` is `Resume`;
     /// it holds other things; or it cannot be written to.
     pub fn create(path: &Path, existing: Existing) -> Result<RunFolder> {
-        if path.exists() && !path.is_dir() {
-            return Err(Error::file(path, "is a file, expected a folder for the run", "choose another name"));
-        }
+        is_no_file(path)?;
         if existing != Existing::Resume {
             fs::create_dir_all(path).map_err(Error::io(path, "cannot create the folder"))?;
         }
         // What it holds is looked at under the lock, so that of two runs that begin at once one is refused.
         let lock = lock(path)?;
-        let holds_run = RunFolder::holds_run(path);
-        let empty =
-            !path.exists() || fs::read_dir(path).map_err(Error::io(path, "cannot list"))?.next().is_none();
-        match existing {
-            _ if !holds_run && !empty => {
-                let problem = "is not empty and holds no run (it has no recipe.toml)";
-                return Err(Error::file(path, problem, "choose another name"));
-            }
-            Existing::Refuse if holds_run => {
-                let advice = "--resume goes on with it, --clean starts it anew, --out names another folder";
-                return Err(Error::file(path, "holds a run already", advice));
-            }
-            Existing::Resume if !holds_run => {
-                let advice = "check the name, or leave --resume away to start a run";
-                return Err(Error::file(path, "holds no run to go on with", advice));
-            }
-            Existing::Clean if holds_run => clean(path)?,
-            _ => {}
+        if may_begin(path, existing)? && existing == Existing::Clean {
+            clean(path)?;
         }
         RunFolder::at(path, existing == Existing::Resume, lock)
+    }
+
+    /// Whether [`RunFolder::create`] would take `path`, and whether a run is there; nothing is written.
+    ///
+    /// # Errors
+    /// Those of [`RunFolder::create`].
+    pub fn look(path: &Path, existing: Existing) -> Result<bool> {
+        is_no_file(path)?;
+        let above = standing(path);
+        is_no_file(above)?;
+        // Nothing is left of a file without a name.
+        tempfile::tempfile_in(above).map_err(Error::io(above, "cannot write into the folder"))?;
+        let _lock = lock(path)?;
+        may_begin(path, existing)
+    }
+
+    /// The folder that [`RunFolder::numbered`] would take.
+    ///
+    /// # Errors
+    /// `parent` cannot be listed.
+    pub fn next(parent: &Path, name: &str) -> Result<PathBuf> {
+        let found = if parent.is_dir() { numbers(parent, name)? } else { Vec::new() };
+        Ok(parent.join(format!("{name}-{:02}", found.last().map_or(1, |last| last + 1))))
     }
 
     /// A new folder `runs/NAME-NN` in `parent`, numbered one above all there are.
@@ -234,6 +239,34 @@ impl RunFolder {
         }
     }
 
+    /// Refuses to go on, with another recipe, with the run in `folder`.
+    ///
+    /// # Errors
+    /// The first key that differs; or the run's recipe cannot be read.
+    pub fn refuse_other_recipe(folder: &Path, recipe: &Recipe) -> Result<()> {
+        let differences = RunFolder::recipe_of(folder)?.differences(recipe);
+        match differences.first() {
+            None => Ok(()),
+            Some((key, before, now)) => Err(Error::input(
+                "--resume",
+                format!(
+                    "the run in {} has {key} = {before}, now it is {now} ({} keys differ)",
+                    folder.display(),
+                    differences.len()
+                ),
+                format!("resume with {}/recipe.toml, or start a new run", folder.display()),
+            )),
+        }
+    }
+
+    /// The newest checkpoint of the run in `folder`; reads only ([`checkpoints::latest`]).
+    ///
+    /// # Errors
+    /// The folder cannot be listed.
+    pub fn latest(folder: &Path) -> Result<Latest> {
+        checkpoints::latest(&folder.join(CHECKPOINTS))
+    }
+
     /// The run's checkpoints.
     ///
     /// # Errors
@@ -249,6 +282,42 @@ impl RunFolder {
     pub fn log(&self, line: &str) -> Result<()> {
         let path = self.path.join("log.txt");
         (&self.log).write_all(format!("{line}\n").as_bytes()).map_err(Error::io(&path, "cannot write"))
+    }
+}
+
+/// Where a folder is wanted, no file is in its place.
+fn is_no_file(path: &Path) -> Result<()> {
+    match path.exists() && !path.is_dir() {
+        true => Err(Error::file(path, "is a file, expected a folder for the run", "choose another name")),
+        false => Ok(()),
+    }
+}
+
+/// The nearest folder above `path`, or itself, that is there.
+pub(super) fn standing(path: &Path) -> &Path {
+    let named = path.ancestors().find(|above| above.exists() && !above.as_os_str().is_empty());
+    named.unwrap_or(Path::new("."))
+}
+
+/// Whether `path` holds a run, where one may begin or go on there.
+fn may_begin(path: &Path, existing: Existing) -> Result<bool> {
+    let holds_run = RunFolder::holds_run(path);
+    let empty =
+        !path.exists() || fs::read_dir(path).map_err(Error::io(path, "cannot list"))?.next().is_none();
+    match existing {
+        _ if !holds_run && !empty => {
+            let problem = "is not empty and holds no run (it has no recipe.toml)";
+            Err(Error::file(path, problem, "choose another name"))
+        }
+        Existing::Refuse if holds_run => {
+            let advice = "--resume goes on with it, --clean starts it anew, --out names another folder";
+            Err(Error::file(path, "holds a run already", advice))
+        }
+        Existing::Resume if !holds_run => {
+            let advice = "check the name, or leave --resume away to start a run";
+            Err(Error::file(path, "holds no run to go on with", advice))
+        }
+        _ => Ok(holds_run),
     }
 }
 

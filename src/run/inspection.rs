@@ -5,6 +5,8 @@
 use crate::base::{Error, Result};
 use crate::model::{Input, Model, Record, Room, RowPlan, Segment, Sequences, SoftRoom};
 use crate::ops::Tensor;
+use crate::ops::mask::MaskSet;
+use crate::rollout::geometry::{cosine, dot, norm};
 use crate::rollout::group::Form;
 use crate::rollout::masks::{MaskPlan, Masking, Part, Rollout};
 
@@ -88,25 +90,15 @@ pub fn follow(
     let plan = MaskPlan::new(masked.masking.clone(), form.latents, longest, masked.rollouts.clone());
     let masks = plan.draw(model, masked.seed)?;
     let logits = Tensor::zeros(model.device(), [rows, model.config().vocab], model.dtype().accumulation())?;
-    let mut walk = Walk { model, sequences, logits, position: 0 };
+    let mut walk = Walk { model, sequences, logits, masks, plan, position: 0 };
     let mut followed = vec![Followed { states: vec![], logits: vec![], answer: vec![] }; rows];
-
-    let mut inputs: Vec<(Part, Input)> =
-        prompt.iter().map(|&token| (Part::Prompt, Input::Token(token))).collect();
-    inputs.extend(form.start.iter().map(|&token| (Part::Start, Input::Token(token))));
     let all: Vec<usize> = (0..rows).collect();
-    let step = |walk: &mut Walk, rows: &[usize], inputs: &[(Part, Input)]| {
-        let mut segment = Segment::new();
-        for &row in rows {
-            for (n, (part, input)) in inputs.iter().enumerate() {
-                let instance = plan.instance(row, *part, walk.position + n);
-                segment.push_under(row as u32, input.clone(), instance);
-            }
-        }
-        walk.position += inputs.len();
-        walk.model.forward(&mut walk.sequences, &segment, masks.as_ref()).map(drop)
+
+    let tokens = |part: Part, tokens: &[u32]| -> Vec<(Part, Input)> {
+        tokens.iter().map(|&token| (part, Input::Token(token))).collect()
     };
-    step(&mut walk, &all, &inputs)?;
+    let inputs = [tokens(Part::Prompt, prompt), tokens(Part::Start, &form.start)].concat();
+    walk.step(&all, |_| inputs.clone())?;
     for latent in 1..=form.latents {
         for (followed, (state, logits)) in followed.iter_mut().zip(walk.latest()?) {
             followed.states.push(state);
@@ -116,30 +108,12 @@ pub fn follow(
             Fed::Own => Input::Latent,
             Fed::Given(states) => Input::Embedded(states[latent - 1].clone()),
         };
-        step(&mut walk, &all, &[(Part::Latent(latent), input)])?;
+        walk.step(&all, |_| vec![(Part::Latent(latent), input.clone())])?;
     }
-    let end: Vec<(Part, Input)> = form.end.iter().map(|&token| (Part::Answer, Input::Token(token))).collect();
-    if !end.is_empty() {
-        step(&mut walk, &all, &end)?;
+    if !form.end.is_empty() {
+        walk.step(&all, |_| tokens(Part::Answer, &form.end))?;
     }
-    // Rows are at the same position as long as they go on.
-    let mut going = all;
-    for said in 1..=form.max_new_tokens {
-        let latest = walk.latest()?;
-        for &row in &going {
-            followed[row].answer.push(most_likely(&latest[row].1)?);
-        }
-        going.retain(|&row| followed[row].answer.last().is_some_and(|token| !form.stop.contains(token)));
-        if going.is_empty() || said == form.max_new_tokens {
-            break;
-        }
-        let position = walk.position;
-        for &row in &going {
-            walk.position = position;
-            let token = followed[row].answer[said - 1];
-            step(&mut walk, &[row], &[(Part::Answer, Input::Token(token))])?;
-        }
-    }
+    walk.answer(form, &mut followed)?;
     Ok(followed)
 }
 
@@ -149,11 +123,29 @@ struct Walk<'a> {
     sequences: Sequences,
     /// `[rows, vocab]`.
     logits: Tensor,
-    /// Positions of each row that goes on.
+    masks: Option<MaskSet>,
+    plan: MaskPlan,
+    /// Positions of each row that goes on: rows are at the same one.
     position: usize,
 }
 
 impl Walk<'_> {
+    /// Feeds each of `rows` its `inputs`, of which all have the same number, in one segment.
+    fn step(&mut self, rows: &[usize], inputs: impl Fn(usize) -> Vec<(Part, Input)>) -> Result<()> {
+        let mut segment = Segment::new();
+        let mut fed = 0;
+        for &row in rows {
+            let inputs = inputs(row);
+            fed = inputs.len();
+            for (n, (part, input)) in inputs.into_iter().enumerate() {
+                let instance = self.plan.instance(row, part, self.position + n);
+                segment.push_under(row as u32, input, instance);
+            }
+        }
+        self.position += fed;
+        self.model.forward(&mut self.sequences, &segment, self.masks.as_ref()).map(drop)
+    }
+
     /// State and logits of each row's latest position.
     fn latest(&mut self) -> Result<Vec<(Vec<f64>, Vec<f64>)>> {
         let hidden = self.sequences.latest_hidden();
@@ -162,6 +154,25 @@ impl Walk<'_> {
         let (width, vocab) = (hidden.cols(), self.model.config().vocab);
         let rows = states.chunks_exact(width).zip(logits.chunks_exact(vocab));
         Ok(rows.map(|(state, logits)| (state.to_vec(), logits.to_vec())).collect())
+    }
+
+    /// Greedy answers of all rows, each until its stop token or as long as `form` allows.
+    fn answer(&mut self, form: &Form, followed: &mut [Followed]) -> Result<()> {
+        let mut going: Vec<usize> = (0..followed.len()).collect();
+        for said in 1..=form.max_new_tokens {
+            let latest = self.latest()?;
+            let mut tokens = vec![0; followed.len()];
+            for &row in &going {
+                tokens[row] = most_likely(&latest[row].1)?;
+                followed[row].answer.push(tokens[row]);
+            }
+            going.retain(|&row| !form.stop.contains(&tokens[row]));
+            if going.is_empty() || said == form.max_new_tokens {
+                break;
+            }
+            self.step(&going, |row| vec![(Part::Answer, Input::Token(tokens[row]))])?;
+        }
+        Ok(())
     }
 }
 
@@ -219,10 +230,9 @@ pub fn read(model: &Model, followed: &Followed, top: usize) -> Result<(Vec<Readi
             predicted.offer(id as u32, p);
             entropy -= if p > 0.0 { p * p.ln() } else { 0.0 };
         }
-        let cosine = n.checked_sub(1).map(|before| {
-            dot(&followed.states[before], &followed.states[n])
-                / (norms[before] * norms[n]).max(f64::MIN_POSITIVE)
-        });
+        let cosine = n
+            .checked_sub(1)
+            .map(|before| cosine(&followed.states[before], &followed.states[n], [norms[before], norms[n]]));
         Reading { norm: norms[n], cosine, entropy, predicted: predicted.found, nearest }
     });
     Ok((readings.collect(), embedding_norm))
@@ -239,7 +249,7 @@ fn nearest(model: &Model, states: &[Vec<f64>], norms: &[f64], top: usize) -> Res
             let length = norm(embedding);
             norm_sum += length;
             for ((best, state), norm) in best.iter_mut().zip(states).zip(norms) {
-                best.offer(id, dot(state, embedding) / (norm * length).max(f64::MIN_POSITIVE));
+                best.offer(id, cosine(state, embedding, [*norm, length]));
             }
         }
     }
@@ -291,12 +301,4 @@ pub fn spread(rollouts: &[Followed]) -> Vec<f64> {
 fn mean(states: &[Vec<f64>]) -> Vec<f64> {
     let width = states.first().map_or(0, Vec::len);
     (0..width).map(|i| states.iter().map(|state| state[i]).sum::<f64>() / states.len() as f64).collect()
-}
-
-fn dot(a: &[f64], b: &[f64]) -> f64 {
-    a.iter().zip(b).map(|(a, b)| a * b).sum()
-}
-
-fn norm(vector: &[f64]) -> f64 {
-    dot(vector, vector).sqrt()
 }

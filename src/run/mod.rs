@@ -10,7 +10,7 @@
 //! folder, metrics        a run's files; checkpoints: saved states that survive kills; environment: what it ran on
 //! terminal               the text a person sees; the binaries print it
 //! replay                 a logged rollout run again
-//! report                 runs as one HTML page, drawn from their folders
+//! report                 runs as one HTML page, drawn from their folders;  prospect: a run's folder and disk beforehand
 //! dry_run                what a run will do and take;  rehearsal: its reservations;  admission: whether a GPU has room
 //! probe                  the public oracle;  doctor: whether latch works on this machine
 //! ```
@@ -30,6 +30,7 @@ pub mod metrics;
 mod model_average;
 pub mod probe;
 pub mod problems;
+pub mod prospect;
 pub mod recipe;
 pub mod rehearsal;
 pub mod reinforcement;

@@ -8,8 +8,8 @@ use crate::base::{Dtype, Error, Result};
 use crate::model::{Input, Model, Record, RowPlan, Scores, Segment, Sequences, SequencesPlan, Truncation};
 use crate::ops::Tensor;
 use crate::ops::mask::{MaskSet, Site, SiteKind, Sites};
-use safetensors::SafeTensors;
 use safetensors::tensor::{Dtype as Stored, TensorView, serialize_to_file};
+use safetensors::{SafeTensorError, SafeTensors};
 use std::collections::HashMap;
 use std::fmt::Display;
 use std::path::Path;
@@ -363,8 +363,11 @@ pub fn write(path: &Path, model: &Model, request: &Request, answer: &Answer) -> 
         })?;
         views.push((name.as_str(), view));
     }
-    serialize_to_file(views, None, path).map_err(|error| {
-        Error::file(path, format!("cannot write: {error}"), "check the folder and the free space")
+    serialize_to_file(views, None, path).map_err(|error| match error {
+        SafeTensorError::IoError(source) => Error::io(path, "cannot write")(source),
+        other => {
+            Error::file(path, format!("cannot write: {other}"), "report this: a header of ours is wrong")
+        }
     })
 }
 

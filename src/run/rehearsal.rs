@@ -12,11 +12,12 @@ use super::story::{Part, parts};
 use super::student::Student;
 use crate::base::Result;
 use crate::device::{Device, MemoryPeak};
-use crate::learn::coconut::Curriculum;
+use crate::learn::coconut::{Curriculum, Markers};
 use crate::learn::optimizer::Optimizer;
 use crate::learn::policy::Source;
 use crate::model::Model;
 use crate::ops::Tensor;
+use std::collections::BTreeSet;
 
 /// What came of it.
 #[derive(Clone, Debug)]
@@ -35,17 +36,58 @@ pub struct Rehearsed {
     pub weights: [usize; 2],
 }
 
+/// What is noted while parts are rehearsed.
+#[derive(Default)]
+pub(super) struct Watched {
+    /// The model in words, its adapter's, and bytes of weights: as [`Rehearsed`] has them.
+    pub model: Option<(String, Option<String>, [usize; 2])>,
+    said: BTreeSet<String>,
+    lines: Vec<String>,
+    worst: Option<String>,
+}
+
+impl Watched {
+    /// The first model that is met is described.
+    pub fn meet(&mut self, model: &Model) {
+        if self.model.is_none() {
+            let (words, adapter) = in_words(model);
+            let bytes = |list: &[Tensor]| list.iter().map(|tensor| tensor.bytes()).sum();
+            let adapted = model.adapter().map_or(0, |_| bytes(model.trained()));
+            self.model = Some((words, adapter, [bytes(model.parameters()), adapted]));
+        }
+    }
+
+    /// `part` was rehearsed on `device`, which had held `before` bytes at most.
+    pub fn grown(&mut self, device: &Device, before: usize, part: &str) {
+        if device.memory_peak().total() > before {
+            self.worst = Some(part.into());
+        }
+    }
+
+    /// Lines of `part`; of a part that comes again (of another seed) those of the first time.
+    pub fn say(&mut self, part: &str, lines: impl IntoIterator<Item = String>) {
+        if self.said.insert(part.into()) {
+            self.lines.extend(lines);
+        }
+    }
+
+    /// What came of it on `device`.
+    pub fn finish(self, device: &Device) -> Rehearsed {
+        let (model, adapter, weights) = self.model.unwrap_or_default();
+        let worst = self.worst.unwrap_or_else(|| "the model".into());
+        Rehearsed { model, adapter, lines: self.lines, peak: device.memory_peak(), worst, weights }
+    }
+}
+
 /// Rehearses `recipe` with its problems on `device`, which keeps accounts ([`Device::accountant`]).
 ///
 /// # Errors
 /// Settings that contradict each other, one group of rollouts that does not fit the tape, or an accountant without room.
 pub fn rehearse(recipe: &Recipe, problems: &Problems, device: &Device) -> Result<Rehearsed> {
     let student = Student::blank_of(recipe, device)?;
-    let (model, adapter) = in_words(&student.model);
-    let bytes = |list: &[Tensor]| list.iter().map(|tensor| tensor.bytes()).sum();
-    let adapted = student.model.adapter().map_or(0, |_| bytes(student.model.trained()));
+    let mut watched = Watched::default();
+    watched.meet(&student.model);
     let mut stage = Stage {
-        weights: [bytes(student.model.parameters()), adapted],
         recipe,
         problems,
         curriculum: settings::curriculum(recipe),
@@ -53,8 +95,6 @@ pub fn rehearse(recipe: &Recipe, problems: &Problems, device: &Device) -> Result
         optimizer: None,
         closed: false,
     };
-    let mut worst = "the model".to_string();
-    let mut lines = Vec::new();
     let parts = parts(recipe);
     for (index, part) in parts.iter().enumerate() {
         let before = device.memory_peak().total();
@@ -75,18 +115,46 @@ pub fn rehearse(recipe: &Recipe, problems: &Problems, device: &Device) -> Result
             }
             Part::Arm(plan) => stage.arm(plan)?,
         };
-        if device.memory_peak().total() > before {
-            worst = match part {
-                Part::Phase(phase) | Part::Continued(phase) => phase.name.clone(),
-                Part::Arm(plan) => plan.name.clone(),
-            };
-        }
-        lines.push(line);
+        let name = match part {
+            Part::Phase(phase) | Part::Continued(phase) => &phase.name,
+            Part::Arm(plan) => &plan.name,
+        };
+        watched.grown(device, before, name);
+        watched.say(&format!("{index} {name}"), [line]);
     }
     if !stage.closed {
         stage.close(None)?;
     }
-    Ok(Rehearsed { model, adapter, lines, peak: device.memory_peak(), worst, weights: stage.weights })
+    Ok(watched.finish(device))
+}
+
+/// A supervised phase on the problems `items`, as a line of what will be done.
+pub(super) fn phase_in_words(phase: &Phase, items: &[Item], markers: Markers) -> String {
+    format!(
+        "{:<9} {} epochs of {} examples, {} an update, longest {} positions",
+        phase.name,
+        phase.epochs,
+        items.len(),
+        phase.batch,
+        limits_of(phase, items, markers).longest
+    )
+}
+
+/// An arm that has its room, as a line of what will be done.
+pub(super) fn arm_in_words(recipe: &Recipe, plan: &ArmPlan, arm: &Arm) -> String {
+    let policy = arm.policy();
+    let how = match policy.source() {
+        Source::Tape => "gradients read the tape of sampling",
+        Source::Replay => "gradients replay the rollouts",
+    };
+    format!(
+        "{:<9} {} updates of {} prompts x {} rollouts, {} prompts at once, {how}",
+        plan.name,
+        recipe.grpo.updates,
+        plan.prompts,
+        plan.group,
+        policy.prompts_at_once().min(plan.prompts),
+    )
 }
 
 /// What a model is, and what its adapter trains.
@@ -121,7 +189,6 @@ struct Stage<'a> {
     student: Student,
     optimizer: Option<Optimizer>,
     closed: bool,
-    weights: [usize; 2],
 }
 
 impl Stage<'_> {
@@ -143,14 +210,7 @@ impl Stage<'_> {
         };
         let room = SchoolRoom::new(model, phase, items, markers, optimizer)?;
         self.optimizer = Some(room.into_optimizer());
-        Ok(format!(
-            "{:<9} {} epochs of {} examples, {} an update, longest {} positions",
-            phase.name,
-            phase.epochs,
-            items.len(),
-            phase.batch,
-            limits_of(phase, items, markers).longest
-        ))
+        Ok(phase_in_words(phase, items, markers))
     }
 
     /// The model that every arm starts from is read while the one before is still there.
@@ -178,19 +238,7 @@ impl Stage<'_> {
             let examiner = asks::examiner(self.recipe, &self.curriculum, &self.student);
             examiner.rehearse(model, items, &asks::plain(&self.curriculum, plan.soft))?;
         }
-        let policy = arm.policy();
-        let how = match policy.source() {
-            Source::Tape => "gradients read the tape of sampling",
-            Source::Replay => "gradients replay the rollouts",
-        };
-        let line = format!(
-            "{:<9} {} updates of {} prompts x {} rollouts, {} prompts at once, {how}",
-            plan.name,
-            self.recipe.grpo.updates,
-            plan.prompts,
-            plan.group,
-            policy.prompts_at_once().min(plan.prompts),
-        );
+        let line = arm_in_words(self.recipe, plan, &arm);
         drop(arm);
         self.close(plan.soft)?;
         Ok(line)

@@ -58,15 +58,14 @@ pub fn gating_of(folder: &Path) -> Result<Recipe> {
     Ok(recipe)
 }
 
-/// The latent steps that the latent_config.json in a model's or adapter's folder names; 0 where there is none.
+/// The latent steps that a model was taught: those that the [`LATENT_CONFIG`] beside `adapter` names, since an adapter was
+/// taught its own way of thinking, else that in the folder `model`; 0 where there is none.
 ///
 /// # Errors
 /// A file that cannot be read, or has no such number.
-pub fn latents_of(folder: &Path) -> Result<usize> {
-    let path = folder.join(LATENT_CONFIG);
-    if !path.is_file() {
-        return Ok(0);
-    }
+pub fn latents_of(model: &Path, adapter: Option<&Path>) -> Result<usize> {
+    let paths = adapter.into_iter().chain([model]).map(|folder| folder.join(LATENT_CONFIG));
+    let Some(path) = paths.into_iter().find(|path| path.is_file()) else { return Ok(0) };
     let text = std::fs::read_to_string(&path).map_err(Error::io(&path, "cannot read"))?;
     let value: serde_json::Value = serde_json::from_str(&text)
         .map_err(|error| Error::file(&path, format!("is not JSON: {error}"), "save the model again"))?;

@@ -3,6 +3,7 @@
 //! The file is long because its own tests, which compare whole lines, stand at its end.
 
 use std::collections::VecDeque;
+use std::ffi::OsString;
 use std::io::{Result, Write};
 use std::time::{Duration, Instant};
 
@@ -208,17 +209,26 @@ fn surprise(history: &VecDeque<f64>, value: f64) -> Option<f64> {
 /// What the terminal can take; the binaries find out.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Style {
-    /// Bars may be drawn: the writer is a terminal, NO_COLOR is not set, and neither --quiet nor --json is given.
+    /// Bars may be drawn: the writer is a terminal that can do more than lines, and neither --quiet nor --json is given.
     pub bars: bool,
     /// Only errors and the result are shown.
     pub quiet: bool,
 }
 
 impl Style {
-    /// The style for these facts.
-    pub fn of(terminal: bool, no_color: bool, quiet: bool, json: bool) -> Style {
-        Style { bars: terminal && !no_color && !quiet && !json, quiet: quiet || json }
+    /// The style for these facts; `plain` is what [`plain`] says.
+    pub fn of(terminal: bool, plain: bool, quiet: bool, json: bool) -> Style {
+        Style { bars: terminal && !plain && !quiet && !json, quiet: quiet || json }
     }
+}
+
+/// Whether a terminal is to be given lines alone: NO_COLOR is set, or TERM says that it knows no more.
+pub fn plain() -> bool {
+    plain_by(|name| std::env::var_os(name))
+}
+
+fn plain_by(variable: impl Fn(&str) -> Option<OsString>) -> bool {
+    variable("NO_COLOR").is_some() || variable("TERM").is_some_and(|kind| kind == "dumb")
 }
 
 /// Lines above a progress bar that stays at the bottom.
@@ -406,6 +416,16 @@ mod tests {
             seconds: 1.9,
             tokens_per_second: 8400.0,
         }
+    }
+
+    #[test]
+    fn a_terminal_that_knows_no_more_is_given_lines() {
+        let with = |set: &[(&str, &str)]| {
+            plain_by(|name| set.iter().find(|(of, _)| *of == name).map(|(_, value)| value.into()))
+        };
+        assert!(!with(&[]) && !with(&[("TERM", "xterm")]));
+        assert!(with(&[("TERM", "dumb")]) && with(&[("NO_COLOR", "1"), ("TERM", "xterm")]));
+        assert!(!Style::of(true, true, false, false).bars && Style::of(true, false, false, false).bars);
     }
 
     #[test]

@@ -14,15 +14,17 @@ const GROUP: u32 = 8;
 /// Halvings of the interval in which the deviation is looked for.
 const HALVINGS: usize = 20;
 
-/// Root mean square, over elements and prompts, of the deviation of the final hidden state after the thoughts from its
-/// mean over a prompt's rollouts.
-pub(super) fn spread(
+/// Room for the rollouts that a spread is measured on.
+///
+/// # Errors
+/// A device without the memory.
+pub(super) fn reserve(
     model: &Model,
     form: &Form,
     items: &[Item],
     (masking, latent_noise): (Masking, f64),
     seed: u64,
-) -> Result<f64> {
+) -> Result<Rollouts> {
     let items = &items[..PROMPTS.min(items.len())];
     // The state that begins the answer: with no token sampled, each member's latest state is the one after the end
     // marker. A mask that is not active would let members share it, so nothing is shared.
@@ -42,7 +44,14 @@ pub(super) fn spread(
         members: items.len() * GROUP as usize,
         prompt_tokens: items.iter().map(|item| item.tokens.question.len()).max().unwrap_or(1),
     };
-    let mut rollouts = Rollouts::reserve(model, form, drawing, limits, Record::Nothing)?;
+    Rollouts::reserve(model, form, drawing, limits, Record::Nothing)
+}
+
+/// Root mean square, over elements and prompts, of the deviation of the final hidden state after the thoughts from its
+/// mean over a prompt's rollouts.
+fn spread(model: &Model, form: &Form, items: &[Item], drawn: (Masking, f64), seed: u64) -> Result<f64> {
+    let mut rollouts = reserve(model, form, items, drawn, seed)?;
+    let items = &items[..PROMPTS.min(items.len())];
     let prompts: Vec<Vec<u32>> = items.iter().map(|item| item.tokens.question.clone()).collect();
     let members: Vec<Member> = (0..items.len())
         .flat_map(|prompt| {

@@ -4,10 +4,13 @@
 //! Results are kept line by line in results.jsonl, so an experiment that was stopped goes on, and experiments share the
 //! variations that they have in common.
 
+mod agenda;
+mod bench;
 mod laboratory;
 mod matching;
 mod table;
 
+pub use agenda::{Agenda, Kept};
 pub use laboratory::{Finding, Laboratory, Notice};
 pub use table::{Comparison, compare, text};
 

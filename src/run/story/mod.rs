@@ -173,6 +173,22 @@ pub fn parts(recipe: &Recipe) -> Vec<Part> {
     parts
 }
 
+/// Refuses a recipe whose parts make no story.
+///
+/// # Errors
+/// Supervised training is to go on, and there is none.
+pub fn check(recipe: &Recipe) -> Result<()> {
+    let taught = parts(recipe).iter().any(|part| matches!(part, Part::Phase(_)));
+    match recipe.grpo.arms.contains(&ArmKey::Sft) && !taught {
+        true => Err(Error::input(
+            "grpo.arms",
+            "sft continues supervised training, of which the recipe has none",
+            "give cot or coconut at least one epoch, or leave sft away",
+        )),
+        false => Ok(()),
+    }
+}
+
 impl<'a> Story<'a> {
     /// Opens a story in `folder`, where an earlier run of it may have left a checkpoint.
     ///
@@ -185,14 +201,7 @@ impl<'a> Story<'a> {
         watch: &mut dyn FnMut(&Event) -> ControlFlow<()>,
     ) -> Result<Story<'a>> {
         let parts = parts(recipe);
-        if recipe.grpo.arms.contains(&ArmKey::Sft) && !parts.iter().any(|part| matches!(part, Part::Phase(_)))
-        {
-            return Err(Error::input(
-                "grpo.arms",
-                "sft continues supervised training, of which the recipe has none",
-                "give cot or coconut at least one epoch, or leave sft away",
-            ));
-        }
+        check(recipe)?;
         let curriculum = settings::curriculum(recipe);
         let problems = dry_run::problems(recipe, device)?;
         dry_run::admit(recipe, &problems, device)?;
@@ -210,15 +219,9 @@ impl<'a> Story<'a> {
                 let _ = watch(&Event::Note(sentence));
             }
             if let Some(checkpoint) = latest.checkpoint {
-                progress = Progress::from_text(&checkpoint.state().job).map_err(|error| {
-                    Error::file(
-                        checkpoint.path(),
-                        format!("holds another job's state: {error}"),
-                        "start a new run",
-                    )
-                })?;
+                progress = Progress::of_checkpoint(&checkpoint)?;
                 // Two models for a moment: less than one with the gradients and moments that were forecast, since only
-                // what trains leaves checkpoints.
+                // what trains leaves checkpoints (tests/admission.rs goes on at the edge of the forecast).
                 student.model = checkpoint.model_like(recipe, &student.model)?;
                 let note =
                     format!("going on after step {} of {}", progress.step, checkpoint.path().display());

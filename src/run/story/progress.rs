@@ -1,5 +1,7 @@
 //! How far a story has come: everything, besides model and optimiser, that going on needs.
 
+use crate::base::{Error, Result};
+use crate::run::checkpoints::Checkpoint;
 use crate::run::evaluation::{Outcome, Scores, Share};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -50,6 +52,17 @@ impl Progress {
             _ => None,
         });
         Ok(value.to_string())
+    }
+
+    /// How far the story was when `checkpoint` was written.
+    ///
+    /// # Errors
+    /// A checkpoint of another job.
+    pub fn of_checkpoint(checkpoint: &Checkpoint) -> Result<Progress> {
+        Progress::from_text(&checkpoint.state().job).map_err(|error| {
+            let problem = format!("holds another job's state: {error}");
+            Error::file(checkpoint.path(), problem, "start a new run")
+        })
     }
 
     /// The progress that [`Progress::to_text`] wrote.

@@ -1,5 +1,5 @@
-//! What a command writes: results on stdout, words for people on stderr. A reader that has gone away (`| head`) is no
-//! failure, and no reason to stop what a command does beside writing; a full disk is one.
+//! What a command writes: results on stdout (words for people are words.rs's). A reader that has gone away (`| head`) is
+//! no failure, and no reason to stop what a command does beside writing; a full disk is one.
 
 use latch::base::{Error, Result};
 use std::io::{ErrorKind, Write};
@@ -16,9 +16,4 @@ pub fn write(text: &str) -> Result<bool> {
         Err(error) if error.kind() == ErrorKind::BrokenPipe => Ok(false),
         Err(error) => Err(Error::io(Path::new("stdout"), "cannot write")(error)),
     }
-}
-
-/// Writes a line of words for people, whether or not anybody reads it.
-pub fn say(line: &str) {
-    let _ = writeln!(std::io::stderr(), "{line}");
 }
