@@ -221,9 +221,11 @@ fn forecast(arguments: &Arguments, recipe: &Recipe, device: &Device) -> Result<E
         (None, true) => RunFolder::newest(Path::new(RUNS), &name)?,
         (None, false) => RunFolder::next(Path::new(RUNS), &name)?,
     };
-    let prospect = prospect::prospect(recipe, &path, existing(arguments), device)?;
+    RunFolder::look(&path, existing(arguments))?;
     let problems = dry_run::problems(recipe, device)?;
     let forecast = dry_run::forecast(recipe, &problems, device)?;
+    // Last: what a model and an optimiser leave resident would count as the program's memory.
+    let prospect = prospect::prospect(recipe, &path, existing(arguments), device)?;
     output::write(&format!("{}\n{}\n{}\n", recipe.to_toml(), forecast.text(), prospect.join("\n")))?;
     Ok(ExitCode::SUCCESS)
 }

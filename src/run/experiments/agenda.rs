@@ -13,6 +13,7 @@ use crate::run::problems::Problems;
 use crate::run::recipe::Recipe;
 use crate::run::rehearsal::{Rehearsed, Watched};
 use crate::run::student::Student;
+use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 use std::path::{Path, PathBuf};
@@ -136,9 +137,9 @@ impl<'a> Agenda<'a> {
         let mut agenda = Agenda { recipe, experiments, seeds, kept, problems: BTreeMap::new() };
         let mut problems = BTreeMap::new();
         agenda.visit(recipe, true, &mut |seed, session, _| {
-            if !problems.contains_key(&(seed, session.words)) {
+            if let Entry::Vacant(place) = problems.entry((seed, session.words)) {
                 let recipe = based(&Recipe { seed, ..recipe.clone() }, session.words);
-                problems.insert((seed, session.words), Arc::new(dry_run::problems(&recipe, device)?));
+                place.insert(Arc::new(dry_run::problems(&recipe, device)?));
             }
             Ok(())
         })?;
