@@ -112,46 +112,42 @@ fn the_edge_of_what_trains_is_the_edge_of_what_is_accepted() {
 /// To go on, a run reads its checkpoint's model while it has one: the forecast of the whole run covers that too.
 #[test]
 fn a_run_goes_on_within_its_forecast() {
-    for changes in [&["run.keep_last=1"][..], &["adapter.rank=4", "model.dtype=bf16"]] {
+    // Stopped in the first phase, and in an arm.
+    for (changes, after) in
+        [(&["run.keep_last=1"][..], 1), (&["adapter.rank=4", "model.dtype=bf16"], usize::MAX)]
+    {
         let recipe = recipe(changes);
         let roomy = sim(1 << 30);
         let problems = dry_run::problems(&recipe, &roomy).unwrap();
         let rehearsal = |device: &Device| rehearse(&recipe, &problems, device).map(drop);
         let need = need(&roomy, &rehearsal, 0).unwrap();
-        // Stopped in the first phase, and in an arm.
-        for after in [1, usize::MAX] {
-            let home = tempfile::tempdir().unwrap();
-            let place = home.path().join("run");
-            let mut updates = 0;
-            let stop = &mut |event: &Event| match event {
-                Event::Supervised { .. } | Event::Rewarded { .. } => {
-                    updates += 1;
-                    let rewarded = matches!(event, Event::Rewarded { .. });
-                    if updates == after || rewarded {
-                        ControlFlow::Break(())
-                    } else {
-                        ControlFlow::Continue(())
-                    }
-                }
-                _ => ControlFlow::Continue(()),
-            };
-            {
-                let folder = RunFolder::create(&place, Existing::Refuse).unwrap();
-                folder.write_recipe(&recipe).unwrap();
-                let device = sim(need.free);
-                let ending = Story::open(&recipe, &folder, &device, stop).unwrap().run(stop).unwrap();
-                assert!(matches!(ending, Ending::Stopped { .. }), "{ending:?}");
+        let home = tempfile::tempdir().unwrap();
+        let place = home.path().join("run");
+        let mut updates = 0;
+        let stop = &mut |event: &Event| match event {
+            Event::Supervised { .. } | Event::Rewarded { .. } => {
+                updates += 1;
+                let rewarded = matches!(event, Event::Rewarded { .. });
+                if updates == after || rewarded { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
             }
-            let folder = RunFolder::create(&place, Existing::Resume).unwrap();
-            let edge = sim(need.free);
-            let go = &mut |_: &Event| ControlFlow::Continue(());
-            let mut story = Story::open(&recipe, &folder, &edge, go).unwrap();
-            assert!(story.progress().step > 0);
-            assert_eq!(story.run(go).unwrap(), Ending::Complete, "{changes:?}");
-            drop(story);
-            assert!(edge.memory_peak().total() <= need.peak.total(), "{changes:?}");
-            assert!(edge.close().unwrap().is_empty());
+            _ => ControlFlow::Continue(()),
+        };
+        {
+            let folder = RunFolder::create(&place, Existing::Refuse).unwrap();
+            folder.write_recipe(&recipe).unwrap();
+            let device = sim(need.free);
+            let ending = Story::open(&recipe, &folder, &device, stop).unwrap().run(stop).unwrap();
+            assert!(matches!(ending, Ending::Stopped { .. }), "{ending:?}");
         }
+        let folder = RunFolder::create(&place, Existing::Resume).unwrap();
+        let edge = sim(need.free);
+        let go = &mut |_: &Event| ControlFlow::Continue(());
+        let mut story = Story::open(&recipe, &folder, &edge, go).unwrap();
+        assert!(story.progress().step > 0);
+        assert_eq!(story.run(go).unwrap(), Ending::Complete, "{changes:?}");
+        drop(story);
+        assert!(edge.memory_peak().total() <= need.peak.total(), "{changes:?}");
+        assert!(edge.close().unwrap().is_empty());
     }
 }
 

@@ -32,7 +32,8 @@ fn the_cpu_and_the_simulator_are_well() {
 
 #[test]
 fn a_wrong_gradient_is_found() {
-    for (fault, name) in [("model gpt2:f32", "model gpt2"), ("model qwen3", "model qwen3")] {
+    for (name, kind) in [("model gpt2", ":f32"), ("model qwen3", "")] {
+        let fault = format!("{name}, latent scope, shared prompt{kind}");
         let options = Options { fault: Some(fault.parse().unwrap()), ..of(&["cpu"]) };
         let found = examined(&options, |device| (device.is_well(), device.json(), device.lines()));
         let (well, json, lines) = &found[0];
