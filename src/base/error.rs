@@ -43,7 +43,7 @@ pub enum Error {
 
     // ---- files ---------------------------------------------------------------------------------
     /// The operating system refused an operation on a file.
-    #[error("{}: {doing}: {source}", path.display())]
+    #[error("{}: {doing}: {source}{}", path.display(), what_next(source))]
     Io {
         /// The file or folder.
         path: PathBuf,
@@ -84,6 +84,19 @@ pub enum Error {
         /// What to do next.
         advice: String,
     },
+}
+
+/// What to do about an answer of the system, where there is more to do than to look at the path.
+fn what_next(source: &std::io::Error) -> &'static str {
+    match source.kind() {
+        ErrorKind::StorageFull | ErrorKind::QuotaExceeded => {
+            "\n       make room, or write to another place; files that were complete before still are"
+        }
+        ErrorKind::FileTooLarge => {
+            "\n       raise the limit (`ulimit -f` of the shell, or the file system's), or write to another place"
+        }
+        _ => "",
+    }
 }
 
 impl Error {
@@ -134,8 +147,43 @@ impl Error {
         move |source| Error::Io { path, doing, source }
     }
 
+    /// The same of `place`, where it is of `temporary` or something inside: nobody knows a folder that is gone when they read
+    /// its name.
+    pub fn in_place_of(mut self, temporary: &Path, place: &Path) -> Error {
+        if let Error::Io { path, .. } | Error::File { path, .. } = &mut self
+            && let Ok(inside) = path.strip_prefix(temporary)
+        {
+            *path = if inside.as_os_str().is_empty() { place.to_path_buf() } else { place.join(inside) };
+        }
+        self
+    }
+
     /// An unusable request.
     pub fn input(what: impl Into<String>, problem: impl Into<String>, advice: impl Into<String>) -> Self {
         Error::Input { what: what.into(), problem: problem.into(), advice: advice.into() }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_full_disk_is_named_by_its_place_with_what_to_do() {
+        let hidden = Path::new("run/checkpoints/.hidden/checkpoint");
+        let full = || std::io::Error::from(ErrorKind::StorageFull);
+        let error = Error::io(&hidden.join("model.safetensors"), "cannot write")(full());
+        let error = error.in_place_of(hidden, Path::new("run/checkpoints/step-5"));
+        let text = error.to_string();
+        assert!(text.starts_with("run/checkpoints/step-5/model.safetensors: cannot write: "), "{text}");
+        assert!(text.contains("\n       make room"), "{text}");
+        assert_eq!(error.exit_code(), 1);
+        let folder = Error::io(hidden, "cannot write")(full()).in_place_of(hidden, Path::new("step-5"));
+        assert!(folder.to_string().starts_with("step-5: cannot write"), "{folder}");
+        // Others are as they were.
+        let other =
+            Error::io(Path::new("elsewhere"), "cannot open")(std::io::Error::from(ErrorKind::NotFound));
+        let text = other.in_place_of(hidden, Path::new("step-5")).to_string();
+        assert!(text.starts_with("elsewhere: cannot open: ") && !text.contains("make room"), "{text}");
     }
 }

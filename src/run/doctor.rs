@@ -75,19 +75,28 @@ impl Examined {
         }
     }
 
+    /// Whether its self-test ran and found something wrong.
+    pub fn is_wrong(&self) -> bool {
+        let test = self.device.as_ref().ok().and_then(|found| found.test.as_ref());
+        matches!(test, Some(Ok(test)) if !test.wrong.is_empty())
+    }
+
     /// The device in lines for people.
     pub fn lines(&self) -> Vec<String> {
+        let told = |words: &str, error: &Error| -> Vec<String> {
+            format!("{words}: {error}").lines().map(|line| line.trim().to_string()).collect()
+        };
         let found = match &self.device {
             Ok(found) => found,
-            Err(error) if self.optional => return vec![format!("not here: {error}")],
-            Err(error) => return vec![format!("error: {error}")],
+            Err(error) if self.optional => return told("not here", error),
+            Err(error) => return told("error", error),
         };
         let mut lines = vec![found.name.clone()];
-        lines.extend(found.facts.iter().map(|(name, value)| format!("{name}: {value}")));
+        lines.extend(found.facts.iter().map(|(name, value)| format!("{}: {value}", name.replace('_', " "))));
         lines.extend(found.notes.iter().cloned());
         match &found.test {
             None => {}
-            Some(Err(error)) => lines.push(format!("self-test could not run: {error}")),
+            Some(Err(error)) => lines.extend(told("self-test could not run", error)),
             Some(Ok(test)) => {
                 let Test { tensors, worst_f32, wrong, seconds } = test;
                 let verdict = if wrong.is_empty() { "passed" } else { "FAILED" };

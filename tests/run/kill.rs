@@ -160,7 +160,7 @@ fn a_full_disk_leaves_the_old_checkpoints() {
             .unwrap();
         let text = String::from_utf8_lossy(&output.stdout).into_owned();
         assert!(output.status.success(), "{text}{}", String::from_utf8_lossy(&output.stderr));
-        says(&text, &["refused: ", file, "cannot write"]);
+        says(&text, &["refused: ", "step-000002", file, "cannot write", "ulimit"]);
         let names: Vec<_> = fs::read_dir(place.path()).unwrap().map(|e| e.unwrap().file_name()).collect();
         assert_eq!(names, ["step-000001"], "something was left or lost");
         let found = latest(place.path()).unwrap().checkpoint.unwrap();

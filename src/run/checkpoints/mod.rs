@@ -118,11 +118,14 @@ impl Checkpoints {
         fs::create_dir_all(folder).map_err(Error::io(folder, "cannot create the folder"))?;
         let staging = staging(folder)?;
         let new = staging.path().join("checkpoint");
-        adapters::save_exact(model, &new, companions)?;
-        write_train_state(&new.join(TRAIN_STATE), step, model, optimizer, state)?;
-        write_checksums(&new)?;
-        sync(&new)?;
         let path = path_of(folder, step, false);
+        let write = || {
+            adapters::save_exact(model, &new, companions)?;
+            write_train_state(&new.join(TRAIN_STATE), step, model, optimizer, state)?;
+            write_checksums(&new)?;
+            sync(&new)
+        };
+        write().map_err(|error| error.in_place_of(&new, &path))?;
         let replaces = path.exists();
         let target = path_of(folder, step, replaces);
         fs::rename(&new, &target).map_err(Error::io(&target, "cannot create the folder"))?;
