@@ -136,7 +136,7 @@ fn work(
     let mut laboratory = Laboratory::open(&arguments.out, recipe, device.clone())?;
     let stop = on_interrupt();
     let show = !arguments.quiet && !arguments.json;
-    let bars = show && std::io::stderr().is_terminal() && !plain();
+    let bars = show && std::io::stderr().is_terminal() && !plain(|name| std::env::var_os(name));
     let mut watch = |notice: &Notice| {
         match notice {
             Notice::Begins { seed, what } if show => words::say(&format!("seed {seed}  {what}")),

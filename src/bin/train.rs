@@ -258,7 +258,12 @@ struct View {
 
 impl View {
     fn new(recipe: &Recipe, arguments: &Arguments, stop: Arc<AtomicBool>) -> View {
-        let style = Style::of(std::io::stderr().is_terminal(), plain(), arguments.quiet, arguments.json);
+        let style = Style::of(
+            std::io::stderr().is_terminal(),
+            plain(|name| std::env::var_os(name)),
+            arguments.quiet,
+            arguments.json,
+        );
         View {
             screen: Screen::new(std::io::stderr(), style),
             steps: StepTable::new(&SUPERVISED_COLUMNS),

@@ -222,12 +222,9 @@ impl Style {
     }
 }
 
-/// Whether a terminal is to be given lines alone: NO_COLOR is set, or TERM says that it knows no more.
-pub fn plain() -> bool {
-    plain_by(|name| std::env::var_os(name))
-}
-
-fn plain_by(variable: impl Fn(&str) -> Option<OsString>) -> bool {
+/// Whether a terminal is to be given lines alone: NO_COLOR is set, or TERM says that it knows no more. `variable` looks up a
+/// variable of the environment.
+pub fn plain(variable: impl Fn(&str) -> Option<OsString>) -> bool {
     variable("NO_COLOR").is_some() || variable("TERM").is_some_and(|kind| kind == "dumb")
 }
 
@@ -421,7 +418,7 @@ mod tests {
     #[test]
     fn a_terminal_that_knows_no_more_is_given_lines() {
         let with = |set: &[(&str, &str)]| {
-            plain_by(|name| set.iter().find(|(of, _)| *of == name).map(|(_, value)| value.into()))
+            plain(|name| set.iter().find(|(of, _)| *of == name).map(|(_, value)| value.into()))
         };
         assert!(!with(&[]) && !with(&[("TERM", "xterm")]));
         assert!(with(&[("TERM", "dumb")]) && with(&[("NO_COLOR", "1"), ("TERM", "xterm")]));
