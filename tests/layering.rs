@@ -120,6 +120,30 @@ fn outside_crates_have_one_importer() {
     assert!(faults.is_empty(), "{}", faults.join("\n"));
 }
 
+/// Invariant 8 of ARCHITECTURE.md; files of tests say what they skip.
+#[test]
+fn only_commands_print_and_look_at_the_environment() {
+    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
+    let mut faults = Vec::new();
+    let mut files = 0;
+    for file in rust_files(&source) {
+        let relative = file.strip_prefix(&source).unwrap().to_string_lossy().into_owned();
+        if relative.starts_with("bin/") || relative.ends_with("tests.rs") {
+            continue;
+        }
+        files += 1;
+        for (number, line) in code_lines(&file) {
+            for what in ["env::var", "print!(", "println!(", "dbg!("] {
+                if line.contains(what) {
+                    faults.push(format!("src/{relative}:{number}: {what} belongs to src/bin"));
+                }
+            }
+        }
+    }
+    assert!(files > 100, "the test found {files} files");
+    assert!(faults.is_empty(), "{}", faults.join("\n"));
+}
+
 #[test]
 fn tensor_data_stays_inside_ops() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
