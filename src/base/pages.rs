@@ -20,8 +20,8 @@ const LARGE: usize = 2 << 20;
 const CHUNK: usize = 16 << 20;
 /// Bytes from which on an array has a chunk of its own.
 const OWN: usize = 8 << 20;
-/// Arrays begin at a multiple of this many bytes.
-const LINE: usize = 64;
+/// Bytes of a cache line, at a multiple of which arrays begin: those of every x86-64 processor.
+pub const CACHE_LINE: usize = 64;
 
 /// An array of zeros at first, in large pages, that begins at a cache line's beginning.
 pub struct PageVec<T> {
@@ -62,14 +62,14 @@ impl<T: bytemuck::Pod> PageVec<T> {
     /// # Errors
     /// When the system has no memory left.
     pub fn try_zeroed(len: usize) -> Result<PageVec<T>, Refused> {
-        const { assert!(align_of::<T>() <= LINE) }
+        const { assert!(align_of::<T>() <= CACHE_LINE) }
         let bytes = len.saturating_mul(size_of::<T>());
         if bytes > isize::MAX as usize - 2 * LARGE {
             return Err(Refused { bytes, why: "no address space is that large".into() });
         }
         let block = match bytes {
             0 => None,
-            _ => Some(pool().take(bytes.next_multiple_of(LINE))?),
+            _ => Some(pool().take(bytes.next_multiple_of(CACHE_LINE))?),
         };
         Ok(PageVec { block, len, elements: PhantomData })
     }
@@ -279,7 +279,10 @@ mod tests {
             state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
             let len = [0, 1, 17, 5000, 300_000, 2_500_000][(state >> 33) % 6] + (state >> 40) % 100;
             let mut array = PageVec::<u32>::zeroed(len);
-            assert_eq!((array.len(), array.as_ptr() as usize % LINE), (len, if len == 0 { 4 } else { 0 }));
+            assert_eq!(
+                (array.len(), array.as_ptr() as usize % CACHE_LINE),
+                (len, if len == 0 { 4 } else { 0 })
+            );
             assert!(array.iter().all(|&number| number == 0));
             array.fill(round);
             kept.push(array);

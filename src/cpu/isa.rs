@@ -130,10 +130,10 @@ pub fn run_kernel<K: Kernel>(kernel: K) -> K::Output {
 pub fn prefetch<T>(data: &[T]) {
     #[cfg(target_arch = "x86_64")]
     {
+        use crate::base::pages::CACHE_LINE;
         use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
-        const LINE: usize = 64;
         let start = data.as_ptr().cast::<i8>();
-        for at in (0..size_of_val(data)).step_by(LINE) {
+        for at in (0..size_of_val(data)).step_by(CACHE_LINE) {
             // SAFETY: every x86-64 CPU has this instruction, and it may be given any address.
             unsafe { _mm_prefetch::<_MM_HINT_T0>(start.wrapping_add(at)) }
         }

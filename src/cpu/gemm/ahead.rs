@@ -4,9 +4,7 @@
 #![allow(unsafe_code)]
 
 use super::simd::Vector;
-
-/// Bytes of a cache line.
-const LINE: usize = 64;
+use crate::base::pages::CACHE_LINE;
 
 /// Runs of memory that will be read soon, asked for line by line.
 #[derive(Clone, Copy)]
@@ -39,15 +37,15 @@ impl Lines {
 
     /// About how many lines these are.
     pub(super) fn count(&self) -> usize {
-        (self.left + 1) * self.bytes.div_ceil(LINE)
+        (self.left + 1) * self.bytes.div_ceil(CACHE_LINE)
     }
 
     /// A line that was not asked for yet, or once more the last.
     #[inline(always)]
     fn next(&mut self) -> *const u8 {
         let line = self.run.wrapping_add(self.asked);
-        if self.asked + LINE < self.bytes {
-            self.asked += LINE;
+        if self.asked + CACHE_LINE < self.bytes {
+            self.asked += CACHE_LINE;
         } else if self.left > 0 {
             self.left -= 1;
             self.asked = 0;

@@ -344,7 +344,7 @@ where
                     (M.min(block.rows.end - row), columns.len()),
                     depth,
                     self.left(chunk, row_panel),
-                    (b, width),
+                    b,
                     (c(row, columns.start), problem.c_stride),
                     Ends { load, bias },
                     Ahead { c: next, source: &mut source, share: each },

@@ -14,6 +14,7 @@ use super::simd::{Body, Rounded, Storage, Vector};
 use super::tile::Product;
 use super::units::{DEPTH, SIDE};
 use super::{StorageF32, retyped};
+use crate::base::pages::CACHE_LINE;
 use crate::cpu::Float;
 use crate::cpu::isa::Level;
 use half::bf16;
@@ -22,8 +23,6 @@ use std::ops::Range;
 
 /// Vectors across a panel.
 pub(super) const WIDE: usize = 2;
-/// Bytes that panels begin at a multiple of.
-const LINE: usize = 64;
 
 /// An order.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -76,7 +75,7 @@ impl Order {
 
     /// Numbers of a matrix, wherever their memory begins.
     pub(super) fn room<T>(self, depth: usize, cols: usize) -> usize {
-        cols.div_ceil(self.width) * self.panel_len(depth) + LINE / size_of::<T>()
+        cols.div_ceil(self.width) * self.panel_len(depth) + CACHE_LINE / size_of::<T>()
     }
 
     /// Where in `numbers` the panels of a matrix lie: from the first number on that begins a line.
@@ -87,7 +86,7 @@ impl Order {
         let room = self.room::<T>(depth, cols);
         assert!(numbers.len() >= room, "{} numbers for {room} in reading order", numbers.len());
         // Numbers lie at multiples of their size.
-        let first = (LINE - numbers.as_ptr() as usize % LINE) % LINE / size_of::<T>();
+        let first = (CACHE_LINE - numbers.as_ptr() as usize % CACHE_LINE) % CACHE_LINE / size_of::<T>();
         first..first + cols.div_ceil(self.width) * self.panel_len(depth)
     }
 }

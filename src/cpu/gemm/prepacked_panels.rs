@@ -11,6 +11,7 @@ use super::simd::{Body, Storage, Vector};
 use super::stream::{Rows, with_rows};
 use super::tile::Product;
 use super::workspace::share;
+use crate::base::pages::CACHE_LINE;
 use crate::cpu::parallel;
 use std::ops::Range;
 
@@ -20,8 +21,6 @@ const CHUNK: usize = 128;
 const AHEAD: usize = 32;
 /// Terms that are added between two requests.
 const STEP: usize = 4;
-/// Bytes of a cache line.
-const LINE: usize = 64;
 
 /// Cuts panels of several problems, counted through, into runs of one problem: calls `work(problem, panels)` for each of
 /// the panels `which` of all.
@@ -95,15 +94,15 @@ impl<B> Ahead<B> {
     #[inline(always)]
     unsafe fn ask<V: Vector>(&mut self) {
         // Counts that the compiler knows: a loop with a count of this struct took a tenth of the product's time.
-        let lines = (STEP * WIDE * V::LANES * size_of::<B>()).div_ceil(LINE);
+        let lines = (STEP * WIDE * V::LANES * size_of::<B>()).div_ceil(CACHE_LINE);
         // SAFETY: by the caller's promise; asking for a line touches no memory that a program could see.
         unsafe {
             for line in 0..lines.div_ceil(2) {
-                V::prefetch(self.next.wrapping_add(line * LINE / size_of::<B>()));
+                V::prefetch(self.next.wrapping_add(line * CACHE_LINE / size_of::<B>()));
             }
             if self.alone {
                 for line in lines.div_ceil(2)..lines {
-                    V::prefetch(self.next.wrapping_add(line * LINE / size_of::<B>()));
+                    V::prefetch(self.next.wrapping_add(line * CACHE_LINE / size_of::<B>()));
                 }
             }
         }

@@ -177,7 +177,12 @@ where
                 // SAFETY: columns and k are inside B, a chunk fits the scratch, tiles are clipped to C.
                 unsafe {
                     let strip = Strip { lanes, ..problem.b.at(col, k.start) };
-                    pack::<V, B>(strip, width, k.len(), scratch.as_mut_ptr(), scratch.len());
+                    let (to, slot) = (scratch.as_mut_ptr(), scratch.len());
+                    // A width that is known when this is compiled packs faster.
+                    match lanes.next_multiple_of(V::LANES) {
+                        narrow if narrow < width => pack::<V, B>(strip, narrow, k.len(), to, slot),
+                        _ => pack::<V, B>(strip, width, k.len(), to, slot),
+                    }
                     let bias = if last { problem.bias.add(col) } else { std::ptr::null() };
                     for group in 0..problem.rows.div_ceil(M) {
                         let row = group * M;
@@ -185,7 +190,7 @@ where
                             (M.min(problem.rows - row), lanes),
                             k.len(),
                             Rows::Packed(a.as_ptr().add(group * a_slot + k.start * M)),
-                            (scratch.as_ptr(), width),
+                            scratch.as_ptr(),
                             (problem.c.add(row * problem.c_stride + col), problem.c_stride),
                             Ends { load, bias },
                             Ahead::nothing(&mut Lines::NONE.clone()),
