@@ -2,11 +2,12 @@
 
 use crate::admission::{own, sim, untouched};
 use crate::binaries::{experiment, refuses, stdout};
-use crate::story::fresh;
+use crate::story::{fresh, straight};
 use latch::device::{Arena, Device};
 use latch::run::admission::need;
 use latch::run::experiments::{Agenda, Experiment, Kept, Laboratory, Notice};
 use latch::run::recipe::Recipe;
+use std::fs;
 use std::ops::{ControlFlow, Range};
 use std::path::Path;
 
@@ -47,6 +48,22 @@ fn run(recipe: &Recipe, list: &[Experiment], seeds: Range<u64>, folder: &Path, d
             laboratory.run(recipe, seed, &one.variations(recipe), &mut watch).unwrap();
         }
     }
+}
+
+/// A base is the model that the main job has before its arms, also where phases have settings of their own.
+#[test]
+fn a_base_is_the_model_of_the_main_job() {
+    let own =
+        ["coconut.clip=0.01", "coconut.weight_decay=0.5", "coconut.reset_optimizer=never", "grpo.arms="];
+    let recipe = fresh(&own);
+    let home = tempfile::tempdir().unwrap();
+    straight(&recipe, &home.path().join("run"));
+    let folder = home.path().join("experiments");
+    let mut laboratory = Laboratory::open(&folder, &recipe, Device::cpu()).unwrap();
+    laboratory.run(&recipe, recipe.seed, &[], &mut |_| ControlFlow::Continue(())).unwrap();
+    let weights = |path: &Path| fs::read(path.join("model.safetensors")).unwrap();
+    let base = folder.join("base").join(format!("seed-{}", recipe.seed));
+    assert!(weights(&base) == weights(&home.path().join("run/models/coconut")));
 }
 
 /// On a simulated GPU: at the edge of what is accepted it runs, and holds what was forecast.

@@ -206,7 +206,7 @@ impl Stage<'_> {
         let (model, items, markers) = (&self.student.model, &self.problems.train.items, self.student.markers);
         let optimizer = match self.optimizer.take() {
             Some(optimizer) => optimizer,
-            None => Optimizer::new(model, settings::optimizer(phase.weight_decay, phase.clip))?,
+            None => Optimizer::new(model, phase.optimizer())?,
         };
         let room = SchoolRoom::new(model, phase, items, markers, optimizer)?;
         self.optimizer = Some(room.into_optimizer());

@@ -9,7 +9,7 @@ use crate::base::Result;
 use crate::base::rng::{Purpose, StreamKey};
 use crate::learn::coconut::{Curriculum, Markers, Variant};
 use crate::learn::implicit::{self, EVERYTHING, Removal};
-use crate::learn::optimizer::Optimizer;
+use crate::learn::optimizer::{self, Optimizer};
 use crate::learn::supervised::{Example, StepReport};
 use crate::model::{Model, Record};
 use crate::text::EncodedProblem;
@@ -49,6 +49,13 @@ pub struct Phase {
     pub positions_at_once: usize,
     /// What the tape keeps.
     pub record: Record,
+}
+
+impl Phase {
+    /// How its optimiser steps.
+    pub fn optimizer(&self) -> optimizer::Settings {
+        settings::optimizer(self.weight_decay, self.clip)
+    }
 }
 
 /// The supervised phases of a recipe.
@@ -227,8 +234,10 @@ impl<'a> School<'a> {
         items: &'a [Item],
         markers: Markers,
         seed: u64,
-        optimizer: Optimizer,
+        mut optimizer: Optimizer,
     ) -> Result<School<'a>> {
+        // Moments go on from phase to phase; decay and clipping are each phase's own.
+        optimizer.set_settings(phase.optimizer());
         let room = SchoolRoom::new(model, phase, items, markers, optimizer)?;
         Ok(School { phase, items, markers, seed, room, order: (usize::MAX, Vec::new()) })
     }
@@ -265,15 +274,13 @@ impl<'a> School<'a> {
         }
         let begins = batch == 0 && (update > 0 || self.phase.reset != ResetOptimizer::Never);
         if begins && (self.phase.reset == ResetOptimizer::Epoch || update == 0) {
-            let settings = settings::optimizer(self.phase.weight_decay, self.phase.clip);
-            self.room.optimizer_mut().restart(settings)?;
+            self.room.optimizer_mut().restart(self.phase.optimizer())?;
         }
         if let Some((removal, first)) = &self.phase.removal {
             let step = (epoch - first) * an_epoch + batch;
             let at = |step| removal.scheduled(step, an_epoch);
             if step > 0 && removal.resets(at(step - 1), at(step), self.emptied(removal, *first, step - 1)) {
-                let settings = settings::optimizer(self.phase.weight_decay, self.phase.clip);
-                self.room.optimizer_mut().restart(settings)?;
+                self.room.optimizer_mut().restart(self.phase.optimizer())?;
             }
         }
         let chosen = self.order.1.chunks(self.phase.batch).nth(batch).unwrap_or_default();

@@ -86,8 +86,7 @@ impl Bench {
         let phases = schooling::phases(recipe);
         let mut optimizer: Option<Optimizer> = None;
         for phase in &phases {
-            let fresh =
-                || Optimizer::new(&student.model, settings::optimizer(phase.weight_decay, phase.clip));
+            let fresh = || Optimizer::new(&student.model, phase.optimizer());
             let own = optimizer.take().map_or_else(fresh, Ok)?;
             let items = &problems.train.items;
             let mut school = School::new(&student.model, phase, items, student.markers, recipe.seed, own)?;
@@ -187,7 +186,7 @@ impl Bench {
     /// The model that supervised training goes on with, and room for its updates.
     fn continued_room<'a>(&'a self, phase: &'a Phase) -> Result<(Model, School<'a>)> {
         let model = self.copy()?;
-        let optimizer = Optimizer::new(&model, settings::optimizer(phase.weight_decay, phase.clip))?;
+        let optimizer = Optimizer::new(&model, phase.optimizer())?;
         let (items, seed) = (&self.problems.train.items, self.recipe.seed);
         let school = School::new(&model, phase, items, self.student.markers, seed, optimizer)?;
         Ok((model, school))

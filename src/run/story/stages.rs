@@ -7,7 +7,6 @@ use crate::base::Result;
 use crate::learn::optimizer::Optimizer;
 use crate::run::evaluation::Ask;
 use crate::run::schooling::{Phase, School, updates_an_epoch};
-use crate::run::settings;
 use std::ops::ControlFlow;
 use std::time::Instant;
 
@@ -69,15 +68,10 @@ impl Story<'_> {
     ) -> Result<ControlFlow<()>> {
         let done = self.progress.update;
         let _ = watch(&Event::Part { name: &phase.name, updates, done, rewarded: false });
-        let settings = settings::optimizer(phase.weight_decay, phase.clip);
         let optimizer = match self.optimizer.take() {
-            // The moments go on from phase to phase; decay and clipping are each phase's own.
-            Some(mut optimizer) => {
-                optimizer.set_settings(settings);
-                optimizer
-            }
+            Some(optimizer) => optimizer,
             None => {
-                let mut optimizer = Optimizer::new(&self.student.model, settings)?;
+                let mut optimizer = Optimizer::new(&self.student.model, phase.optimizer())?;
                 self.restore(&mut optimizer)?;
                 optimizer
             }
