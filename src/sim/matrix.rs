@@ -131,15 +131,13 @@ impl Multiply {
 /// Adds A B to the sums, term by term in ascending order of k.
 #[inline]
 pub(super) fn accumulate(a: &[[f32; 16]; 16], b: &[[f32; 8]; 16], sums: &mut [[f32; 8]; 16], depth: usize) {
-    for (row, sum) in sums.iter_mut().enumerate() {
-        // In registers while it grows.
-        let mut line = *sum;
-        for (&factor, b) in a[row].iter().zip(b).take(depth) {
+    // Rows are innermost: what one product waits for, 15 others lie between.
+    for (k, b) in b.iter().enumerate().take(depth) {
+        for (sum, a) in sums.iter_mut().zip(a) {
             for col in 0..8 {
-                line[col] += factor * b[col];
+                sum[col] += a[k] * b[col];
             }
         }
-        *sum = line;
     }
 }
 

@@ -293,47 +293,47 @@ fn banks(access: &WarpAccess<'_>) -> (u64, u64) {
         let phases = (LANES / lanes_of_phase) as u64;
         return (phases, phases);
     }
-    let words_of_lane = u64::from(access.bytes.div_ceil(4));
+    // An access at a multiple of its size fills a group of neighbouring banks, or lies within one.
+    let unit = u64::from(access.bytes.max(4));
+    let groups = 4 * BANKS as u64 / unit;
     let (mut phases, mut accesses) = (0, 0);
     for first in (0..LANES).step_by(lanes_of_phase) {
-        let (mut words, mut count) = ([0u64; BANKS], 0);
+        let (mut units, mut count) = ([0u64; LANES], 0);
         for lane in first..first + lanes_of_phase {
             if access.active >> lane & 1 != 0 {
-                let word = access.addresses[lane] / 4;
-                for i in 0..words_of_lane {
-                    words[count] = word + i;
-                    count += 1;
-                }
+                units[count] = access.addresses[lane] / unit;
+                count += 1;
             }
         }
         if count > 0 {
             phases += 1;
-            accesses += worst_bank(&mut words[..count]);
+            accesses += worst_bank(&mut units[..count], groups);
         }
     }
     (phases, accesses)
 }
 
-/// The largest number of different words in one bank.
-fn worst_bank(words: &mut [u64]) -> u64 {
+/// The largest number of different units in one of the `groups` groups of banks, a power of two of them.
+fn worst_bank(units: &mut [u64], groups: u64) -> u64 {
+    let group_of = |unit: u64| (unit & (groups - 1)) as usize % BANKS;
     let (mut first, mut seen) = ([0u64; BANKS], 0u32);
-    let clean = words.iter().all(|&word| {
-        let bank = (word % BANKS as u64) as usize;
-        let fresh = seen >> bank & 1 == 0;
+    let clean = units.iter().all(|&unit| {
+        let group = group_of(unit);
+        let fresh = seen >> group & 1 == 0;
         if fresh {
-            seen |= 1 << bank;
-            first[bank] = word;
+            seen |= 1 << group;
+            first[group] = unit;
         }
-        fresh || first[bank] == word
+        fresh || first[group] == unit
     });
     if clean {
         return 1;
     }
-    words.sort_unstable();
+    units.sort_unstable();
     let mut counts = [0u64; BANKS];
-    for (i, &word) in words.iter().enumerate() {
-        if i == 0 || words[i - 1] != word {
-            counts[(word % BANKS as u64) as usize] += 1;
+    for (i, &unit) in units.iter().enumerate() {
+        if i == 0 || units[i - 1] != unit {
+            counts[group_of(unit)] += 1;
         }
     }
     counts.into_iter().max().unwrap_or(0)
