@@ -19,6 +19,8 @@ const BLOCK: [u32; 3] = [1024, 1024, 64];
 const THREADS: u32 = 1024;
 /// Shared memory of a block in all.
 const SHARED: u32 = 227 << 10;
+/// Instructions of warps, of the blocks that are left, from which on starting a thread pays: a few hundred microseconds.
+const WORTH_A_THREAD: u64 = 8192;
 /// Locks for atomics that span two words.
 const LOCKS: usize = 64;
 
@@ -259,7 +261,8 @@ pub(super) fn run(
     Ok(counters)
 }
 
-/// Runs blocks on host threads; each takes the next one in order. After a fault the blocks before it still end, so
+/// Runs blocks on host threads; each takes the next one in order. The caller's thread begins alone, and gets help once
+/// what is left, going by the blocks that have run, is worth it. After a fault the blocks before it still end, so
 /// the fault that is reported is the first in that order.
 fn distribute(
     grid: &Grid<'_>,
@@ -271,7 +274,7 @@ fn distribute(
     let next = AtomicUsize::new(0);
     let stop = AtomicUsize::new(usize::MAX);
     let found: Mutex<(Counters, Option<(usize, Fault)>)> = Mutex::new((Counters::default(), None));
-    let work = || {
+    let work = |after: &mut dyn FnMut(u64)| {
         let mut block = Block::new(grid);
         loop {
             let turn = next.fetch_add(1, Ordering::Relaxed);
@@ -287,6 +290,7 @@ fn distribute(
                 }
                 break;
             }
+            after(block.shared.steps);
         }
         let counters = tally(grid.code, &block);
         found.lock().unwrap_or_else(PoisonError::into_inner).0.add(&counters);
@@ -295,16 +299,23 @@ fn distribute(
         0 => std::thread::available_parallelism().map_or(1, |n| n.get()),
         n => n,
     };
-    // Starting a thread costs more than a few small blocks.
     let helpers = helpers.min(count.div_ceil(2)).max(1);
     if helpers == 1 {
-        work();
+        work(&mut |_| ());
     } else {
+        let work = &work;
         std::thread::scope(|scope| {
-            for _ in 1..helpers {
-                scope.spawn(work);
-            }
-            work();
+            let (mut blocks, mut steps, mut helped) = (0, 0, false);
+            work(&mut |of_block| {
+                (blocks, steps) = (blocks + 1, steps + of_block);
+                let left = (count as u64).saturating_sub(blocks).saturating_mul(steps / blocks);
+                if !helped && left > WORTH_A_THREAD {
+                    helped = true;
+                    (1..helpers).for_each(|_| {
+                        scope.spawn(move || work(&mut |_| ()));
+                    });
+                }
+            });
         });
     }
     let (counters, fault) = found.into_inner().unwrap_or_else(PoisonError::into_inner);

@@ -147,7 +147,9 @@ impl Warp {
         active: u32,
         elements: &Elements,
     ) -> Result<()> {
-        for lane in lanes(active) {
+        // Most are read at one place by all lanes: one look stands for 32.
+        let same = Shape::of(addresses, active, touch.bytes) == Shape::Same;
+        for lane in lanes(if same { 1 } else { active }) {
             let (at, size) = (addresses[lane], grid.parameters.len() as u64);
             if at > size || size - at < u64::from(touch.bytes) {
                 let fault = Fault::new(
@@ -160,6 +162,20 @@ impl Warp {
                 return Err(grid.place(fault, touch.place, lane as u32));
             }
             self.load_bytes(elements, lane, &grid.parameters[at as usize..]);
+        }
+        if same {
+            for &register in &elements.registers {
+                match elements.bank {
+                    Bank::Doubles => {
+                        let row = &mut self.registers.doubles[register as usize];
+                        *row = [row[0]; LANES];
+                    }
+                    _ => {
+                        let row = &mut self.registers.words[register as usize];
+                        *row = [row[0]; LANES];
+                    }
+                }
+            }
         }
         Ok(())
     }

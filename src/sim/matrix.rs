@@ -4,7 +4,6 @@
 //! order of k, starting from the accumulator. A device sums in an order and with a truncation of its own; its results
 //! differ in the last places, which is why kernels are compared with tolerances and never bit by bit across devices.
 
-use super::access::LANES;
 use super::registers::Registers;
 use super::rounding::{from_bf16, from_f16, to_f16};
 
@@ -40,61 +39,91 @@ impl Multiply {
         let mut a = [[0f32; 16]; 16];
         let mut b = [[0f32; 8]; 16];
         let mut sums = [[0f32; 8]; 16];
-        for lane in 0..LANES {
-            let (group, place) = (lane / 4, lane % 4);
-            // Registers of A hold rows group and group + 8 in turn, then the next columns.
-            for (i, &register) in self.a.iter().enumerate() {
-                let word = registers.words[register as usize][lane];
-                let row = group + 8 * (i % 2);
-                match self.factor {
-                    Factor::Tf32 => a[row][place + 4 * (i / 2)] = tf32_value(word),
-                    _ => {
-                        let [low, high] = self.halves(word);
-                        a[row][2 * place + 8 * (i / 2)] = low;
-                        a[row][2 * place + 8 * (i / 2) + 1] = high;
+        match self.factor {
+            Factor::Tf32 => self.gather_words(registers, &mut a, &mut b),
+            Factor::F16 => self.gather_halves(registers, &mut a, &mut b, from_f16),
+            Factor::Bf16 => self.gather_halves(registers, &mut a, &mut b, from_bf16),
+        }
+        for (i, &register) in self.c.iter().enumerate() {
+            let words = registers.words[register as usize].as_chunks::<4>().0;
+            if self.half_result {
+                for (sums, words) in sums[8 * i..][..8].iter_mut().zip(words) {
+                    for (pair, word) in sums.as_chunks_mut::<2>().0.iter_mut().zip(words) {
+                        *pair = [from_f16(*word as u16), from_f16((word >> 16) as u16)];
                     }
                 }
-            }
-            for (i, &register) in self.b.iter().enumerate() {
-                let word = registers.words[register as usize][lane];
-                match self.factor {
-                    Factor::Tf32 => b[place + 4 * i][group] = tf32_value(word),
-                    _ => {
-                        let [low, high] = self.halves(word);
-                        b[2 * place + 8 * i][group] = low;
-                        b[2 * place + 8 * i + 1][group] = high;
+            } else {
+                for (sums, words) in sums[8 * (i / 2)..][..8].iter_mut().zip(words) {
+                    for (pair, word) in sums.as_chunks_mut::<2>().0.iter_mut().zip(words) {
+                        pair[i % 2] = f32::from_bits(*word);
                     }
-                }
-            }
-            for (i, &register) in self.c.iter().enumerate() {
-                let word = registers.words[register as usize][lane];
-                if self.half_result {
-                    sums[group + 8 * i][2 * place] = from_f16(word as u16);
-                    sums[group + 8 * i][2 * place + 1] = from_f16((word >> 16) as u16);
-                } else {
-                    sums[group + 8 * (i / 2)][2 * place + i % 2] = f32::from_bits(word);
                 }
             }
         }
         accumulate(&a, &b, &mut sums, self.depth);
-        for lane in 0..LANES {
-            let (group, place) = (lane / 4, lane % 4);
-            for (i, &register) in self.d.iter().enumerate() {
-                registers.words[register as usize][lane] = if self.half_result {
-                    let row = sums[group + 8 * i];
-                    u32::from(to_f16(row[2 * place])) | u32::from(to_f16(row[2 * place + 1])) << 16
-                } else {
-                    sums[group + 8 * (i / 2)][2 * place + i % 2].to_bits()
-                };
+        for (i, &register) in self.d.iter().enumerate() {
+            let words = registers.words[register as usize].as_chunks_mut::<4>().0;
+            if self.half_result {
+                for (words, sums) in words.iter_mut().zip(&sums[8 * i..]) {
+                    for (word, [low, high]) in words.iter_mut().zip(sums.as_chunks::<2>().0) {
+                        *word = u32::from(to_f16(*low)) | u32::from(to_f16(*high)) << 16;
+                    }
+                }
+            } else {
+                for (words, sums) in words.iter_mut().zip(&sums[8 * (i / 2)..]) {
+                    for (word, pair) in words.iter_mut().zip(sums.as_chunks::<2>().0) {
+                        *word = pair[i % 2].to_bits();
+                    }
+                }
             }
         }
     }
 
-    fn halves(&self, word: u32) -> [f32; 2] {
-        let (low, high) = (word as u16, (word >> 16) as u16);
-        match self.factor {
-            Factor::F16 => [from_f16(low), from_f16(high)],
-            _ => [from_bf16(low), from_bf16(high)],
+    /// The factors where a register holds one element. Registers of A hold rows group and group + 8 in turn, then the
+    /// next columns; a group is four lanes.
+    fn gather_words(&self, registers: &Registers, a: &mut [[f32; 16]; 16], b: &mut [[f32; 8]; 16]) {
+        for (i, &register) in self.a.iter().enumerate() {
+            let words = registers.words[register as usize].as_chunks::<4>().0;
+            for (row, words) in a[8 * (i % 2)..][..8].iter_mut().zip(words) {
+                let row = &mut row[4 * (i / 2)..][..4];
+                row.iter_mut().zip(words).for_each(|(value, &word)| *value = tf32_value(word));
+            }
+        }
+        for (i, &register) in self.b.iter().enumerate() {
+            let words = registers.words[register as usize].as_chunks::<4>().0;
+            let rows = &mut b[4 * i..][..4];
+            for (group, words) in words.iter().enumerate() {
+                rows.iter_mut().zip(words).for_each(|(row, &word)| row[group] = tf32_value(word));
+            }
+        }
+    }
+
+    /// The same where a register holds two elements, of which `value` makes numbers.
+    #[inline(always)]
+    fn gather_halves(
+        &self,
+        registers: &Registers,
+        a: &mut [[f32; 16]; 16],
+        b: &mut [[f32; 8]; 16],
+        value: impl Fn(u16) -> f32,
+    ) {
+        for (i, &register) in self.a.iter().enumerate() {
+            let words = registers.words[register as usize].as_chunks::<4>().0;
+            for (row, words) in a[8 * (i % 2)..][..8].iter_mut().zip(words) {
+                let pairs = row[8 * (i / 2)..][..8].as_chunks_mut::<2>().0;
+                for (pair, &word) in pairs.iter_mut().zip(words) {
+                    *pair = [value(word as u16), value((word >> 16) as u16)];
+                }
+            }
+        }
+        for (i, &register) in self.b.iter().enumerate() {
+            let words = registers.words[register as usize].as_chunks::<4>().0;
+            let pairs = b[8 * i..][..8].as_chunks_mut::<2>().0;
+            for (group, words) in words.iter().enumerate() {
+                for ([low, high], &word) in pairs.iter_mut().zip(words) {
+                    (low[group], high[group]) = (value(word as u16), value((word >> 16) as u16));
+                }
+            }
         }
     }
 }
@@ -102,11 +131,11 @@ impl Multiply {
 /// Adds A B to the sums, term by term in ascending order of k.
 #[inline]
 pub(super) fn accumulate(a: &[[f32; 16]; 16], b: &[[f32; 8]; 16], sums: &mut [[f32; 8]; 16], depth: usize) {
-    for (row, sum) in sums.iter_mut().enumerate() {
-        for k in 0..depth {
-            let factor = a[row][k];
+    // Rows are innermost: what one product waits for, 15 others lie between.
+    for (k, b) in b.iter().enumerate().take(depth) {
+        for (sum, a) in sums.iter_mut().zip(a) {
             for col in 0..8 {
-                sum[col] += factor * b[k][col];
+                sum[col] += a[k] * b[col];
             }
         }
     }

@@ -13,6 +13,7 @@
 //! The file is long because its own tests, with a known answer for each rule, stand at its end.
 
 use super::access::{Action, LANES, Range, Space, WarpAccess};
+use super::reach::Shape;
 use std::fmt;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
@@ -242,6 +243,17 @@ fn distinct(values: &mut [u64]) -> u64 {
 
 /// Sectors that an access asks for, and its ideal.
 fn sectors(access: &WarpAccess<'_>) -> (u64, u64) {
+    if access.read_bytes.is_none() {
+        let (first, bytes) = (access.addresses[0], u64::from(access.bytes));
+        match Shape::of(access.addresses, access.active, access.bytes) {
+            Shape::Neighbours => {
+                let last = first + LANES as u64 * bytes - 1;
+                return (last / SECTOR - first / SECTOR + 1, (LANES as u64 * bytes).div_ceil(SECTOR));
+            }
+            Shape::Same => return (1, bytes.div_ceil(SECTOR)),
+            Shape::Scattered => {}
+        }
+    }
     let (mut addresses, count) = active(access);
     let needed = match access.read_bytes {
         Some(read) => {
@@ -276,47 +288,52 @@ fn banks(access: &WarpAccess<'_>) -> (u64, u64) {
         5..=8 => 16,
         _ => 8,
     };
-    let words_of_lane = u64::from(access.bytes.div_ceil(4));
+    // 32 neighbours fill the banks of each phase once, and lanes that want one place share it.
+    if Shape::of(access.addresses, access.active, access.bytes) != Shape::Scattered {
+        let phases = (LANES / lanes_of_phase) as u64;
+        return (phases, phases);
+    }
+    // An access at a multiple of its size fills a group of neighbouring banks, or lies within one.
+    let unit = u64::from(access.bytes.max(4));
+    let groups = 4 * BANKS as u64 / unit;
     let (mut phases, mut accesses) = (0, 0);
     for first in (0..LANES).step_by(lanes_of_phase) {
-        let (mut words, mut count) = ([0u64; BANKS], 0);
+        let (mut units, mut count) = ([0u64; LANES], 0);
         for lane in first..first + lanes_of_phase {
             if access.active >> lane & 1 != 0 {
-                let word = access.addresses[lane] / 4;
-                for i in 0..words_of_lane {
-                    words[count] = word + i;
-                    count += 1;
-                }
+                units[count] = access.addresses[lane] / unit;
+                count += 1;
             }
         }
         if count > 0 {
             phases += 1;
-            accesses += worst_bank(&mut words[..count]);
+            accesses += worst_bank(&mut units[..count], groups);
         }
     }
     (phases, accesses)
 }
 
-/// The largest number of different words in one bank.
-fn worst_bank(words: &mut [u64]) -> u64 {
+/// The largest number of different units in one of the `groups` groups of banks, a power of two of them.
+fn worst_bank(units: &mut [u64], groups: u64) -> u64 {
+    let group_of = |unit: u64| (unit & (groups - 1)) as usize % BANKS;
     let (mut first, mut seen) = ([0u64; BANKS], 0u32);
-    let clean = words.iter().all(|&word| {
-        let bank = (word % BANKS as u64) as usize;
-        let fresh = seen >> bank & 1 == 0;
+    let clean = units.iter().all(|&unit| {
+        let group = group_of(unit);
+        let fresh = seen >> group & 1 == 0;
         if fresh {
-            seen |= 1 << bank;
-            first[bank] = word;
+            seen |= 1 << group;
+            first[group] = unit;
         }
-        fresh || first[bank] == word
+        fresh || first[group] == unit
     });
     if clean {
         return 1;
     }
-    words.sort_unstable();
+    units.sort_unstable();
     let mut counts = [0u64; BANKS];
-    for (i, &word) in words.iter().enumerate() {
-        if i == 0 || words[i - 1] != word {
-            counts[(word % BANKS as u64) as usize] += 1;
+    for (i, &unit) in units.iter().enumerate() {
+        if i == 0 || units[i - 1] != unit {
+            counts[group_of(unit)] += 1;
         }
     }
     counts.into_iter().max().unwrap_or(0)
@@ -366,6 +383,18 @@ impl TrafficMeter {
             Action::Write | Action::CopyWrite => (false, true),
             Action::Atomic => (true, true),
         };
+        let shape = match access.read_bytes {
+            None => Shape::of(access.addresses, access.active, access.bytes),
+            Some(_) => Shape::Scattered,
+        };
+        if shape != Shape::Scattered
+            && let Some(range) = self.find(access.range, access.addresses[0])
+        {
+            let (offset, bytes) = (access.addresses[0] - range.base, shape.span(access.bytes));
+            if bytes <= range.bytes - offset {
+                return range.mark_run(offset, bytes, reads, writes);
+            }
+        }
         // Neighbouring lanes mostly share a word of 64 bits: it is stored once.
         let mut open: Option<(&Touched, u64, u64)> = None;
         for lane in (0..LANES).filter(|lane| access.active >> lane & 1 != 0) {
@@ -470,6 +499,16 @@ fn split(offset: u64, bytes: u64) -> impl Iterator<Item = (u64, u64)> {
 }
 
 impl Touched {
+    /// Notes a run of bytes within the range.
+    fn mark_run(&self, offset: u64, bytes: u64, reads: bool, writes: bool) {
+        let (mut at, end) = (offset, offset + bytes);
+        while at < end {
+            let count = (64 - at % 64).min(end - at);
+            self.mark(at / 64, (((1u128 << count) - 1) as u64) << (at % 64), reads, writes);
+            at += count;
+        }
+    }
+
     fn mark(&self, word: u64, bits: u64, reads: bool, writes: bool) {
         for (wanted, map) in [(reads, &self.read), (writes, &self.written)] {
             if wanted {

@@ -177,12 +177,26 @@ fn samples_and_orders() {
     let (found, counters) = run(Launch { sample: Some(&[0, 99, 7]), ..all.clone() });
     let wanted: Vec<u32> = (0..100).map(|i| if [0, 7, 99].contains(&i) { i } else { u32::MAX }).collect();
     assert_eq!((found, counters.blocks, counters.blocks_run), (wanted, 100, 3));
-    // One host thread and many write the same.
-    let single = Machine::new(Options { threads: 1, ..Options::default() });
-    let place = single.allocate(400).unwrap();
-    let a = single.launch(&program, &launch([100, 1, 1], [32, 1, 1], &place.to_le_bytes())).unwrap();
-    let b = machine.launch(&program, &all).unwrap();
-    assert_eq!(a, b);
+}
+
+#[test]
+fn one_host_thread_and_many_write_and_count_the_same() {
+    let program = Program::parse("test.ptx", &entry(1, BLOCKS)).unwrap();
+    // Enough work that the caller's thread gets help.
+    const COUNT: u32 = 10_000;
+    let run = |threads: usize| {
+        let machine = Machine::new(Options { threads, ..Options::default() });
+        let out = machine.allocate(4 * u64::from(COUNT)).unwrap();
+        let parameters = out.to_le_bytes();
+        let counters = machine.launch(&program, &launch([COUNT, 1, 1], [32, 1, 1], &parameters)).unwrap();
+        let mut bytes = vec![0; 4 * COUNT as usize];
+        machine.read(out, &mut bytes).unwrap();
+        (as_words(&bytes), counters)
+    };
+    let single = run(1);
+    assert_eq!(single.0, (0..COUNT).collect::<Vec<u32>>());
+    assert_eq!(run(0), single);
+    assert_eq!(run(4), single);
 }
 
 #[test]

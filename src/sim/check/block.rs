@@ -119,8 +119,12 @@ impl BlockCheck {
         let warp = access.at.warp as usize;
         let mut now =
             Now { order, mail, block: self.index, warp, lane: 0, readers: 0, clock, line: access.at.line };
-        for lane in lanes_of(access.active) {
-            (now.lane, now.readers) = (lane, if whole { !0 } else { 1 << lane });
+        let mut left = access.active;
+        while left != 0 {
+            let lane = left.trailing_zeros() as usize;
+            let together = if touch == Touch::Read { alike(access, left) } else { 1 << lane };
+            left &= !together;
+            (now.lane, now.readers) = (lane, if whole { !0 } else { together });
             if let Err((offset, clash)) = shared.touch(&now, touch, access.addresses[lane], access.bytes) {
                 let who = Actor { block: self.block, warp, lane, line: access.at.line };
                 let fault = launch.launched.shared(who, touch, access.bytes, offset, clash);
@@ -150,7 +154,7 @@ impl BlockCheck {
             inside(range).then_some(Part { lane, range, address, bytes })
         };
         for part in lanes_of(access.active).filter_map(part) {
-            let written = &launch.written[part.range];
+            let written = launch.written(part.range);
             let offset = part.address - ranges[part.range].base;
             if touch.reads()
                 && !written.is_whole()
@@ -229,6 +233,17 @@ impl BlockCheck {
         let lane = (lanes.trailing_zeros() as usize).min(LANES - 1);
         self.launch.launched.fault(kind, self.actor(at, lane), problem, advice)
     }
+}
+
+/// The first of the lanes `left` with those right behind it that load the same bytes: they are readers of the same
+/// moment, for which one look stands.
+#[inline(always)]
+fn alike(access: &WarpAccess<'_>, left: u32) -> u32 {
+    let first = left.trailing_zeros() as usize;
+    let address = access.addresses[first];
+    let other = (first + 1..LANES).find(|&lane| left >> lane & 1 == 0 || access.addresses[lane] != address);
+    let below = other.map_or(!0, |other| (1 << other) - 1);
+    left & below
 }
 
 /// How an access counts in races.

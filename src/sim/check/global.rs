@@ -176,8 +176,10 @@ impl GlobalShadow {
                     held = Some((key, self.page(part.range, at / PAGE, grain)));
                 }
                 if let Some((_, cells)) = &held {
-                    let first = (at % PAGE) as usize / cells.grain as usize;
-                    let count = (stop - at) as usize / cells.grain as usize;
+                    // A power of two.
+                    let shift = cells.grain.trailing_zeros();
+                    let first = (at % PAGE) as usize >> shift;
+                    let count = (stop - at) as usize >> shift;
                     for (i, cell) in cells.cells[first..first + count].iter().enumerate() {
                         let address = at + i as u64 * u64::from(cells.grain);
                         self.touch_cell(&now, touch, cell).map_err(|(other, by)| GlobalClash {

@@ -43,14 +43,14 @@ use global::GlobalShadow;
 use publish::Board;
 use report::Launched;
 use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use streams::Streams;
 use written::{Ledger, Written};
 
 /// Looks at every access of a machine; see the module.
 #[derive(Debug)]
 pub struct Checker {
-    ledger: Ledger,
+    ledger: Arc<Ledger>,
     streams: Arc<Streams>,
     checks: bool,
 }
@@ -64,7 +64,7 @@ impl Default for Checker {
 impl Checker {
     /// Checks everything and counts memory traffic.
     pub fn new() -> Checker {
-        Checker { ledger: Ledger::default(), streams: Arc::default(), checks: true }
+        Checker { ledger: Arc::default(), streams: Arc::default(), checks: true }
     }
 
     /// Counts memory traffic and checks nothing.
@@ -112,7 +112,8 @@ impl Observer for Checker {
         let launched = Launched::new(info);
         let shadow = GlobalShadow::new(&launched.ranges, launched.blocks(), launched.threads());
         Some(Box::new(LaunchCheck(Arc::new(Launch {
-            written: if self.checks { self.ledger.of(info.ranges) } else { Vec::new() },
+            written: info.ranges.iter().map(|_| OnceLock::new()).collect(),
+            ledger: self.ledger.clone(),
             shadow,
             board: Board::default(),
             shared_grain: AtomicU32::new(16),
@@ -129,7 +130,9 @@ impl Observer for Checker {
 #[derive(Debug)]
 struct Launch {
     launched: Launched,
-    written: Vec<Arc<Written>>,
+    /// What is written of each range, looked up when the launch first touches it: most launches touch few of many.
+    written: Box<[OnceLock<Arc<Written>>]>,
+    ledger: Arc<Ledger>,
     shadow: GlobalShadow,
     board: Board,
     /// The narrowest cell of shared memory that a block needed so far; later blocks start with it.
@@ -139,6 +142,13 @@ struct Launch {
     checks: bool,
     meter: TrafficMeter,
     traffic: Mutex<Traffic>,
+}
+
+impl Launch {
+    /// What is written of a range.
+    fn written(&self, range: usize) -> &Written {
+        self.written[range].get_or_init(|| self.ledger.of(&self.launched.ranges[range]))
+    }
 }
 
 struct LaunchCheck(Arc<Launch>);

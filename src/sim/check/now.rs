@@ -117,8 +117,14 @@ impl Now<'_> {
     }
 
     /// Of the lanes `lanes` of `warp`, who did something at `clock`: those whose deed this thread does not know.
-    #[inline]
+    #[inline(always)]
     pub fn unknown_of(&self, warp: usize, lanes: u32, clock: u32) -> u32 {
+        // What lies before a barrier of the block everyone knows; most do.
+        if self.order.before_block_barrier(warp, clock) { 0 } else { self.unknown_since(warp, lanes, clock) }
+    }
+
+    /// The same for deeds since the last barrier of the block.
+    fn unknown_since(&self, warp: usize, lanes: u32, clock: u32) -> u32 {
         let mut left = self.order.unknown(self.warp, self.lane, warp, lanes, clock);
         if left != 0 && !self.mail.is_empty() {
             for lane in lanes_of(left) {

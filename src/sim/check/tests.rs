@@ -98,8 +98,9 @@ fn access(
     })
 }
 
-/// Runs random programs; returns how many raced, and how many of these were missed. A false alarm is a panic.
-fn compare(space: Space, partial: bool, seed: u64) -> (usize, usize) {
+/// Runs random programs; returns how many raced, and how many of these were missed. A false alarm is a panic. `wide` lets
+/// several lanes load one place together.
+fn compare(space: Space, partial: bool, wide: bool, seed: u64) -> (usize, usize) {
     let mut random = Random(seed);
     let (mut raced, mut missed) = (0, 0);
     for _ in 0..1000 {
@@ -151,17 +152,27 @@ fn compare(space: Space, partial: bool, seed: u64) -> (usize, usize) {
                         [Action::Write, Action::Atomic].get(random.below(reads)).unwrap_or(&Action::Read);
                     let action = *action;
                     let bytes = bytes as u32;
-                    let truth = definition.races(thread, offset, bytes, action);
                     let lane = 1 << (thread % LANES);
+                    let others = if wide && action == Action::Read {
+                        [0, 0xff, 0xaa00, !0][random.below(4)] & lanes_of_warp(thread / LANES)
+                    } else {
+                        0
+                    };
+                    let lanes = lane | others;
+                    let first = thread / LANES * LANES;
+                    let truth =
+                        (0..LANES).filter(|lane| lanes >> lane & 1 != 0).fold(false, |races, lane| {
+                            definition.races(first + lane, offset, bytes, action) | races
+                        });
                     let found = access(
                         &mut *block,
                         place(0, thread, step),
-                        lane,
+                        lanes,
                         (space, action),
                         base + offset,
                         bytes,
                     );
-                    log.push(format!("thread {thread} {action:?} {offset}+{bytes}"));
+                    log.push(format!("thread {thread} ({lanes:x}) {action:?} {offset}+{bytes}"));
                     assert!(truth || found.is_ok(), "false alarm: {found:?}\n{}", log.join("\n"));
                     raced += usize::from(truth);
                     missed += usize::from(truth && found.is_ok());
@@ -177,17 +188,25 @@ fn compare(space: Space, partial: bool, seed: u64) -> (usize, usize) {
 
 #[test]
 fn shared_memory_equals_the_definition() {
-    let (raced, missed) = compare(Space::Shared, false, 1);
+    let (raced, missed) = compare(Space::Shared, false, false, 1);
     assert!(raced > 400, "{raced} raced");
     assert!(missed * 100 <= raced, "{missed} of {raced} missed: of atomics only the last is kept");
-    let (raced, missed) = compare(Space::Shared, true, 2);
+    let (raced, missed) = compare(Space::Shared, true, false, 2);
     assert!(raced > 400 && missed * 50 <= raced, "{missed} of {raced} missed");
 }
 
 #[test]
-fn device_memory_within_a_block_equals_the_definition() {
-    let (raced, missed) = compare(Space::Global, false, 3);
+fn loads_of_several_lanes_equal_the_definition() {
+    let (raced, missed) = compare(Space::Shared, false, true, 5);
     assert!(raced > 400 && missed * 50 <= raced, "{missed} of {raced} missed");
-    let (raced, missed) = compare(Space::Global, true, 4);
+    let (raced, missed) = compare(Space::Shared, true, true, 6);
+    assert!(raced > 400 && missed * 20 <= raced, "{missed} of {raced} missed");
+}
+
+#[test]
+fn device_memory_within_a_block_equals_the_definition() {
+    let (raced, missed) = compare(Space::Global, false, false, 3);
+    assert!(raced > 400 && missed * 50 <= raced, "{missed} of {raced} missed");
+    let (raced, missed) = compare(Space::Global, true, false, 4);
     assert!(raced > 400 && missed * 20 <= raced, "{missed} of {raced} missed");
 }

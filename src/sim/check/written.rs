@@ -152,10 +152,10 @@ impl Ledger {
         None
     }
 
-    /// The bits of these ranges, in their order.
-    pub fn of(&self, ranges: &[Range]) -> Vec<Arc<Written>> {
+    /// The bits of a range.
+    pub fn of(&self, range: &Range) -> Arc<Written> {
         let known = self.ranges();
-        let find = |range: &Range| match known.get(&range.base) {
+        let found = match known.get(&range.base) {
             Some((same, written)) if same == range => written.clone(),
             // A range that came to life before anyone looked: nobody can say what was written.
             _ => {
@@ -164,8 +164,7 @@ impl Ledger {
                 Arc::new(written)
             }
         };
-        let found: Vec<Arc<Written>> = ranges.iter().map(find).collect();
-        found.iter().for_each(|written| written.settle());
+        found.settle();
         found
     }
 
@@ -241,10 +240,10 @@ mod tests {
         let piece = range(0x1000, 64);
         ledger.note(MemoryEvent::Allocated(piece));
         ledger.note(MemoryEvent::Written { address: 0x1000, bytes: 64 });
-        assert!(ledger.of(&[piece])[0].is_whole());
+        assert!(ledger.of(&piece).is_whole());
         ledger.note(MemoryEvent::Freed { base: 0x1000, bytes: 64 });
         ledger.note(MemoryEvent::Allocated(piece));
-        assert_eq!(ledger.of(&[piece])[0].first_unwritten(0, 64), Some(0));
+        assert_eq!(ledger.of(&piece).first_unwritten(0, 64), Some(0));
         assert_eq!(ledger.alive(), [piece]);
     }
 }
