@@ -39,3 +39,4 @@ mod switching;
 mod text;
 mod theory;
 mod verify_grad;
+mod watch;

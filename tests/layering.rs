@@ -29,7 +29,7 @@ const ONE_IMPORTER: &[(&str, &[&str])] = &[
     ("roxmltree", &["src/text/"]),
     ("toml", &["src/run/"]),
     ("sha2", &["src/run/"]),
-    ("rustix", &["src/base/disk.rs"]),
+    ("rustix", &["src/base/disk.rs", "src/base/terminal.rs"]),
 ];
 
 fn rust_files(folder: &Path) -> Vec<PathBuf> {
