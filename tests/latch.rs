@@ -5,6 +5,7 @@ mod admission;
 mod allocation;
 mod bf16_models;
 mod binaries;
+mod completions;
 mod device;
 mod doctor;
 mod experiments;

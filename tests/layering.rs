@@ -29,6 +29,8 @@ const ONE_IMPORTER: &[(&str, &[&str])] = &[
     ("roxmltree", &["src/text/"]),
     ("toml", &["src/run/"]),
     ("sha2", &["src/run/"]),
+    ("clap_complete", &["src/bin/completions.rs"]),
+    ("clap_mangen", &["src/bin/completions.rs"]),
     ("rustix", &["src/base/disk.rs", "src/base/terminal.rs"]),
 ];
 

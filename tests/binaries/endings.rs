@@ -64,7 +64,7 @@ fn all_binaries_end_with_the_same_codes() {
         env!("CARGO_BIN_EXE_kernel_report"),
     ];
     let small =
-        [env!("CARGO_BIN_EXE_report"), env!("CARGO_BIN_EXE_watch")];
+        [env!("CARGO_BIN_EXE_completions"), env!("CARGO_BIN_EXE_report"), env!("CARGO_BIN_EXE_watch")];
     let large = [train, evaluate, experiment, generate, inspect, probe, verify_grad, kernel_report];
     for binary in large.into_iter().chain(small) {
         stdout(&run(binary, &["--help"]));
