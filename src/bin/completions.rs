@@ -1,5 +1,7 @@
 //! `completions SHELL`: what a shell needs to complete the commands' flags, and their man pages. It asks each command's own
 //! source for its flags, so none is written down twice.
+// Every command brings the shared modules that it is made of.
+#![allow(clippy::duplicate_mod)]
 
 #[path = "doctor.rs"]
 #[allow(dead_code)]

@@ -108,6 +108,20 @@ fn a_drawn_curve_reads_back_as_the_rewards() {
     assert_eq!(numbers.len(), 3);
 }
 
+/// What never changes is told, and takes one row.
+#[test]
+fn a_constant_is_told() {
+    let home = TempDir::new().unwrap();
+    let all: Vec<Value> = (1..=5).map(|n| update("temp", n, 0.5, json!({"groups/live": n}))).collect();
+    let lines = draw(&fresh(&folder(home.path(), "run", &[], &all), SystemTime::now()), 100, None);
+    let from = lines.iter().position(|line| line.starts_with("reward")).unwrap();
+    assert!(lines[from].ends_with("  always 0.5"), "{}", lines[from]);
+    assert!(
+        lines[from + 1].starts_with("live groups") && lines[from + 1].ends_with("  1 to 5, now 5"),
+        "{lines:#?}"
+    );
+}
+
 /// The cells that a terminal takes for a line of the texts used here.
 fn cells(line: &str) -> usize {
     line.chars().map(|c| if matches!(c, '漢' | '字' | '😀') { 2 } else { 1 }).sum()

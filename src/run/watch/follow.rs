@@ -60,7 +60,7 @@ impl Follower {
     }
 
     /// Reads no more than the last `bytes` of what it has not seen.
-    pub fn from_the_end(self, bytes: u64) -> Follower {
+    pub fn in_window(self, bytes: u64) -> Follower {
         Follower { window: Some(bytes), ..self }
     }
 

@@ -99,7 +99,7 @@ impl Watch {
             label: label.unwrap_or_else(|| path.display().to_string()),
             metrics: Follower::new(&file("metrics.jsonl")),
             log: Follower::new(&file("log.txt")),
-            rollouts: Follower::new(&file("samples.jsonl")).from_the_end(WINDOW),
+            rollouts: Follower::new(&file("samples.jsonl")).in_window(WINDOW),
             recipe: Small::new(&file("recipe.toml")),
             environment: Small::new(&file("environment.json")),
             summary: Small::new(&file("summary.json")),

@@ -15,6 +15,8 @@ use crate::run::terminal::{
 const NAME: usize = 12;
 /// The most rows of a curve, and those where the height is not bounded.
 const ROWS: (usize, usize) = (4, 2);
+/// Spaces before the first column of a step line.
+const MARGIN: usize = 2;
 /// Notes that are shown.
 const NOTES: usize = 3;
 
@@ -173,12 +175,17 @@ fn curve(curve: &CurveFacts, columns: usize, rows: usize) -> Vec<String> {
     let whole = curve.series.whole();
     let range = whole.map_or((0.0, 0.0), |whole| (whole.low, whole.high));
     let last = curve.last.map_or("not finite".into(), number);
-    let texts = [
-        format!("  {} to {}, now {last}", number(range.0), number(range.1)),
-        format!("  {} to {}", number(range.0), number(range.1)),
-        format!(" {last}"),
-        String::new(),
-    ];
+    let constant = range.0 == range.1 && curve.series.gaps() == 0;
+    let (low, high) = (number(range.0), number(range.1));
+    let texts = match constant {
+        true => [format!("  always {low}"), format!("  {low}"), format!(" {low}"), String::new()],
+        false => [
+            format!("  {low} to {high}, now {last}"),
+            format!("  {low} to {high}"),
+            format!(" {last}"),
+            String::new(),
+        ],
+    };
     let room = |text: &String| columns.saturating_sub(name_cells + width(text));
     let fits = texts.iter().find(|text| room(text) >= (columns / 3).max(6));
     let text = fits.unwrap_or(&texts[3]);
@@ -189,7 +196,7 @@ fn curve(curve: &CurveFacts, columns: usize, rows: usize) -> Vec<String> {
         .iter()
         .map(|bucket| (bucket.count > 0).then_some(bucket.mean))
         .collect();
-    let shown = sparkline(&values, range, cells, rows);
+    let shown = sparkline(&values, range, cells, if constant { 1 } else { rows });
     let line = |(row, dots): (usize, &String)| match row {
         0 => format!("{:<name_cells$}{dots}{text}", cut(curve.name, name_cells - 1)),
         _ => format!("{:<name_cells$}{dots}", ""),
@@ -211,13 +218,23 @@ fn steps(part: &PartFacts, columns: usize) -> Vec<Vec<String>> {
     let before = part.printed.iter().filter(|step| number(step) != number(last));
     let before: Vec<Vec<Cell>> = before.map(Step::cells).collect();
     let cells = last.cells();
-    let pair = |from: usize, to: usize| {
-        let mut table = StepTable::new(&names[from..to]);
-        let heading = table.heading().unwrap_or_default();
+    // Each column under its title, once: which of them share a line depends on how wide they are.
+    let column = |place: usize| {
+        let mut table = StepTable::new(&names[place..=place]);
+        let bare = |line: String| line.get(MARGIN..).unwrap_or_default().to_string();
+        let heading = bare(table.heading().unwrap_or_default());
         for earlier in &before {
-            table.line(&earlier[from..to]);
+            table.line(&earlier[place..=place]);
         }
-        vec![heading, table.line(&cells[from..to])]
+        [heading, bare(table.line(&cells[place..=place]))]
+    };
+    let texts: Vec<[String; 2]> = (0..names.len()).map(column).collect();
+    let pair = |from: usize, to: usize| {
+        let line = |row: usize| {
+            let padded = (from..to).map(|place| format!(" {:<1$}", texts[place][row], names[place].1));
+            format!(" {}", padded.collect::<String>()).trim_end().to_string()
+        };
+        vec![line(0), line(1)]
     };
     let (mut pairs, mut from) = (Vec::new(), 0);
     while from < names.len() {
