@@ -29,7 +29,9 @@ const ONE_IMPORTER: &[(&str, &[&str])] = &[
     ("roxmltree", &["src/text/"]),
     ("toml", &["src/run/"]),
     ("sha2", &["src/run/"]),
-    ("rustix", &["src/base/disk.rs"]),
+    ("clap_complete", &["src/bin/completions.rs"]),
+    ("clap_mangen", &["src/bin/completions.rs"]),
+    ("rustix", &["src/base/disk.rs", "src/base/terminal.rs"]),
 ];
 
 fn rust_files(folder: &Path) -> Vec<PathBuf> {

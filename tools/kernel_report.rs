@@ -57,7 +57,7 @@ Examples:
 /// what they cost beside what they must.
 #[derive(Parser)]
 #[command(version, after_help = EXAMPLES)]
-struct Arguments {
+pub struct Arguments {
     /// Whose sizes
     #[arg(long, value_enum, default_value = "all")]
     shape: Shape,

@@ -43,7 +43,7 @@ a floor of 1e-2 max|g|. Exit code 0: all agree; 1: a gradient is wrong, or a che
 /// on all sites and a shared prompt, against central differences in f64.
 #[derive(Parser)]
 #[command(version, allow_negative_numbers = true, after_help = EXAMPLES)]
-struct Arguments {
+pub struct Arguments {
     /// Check this model (Hugging Face folder or .gguf) instead of operations, layers and small random models
     #[arg(long)]
     model: Option<PathBuf>,

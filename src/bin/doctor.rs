@@ -26,7 +26,7 @@ use std::process::ExitCode;
 /// Exits with 1 where something that is here does not work, or a device that was asked for is not here.
 #[derive(Parser)]
 #[command(version)]
-struct Arguments {
+pub struct Arguments {
     /// Device to look at: cpu, sim, cuda or cuda:N (may be given several times; default: all)
     #[arg(long, value_name = "DEVICE")]
     device: Vec<String>,

@@ -54,7 +54,7 @@ const MOST_ANSWERS: u64 = 4096;
 /// Asks a model problems and counts right answers (algorithms B.7).
 #[derive(Parser)]
 #[command(version, allow_negative_numbers = true)]
-struct Arguments {
+pub struct Arguments {
     #[command(flatten)]
     model: ModelArguments,
     /// det = no masks, greedy; mc = masks, greedy; temp = sampled; mc+temp = both

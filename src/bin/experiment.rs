@@ -37,7 +37,7 @@ const MOST_SEEDS: u64 = 1000;
 /// Base models and results are kept in the folder: what is there already is not run again.
 #[derive(Parser)]
 #[command(version, allow_negative_numbers = true)]
-struct Arguments {
+pub struct Arguments {
     /// Experiments, e.g. e1 e4 e6; or `list`
     #[arg(required = true)]
     experiments: Vec<String>,

@@ -42,7 +42,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 /// Generates text from a model. Text goes to stdout, everything else to stderr.
 #[derive(Parser)]
 #[command(version, allow_negative_numbers = true, group = ArgGroup::new("input").required(true))]
-struct Arguments {
+pub struct Arguments {
     /// Hugging Face folder or .gguf file
     #[arg(long, short, required_unless_present = "replay")]
     model: Option<PathBuf>,

@@ -43,7 +43,7 @@ use std::process::ExitCode;
 /// move it. Then the answer, and what becomes of it with fewer steps, with the same state in every step, and under masks.
 #[derive(Parser)]
 #[command(version, allow_negative_numbers = true)]
-struct Arguments {
+pub struct Arguments {
     #[command(flatten)]
     model: ModelArguments,
     /// A question, in place of problems (may be given several times)

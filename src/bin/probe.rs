@@ -31,7 +31,7 @@ use std::process::ExitCode;
 /// detached.
 #[derive(Parser)]
 #[command(version, allow_negative_numbers = true)]
-struct Arguments {
+pub struct Arguments {
     #[command(flatten)]
     model: ModelArguments,
     /// Rows to run (safetensors)

@@ -20,7 +20,7 @@ use std::process::ExitCode;
 /// run may be unfinished, or still under way. Several runs share their figures.
 #[derive(Parser)]
 #[command(version)]
-struct Arguments {
+pub struct Arguments {
     /// Folder of a run (may be given several times)
     #[arg(required = true, value_name = "RUN")]
     runs: Vec<PathBuf>,

@@ -16,7 +16,7 @@ use latch::run::folder::{Existing, RunFolder};
 use latch::run::recipe::{self, Recipe};
 use latch::run::story::{self, Ending, Event, Story};
 use latch::run::terminal::{
-    GRPO_COLUMNS, GrpoStep, SUPERVISED_COLUMNS, Screen, StepTable, Style, SupervisedStep, plain,
+    GRPO_COLUMNS, GrpoStep, NO_SIGNAL, SUPERVISED_COLUMNS, Screen, StepTable, Style, SupervisedStep, plain,
 };
 use latch::run::{devices, dry_run, environment, prospect, report};
 use serde_json::Value;
@@ -37,7 +37,7 @@ const RUNS: &str = "runs";
 /// Without arguments: the built-in recipe on embedded problems, four to eight minutes on two cores.
 #[derive(Parser)]
 #[command(version, allow_negative_numbers = true)]
-struct Arguments {
+pub struct Arguments {
     #[arg(help = recipe_help())]
     recipe: Option<String>,
     /// Changes one key, e.g. --set grpo.updates=20; may be repeated
@@ -344,7 +344,7 @@ impl View {
                     self.reward = Some(reward);
                     self.step(&step.cells());
                     if groups.live == 0 {
-                        self.line("  all groups had equal rewards, so no gradient came from the reward: try easier or harder prompts, a larger group or more exploration");
+                        self.line(NO_SIGNAL);
                     }
                 }
                 if update % (20 * self.log_every) == 0 {

@@ -16,6 +16,8 @@ use serde_json::Value;
 use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io::{ErrorKind, Write};
 use std::path::{Path, PathBuf};
+use std::thread;
+use std::time::Duration;
 
 /// The file that tells a run's folder from any other.
 const RECIPE: &str = "recipe.toml";
@@ -29,7 +31,7 @@ const FILES: [&str; 7] = [
     "summary.json",
     "report.html",
 ];
-const CHECKPOINTS: &str = "checkpoints";
+pub(super) const CHECKPOINTS: &str = "checkpoints";
 /// Finished models, one a folder.
 const MODELS: &str = "models";
 
@@ -328,13 +330,27 @@ fn may_begin(path: &Path, existing: Existing) -> Result<bool> {
 /// Another process has it.
 pub(super) fn lock(path: &Path) -> Result<Option<File>> {
     let Some(folder) = File::open(path).ok().filter(|_| cfg!(unix)) else { return Ok(None) };
-    match folder.try_lock() {
-        Ok(()) => Ok(Some(folder)),
-        Err(TryLockError::WouldBlock) => {
-            let advice = "wait until it has ended or stop it, or name another folder with --out";
-            Err(Error::file(path, "is in use: another run is at work in it", advice))
+    for last in [false, false, false, true] {
+        match folder.try_lock() {
+            Ok(()) => return Ok(Some(folder)),
+            // Who only asks whether it is held (`held`) has it for a moment.
+            Err(TryLockError::WouldBlock) if !last => thread::sleep(Duration::from_millis(20)),
+            Err(TryLockError::WouldBlock) => break,
+            Err(TryLockError::Error(_)) => return Ok(None),
         }
-        Err(TryLockError::Error(_)) => Ok(None),
+    }
+    let advice = "wait until it has ended or stop it, or name another folder with --out";
+    Err(Error::file(path, "is in use: another run is at work in it", advice))
+}
+
+/// Whether a run is at work in the folder; nothing where that cannot be known (see [`lock`]). A run on another machine is
+/// seen only where the file system carries locks between machines.
+pub(super) fn held(path: &Path) -> Option<bool> {
+    let folder = File::open(path).ok().filter(|_| cfg!(unix))?;
+    match folder.try_lock() {
+        Ok(()) => Some(false),
+        Err(TryLockError::WouldBlock) => Some(true),
+        Err(TryLockError::Error(_)) => None,
     }
 }
 

@@ -10,7 +10,8 @@
 //! folder, metrics        a run's files; checkpoints: saved states that survive kills; environment: what it ran on
 //! terminal               the text a person sees; the binaries print it
 //! replay                 a logged rollout run again
-//! report                 runs as one HTML page, drawn from their folders;  prospect: a run's folder and disk beforehand
+//! report                 runs as one HTML page, drawn from their folders;  watch: a run in a terminal, as it goes on
+//! prospect               what becomes of a run's folder and disk
 //! dry_run                what a run will do and take;  rehearsal: its reservations;  admission: whether a GPU has room
 //! probe                  the public oracle;  doctor: whether latch works on this machine
 //! ```
@@ -42,3 +43,4 @@ pub mod settings;
 pub mod story;
 pub mod student;
 pub mod terminal;
+pub mod watch;

@@ -148,6 +148,20 @@ pub fn form(recipe: &Recipe, curriculum: &Curriculum, markers: &Markers) -> Form
     curriculum.form(stage, usize::MAX, markers, recipe.grpo.max_new_tokens)
 }
 
+/// Learning rate of update number `update` of an arm, from 0.
+pub fn learning_rate(recipe: &Recipe, update: usize) -> f64 {
+    let keys = &recipe.grpo;
+    let rise = ((update + 1) as f64 / keys.warmup_steps.max(1) as f64).min(1.0);
+    let warm = keys.warmup_steps.min(update);
+    let done = ((update - warm) as f64 / (keys.updates - keys.warmup_steps.min(keys.updates)).max(1) as f64)
+        .min(1.0);
+    let fallen = match keys.schedule {
+        Schedule::Linear => done,
+        Schedule::Cosine => 0.5 * (1.0 - (std::f64::consts::PI * done).cos()),
+    };
+    keys.learning_rate * rise * (1.0 - (1.0 - keys.decay) * fallen)
+}
+
 impl<'a> Arm<'a> {
     /// Reserves room; `reference` is the model before, for a KL penalty.
     ///
@@ -222,17 +236,7 @@ impl<'a> Arm<'a> {
 
     /// Learning rate of update number `update`, from 0.
     pub fn learning_rate(&self, update: usize) -> f64 {
-        let keys = &self.recipe.grpo;
-        let rise = ((update + 1) as f64 / keys.warmup_steps.max(1) as f64).min(1.0);
-        let warm = keys.warmup_steps.min(update);
-        let done = ((update - warm) as f64
-            / (keys.updates - keys.warmup_steps.min(keys.updates)).max(1) as f64)
-            .min(1.0);
-        let fallen = match keys.schedule {
-            Schedule::Linear => done,
-            Schedule::Cosine => 0.5 * (1.0 - (std::f64::consts::PI * done).cos()),
-        };
-        keys.learning_rate * rise * (1.0 - (1.0 - keys.decay) * fallen)
+        learning_rate(self.recipe, update)
     }
 
     /// Update number `update`, from 0.

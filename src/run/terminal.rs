@@ -38,6 +38,9 @@ pub const GRPO_COLUMNS: [Column; 11] = [
 pub const SUPERVISED_COLUMNS: [Column; 6] =
     [("step", 12), ("loss", 9), ("grad", 8), ("lr", 9), ("time", 8), ("", 12)];
 
+/// Said below the line of an update without live groups.
+pub const NO_SIGNAL: &str = "  all groups had equal rewards, so no gradient came from the reward: try easier or harder prompts, a larger group or more exploration";
+
 /// A value of a step line.
 #[derive(Clone, Debug)]
 pub struct Cell {

@@ -63,7 +63,10 @@ fn all_binaries_end_with_the_same_codes() {
         env!("CARGO_BIN_EXE_verify_grad"),
         env!("CARGO_BIN_EXE_kernel_report"),
     ];
-    for binary in [train, evaluate, experiment, generate, inspect, probe, verify_grad, kernel_report] {
+    let small =
+        [env!("CARGO_BIN_EXE_completions"), env!("CARGO_BIN_EXE_report"), env!("CARGO_BIN_EXE_watch")];
+    let large = [train, evaluate, experiment, generate, inspect, probe, verify_grad, kernel_report];
+    for binary in large.into_iter().chain(small) {
         stdout(&run(binary, &["--help"]));
         refuses(&run(binary, &["--no-such-flag"]), 2, &["--no-such-flag"]);
     }

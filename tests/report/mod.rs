@@ -15,7 +15,7 @@ use std::path::{Path, PathBuf};
 const REPORT: &str = env!("CARGO_BIN_EXE_report");
 
 /// The folder `name` in `home`, as train leaves one, with these lines of metrics.
-fn folder(home: &Path, name: &str, changes: &[&str], metrics: &[Value]) -> PathBuf {
+pub fn folder(home: &Path, name: &str, changes: &[&str], metrics: &[Value]) -> PathBuf {
     let path = home.join(name);
     fs::create_dir(&path).unwrap();
     let changes: Vec<String> = changes.iter().map(|text| text.to_string()).collect();
@@ -26,21 +26,21 @@ fn folder(home: &Path, name: &str, changes: &[&str], metrics: &[Value]) -> PathB
     path
 }
 
-fn lines(path: &Path, what: &str, lines: &[Value]) {
+pub fn lines(path: &Path, what: &str, lines: &[Value]) {
     let header = json!({"schema": 1, "what": what});
     let text: String = [&header].into_iter().chain(lines).map(|line| format!("{line}\n")).collect();
     fs::write(path.join(format!("{what}.jsonl")), text).unwrap();
 }
 
 /// Update `n` of an arm, with `keys` beside its reward.
-fn update(part: &str, n: u64, reward: f64, keys: Value) -> Value {
+pub fn update(part: &str, n: u64, reward: f64, keys: Value) -> Value {
     let mut line = json!({"step": n, "part": part, "update": n, "reward": reward});
     line.as_object_mut().unwrap().extend(keys.as_object().unwrap().clone());
     line
 }
 
 /// A number from 0 to 1 that looks random.
-fn noise(n: u64) -> f64 {
+pub fn noise(n: u64) -> f64 {
     (n.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 40) as f64 / (1u64 << 24) as f64
 }
 

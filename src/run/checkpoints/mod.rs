@@ -214,6 +214,15 @@ pub fn latest(folder: &Path) -> Result<Latest> {
     Ok(Latest { checkpoint: None, skipped })
 }
 
+/// Step and folder of the newest checkpoint in `folder`, whose checksums nobody has compared.
+///
+/// # Errors
+/// The folder cannot be listed.
+pub fn newest(folder: &Path) -> Result<Option<(u64, PathBuf)>> {
+    let last = if folder.is_dir() { steps(folder)?.pop() } else { None };
+    Ok(last.map(|(step, again)| (step, path_of(folder, step, again))))
+}
+
 impl Checkpoint {
     /// Opens one checkpoint and compares every file with its checksum.
     ///

@@ -8,7 +8,7 @@ use std::io::{BufRead, BufReader};
 use std::path::Path;
 
 /// Longest line that is read; a longer one is counted as malformed and passed over.
-const LONGEST: usize = 16 << 20;
+pub const LONGEST: usize = 16 << 20;
 
 /// What reading a file came across besides good lines.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -56,7 +56,7 @@ pub fn each(path: &Path, mut take: impl FnMut(u64, &[u8]) -> bool) -> Result<Fau
 }
 
 /// Reads a line into `line`, of which it keeps no more than the longest: its bytes, and whether it has its end.
-fn next(reader: &mut impl BufRead, line: &mut Vec<u8>) -> std::io::Result<(usize, bool)> {
+pub fn next(reader: &mut impl BufRead, line: &mut Vec<u8>) -> std::io::Result<(usize, bool)> {
     line.clear();
     let mut read = 0;
     loop {
@@ -82,7 +82,10 @@ fn next(reader: &mut impl BufRead, line: &mut Vec<u8>) -> std::io::Result<(usize
 }
 
 /// Whether the first line is a header.
-fn header(path: &Path, line: &[u8]) -> Result<bool> {
+///
+/// # Errors
+/// It names another schema.
+pub fn header(path: &Path, line: &[u8]) -> Result<bool> {
     let value: Value = serde_json::from_slice(line).unwrap_or(Value::Null);
     match value.get("schema").map(|schema| (schema.as_u64(), schema)) {
         None => Ok(false),
@@ -90,7 +93,7 @@ fn header(path: &Path, line: &[u8]) -> Result<bool> {
         Some((_, found)) => Err(Error::file(
             path,
             format!("line 1 names schema {found}, expected {SCHEMA}"),
-            "draw the report with the version of latch that wrote the run (environment.json names it)",
+            "use the version of latch that wrote the run (environment.json names it)",
         )),
     }
 }

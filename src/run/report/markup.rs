@@ -14,18 +14,27 @@ pub fn escape(text: &str) -> String {
             '"' => out.push_str("&quot;"),
             '\'' => out.push_str("&#39;"),
             '\n' | '\t' => out.push(c),
-            // The Unicode pictures of the control characters.
-            '\0'..='\u{1f}' => out.extend(char::from_u32(0x2400 + c as u32)),
-            '\u{7f}' => out.push('\u{2421}'),
-            '\u{80}'..='\u{9f}' | '\u{fffe}' | '\u{ffff}' => out.push('\u{fffd}'),
-            '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}' => {
-                // Writing into a String cannot fail, here and below.
-                let _ = write!(out, "[U+{:04X}]", c as u32);
-            }
-            c => out.push(c),
+            c => match stand_in(c) {
+                Some(shown) => out.push_str(&shown),
+                None => out.push(c),
+            },
         }
     }
     out
+}
+
+/// What is shown for a character that must not be: control characters, and those that turn the direction of writing.
+pub fn stand_in(c: char) -> Option<String> {
+    match c {
+        // The Unicode pictures of the control characters.
+        '\0'..='\u{1f}' => char::from_u32(0x2400 + c as u32).map(String::from),
+        '\u{7f}' => Some('\u{2421}'.into()),
+        '\u{80}'..='\u{9f}' | '\u{fffe}' | '\u{ffff}' => Some('\u{fffd}'.into()),
+        '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}' => {
+            Some(format!("[U+{:04X}]", c as u32))
+        }
+        _ => None,
+    }
 }
 
 /// The first `most` characters of `text`, and how many more there are.

@@ -14,19 +14,20 @@
 //! latents themselves, quantiles of lengths), and figures of series that never change.
 
 mod curves;
-mod lines;
+pub(in crate::run) mod lines;
 mod markup;
 mod page;
 mod panels;
 mod read;
 mod recipes;
-mod samples;
+pub(in crate::run) mod samples;
 mod scale;
-mod series;
+pub(in crate::run) mod series;
 mod svg;
 mod tables;
 mod tracks;
 
+pub(in crate::run) use markup::{number, stand_in};
 pub use read::Counts;
 
 use super::folder::replace;

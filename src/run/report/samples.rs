@@ -82,18 +82,23 @@ struct Line<'a> {
 /// Those of [`lines::each`].
 pub fn read(path: &Path) -> Result<Samples> {
     let mut samples = Samples::default();
-    let faults = lines::each(path, |number, text| match serde_json::from_slice::<Line>(text) {
-        Ok(line) => {
-            samples.take(number, &line);
-            true
-        }
-        Err(_) => false,
-    })?;
+    let faults = lines::each(path, |number, text| samples.read_line(number, text))?;
     samples.faults = faults;
     Ok(samples)
 }
 
 impl Samples {
+    /// Takes line `number` of the file; false where it is none.
+    pub fn read_line(&mut self, number: u64, text: &[u8]) -> bool {
+        match serde_json::from_slice::<Line>(text) {
+            Ok(line) => {
+                self.take(number, &line);
+                true
+            }
+            Err(_) => false,
+        }
+    }
+
     fn take(&mut self, number: u64, line: &Line) {
         self.rollouts += 1;
         let Some(reward) = line.reward else {

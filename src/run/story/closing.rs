@@ -6,6 +6,7 @@ use crate::learn::intervals;
 use crate::run::evaluation::Share;
 use crate::run::recipe::{Recipe, Variant};
 use crate::run::terminal::{duration, table};
+use serde::Deserialize;
 use serde_json::{Value, json};
 
 /// How a model compares with the base on the same problems.
@@ -153,6 +154,20 @@ pub fn summary(recipe: &Recipe, progress: &Progress, memory: &MemoryUse) -> Valu
         "models": entries,
         "seconds": progress.seconds,
         "steps": progress.step,
+    })
+}
+
+/// The progress that [`summary`] was made of, but for what only an unfinished story needs.
+///
+/// # Errors
+/// Another program's JSON.
+pub fn of_summary(summary: &Value) -> serde_json::Result<Progress> {
+    Ok(Progress {
+        step: Deserialize::deserialize(&summary["steps"])?,
+        stages: Deserialize::deserialize(&summary["stages"])?,
+        entries: Deserialize::deserialize(&summary["models"])?,
+        seconds: Deserialize::deserialize(&summary["seconds"])?,
+        ..Progress::default()
     })
 }
 

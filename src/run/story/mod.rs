@@ -11,7 +11,7 @@ mod memory;
 mod progress;
 mod stages;
 
-pub use closing::{closing_table, stage_table, summary, time_table};
+pub use closing::{closing_table, of_summary, stage_table, summary, time_table};
 pub use memory::MemoryUse;
 pub use progress::{Entry, Progress, StageResult, Tally};
 
