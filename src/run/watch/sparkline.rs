@@ -50,7 +50,8 @@ mod tests {
         assert_eq!(sparkline(&values, (0.0, 3.0), 3, 1), ["⣠⢰⡇"]);
         // A cell a value.
         assert_eq!(sparkline(&values, (0.0, 3.0), 5, 1), ["⣀⣤⠀⣶⣿"]);
-        assert_eq!(sparkline(&values[3..], (0.0, 3.0), 2, 2), ["⣀⣿", "⣿⣿"]);
+        // Two thirds of seven levels above the lowest are 6 dots.
+        assert_eq!(sparkline(&values[3..], (0.0, 3.0), 2, 2), ["⣤⣿", "⣿⣿"]);
         // The last ones, where there is no room.
         assert_eq!(sparkline(&values, (0.0, 3.0), 1, 1), ["⣾"]);
         assert_eq!(sparkline(&[Some(1.0); 2], (1.0, 1.0), 2, 1), ["⣀⣀"]);
