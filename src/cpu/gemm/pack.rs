@@ -72,6 +72,29 @@ where
     }
 }
 
+/// Packs a panel of at most `N` vectors of lanes, without vectors that have no lane.
+///
+/// # Safety
+/// As [`pack`], for one panel.
+#[inline(always)]
+pub(super) unsafe fn pack_panel<V, S, const N: usize>(
+    strip: Strip<S>,
+    depth: usize,
+    to: *mut V::Element,
+    slot: usize,
+) where
+    V: Vector,
+    S: Storage<V> + Storage<V::Block>,
+{
+    // SAFETY: passed on to the caller. A width that is known when this is compiled packs faster.
+    unsafe {
+        match strip.lanes.next_multiple_of(V::LANES) {
+            width if width < N * V::LANES => pack::<V, S>(strip, width, depth, to, slot),
+            _ => pack::<V, S>(strip, N * V::LANES, depth, to, slot),
+        }
+    }
+}
+
 /// Lanes are neighbours in memory: whole runs of them are read, k by k.
 #[inline(always)]
 unsafe fn pack_neighbours<V, S>(strip: Strip<S>, width: usize, depth: usize, to: *mut V::Element, slot: usize)

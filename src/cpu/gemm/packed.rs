@@ -14,7 +14,7 @@
 #![allow(unsafe_code)]
 
 use super::ahead::{Ahead, Lines};
-use super::pack::{SLACK, Strip, pack};
+use super::pack::{SLACK, Strip, pack, pack_panel};
 use super::simd::{Body, Storage, Vector};
 use super::tile::{Ends, Problem, Rows, tile_clipped};
 use super::workspace::{share, with_scratch};
@@ -317,18 +317,12 @@ where
         let depth = block.chunk(chunk).len();
         let load = block.ends.load || chunk > 0;
         let last = chunk + 1 == block.chunks && !block.ends.bias.is_null();
-        let width = columns.len().next_multiple_of(V::LANES);
         // SAFETY: the ranges are inside the operands; tiles are clipped to C, and asking for lines beyond it is harmless.
         unsafe {
             let b = self.b.0.add((panel - self.col_panels.0.start) * self.b.1);
             let mut source = Lines::NONE;
             if row_panels.start == self.rows.start {
-                let strip = self.source(chunk, panel);
-                // A width that is known when this is compiled packs faster.
-                match width == N * V::LANES {
-                    true => pack::<V, B>(strip, N * V::LANES, depth, b, self.b.1),
-                    false => pack::<V, B>(strip, width, depth, b, self.b.1),
-                }
+                pack_panel::<V, B, N>(self.source(chunk, panel), depth, b, self.b.1);
                 source = self.next_source(chunk, panel);
             }
             let each = source.count().div_ceil(row_panels.len() * M * N);

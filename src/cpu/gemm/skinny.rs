@@ -10,7 +10,7 @@
 #![allow(clippy::needless_range_loop)]
 
 use super::ahead::{Ahead, Lines};
-use super::pack::{SLACK, Strip, pack};
+use super::pack::{SLACK, Strip, pack, pack_panel};
 use super::simd::{Body, Storage, Vector};
 use super::tile::{Ends, Problem, Rows, tile_clipped};
 use super::workspace::{share, with_scratch};
@@ -177,12 +177,7 @@ where
                 // SAFETY: columns and k are inside B, a chunk fits the scratch, tiles are clipped to C.
                 unsafe {
                     let strip = Strip { lanes, ..problem.b.at(col, k.start) };
-                    let (to, slot) = (scratch.as_mut_ptr(), scratch.len());
-                    // A width that is known when this is compiled packs faster.
-                    match lanes.next_multiple_of(V::LANES) {
-                        narrow if narrow < width => pack::<V, B>(strip, narrow, k.len(), to, slot),
-                        _ => pack::<V, B>(strip, width, k.len(), to, slot),
-                    }
+                    pack_panel::<V, B, N>(strip, k.len(), scratch.as_mut_ptr(), scratch.len());
                     let bias = if last { problem.bias.add(col) } else { std::ptr::null() };
                     for group in 0..problem.rows.div_ceil(M) {
                         let row = group * M;
