@@ -16,7 +16,8 @@ use latch::run::folder::{Existing, RunFolder};
 use latch::run::recipe::{self, Recipe};
 use latch::run::story::{self, Ending, Event, Story};
 use latch::run::terminal::{
-    GRPO_COLUMNS, GrpoStep, NO_SIGNAL, SUPERVISED_COLUMNS, Screen, StepTable, Style, SupervisedStep, plain,
+    GRPO_COLUMNS, GrpoStep, NO_SIGNAL, SUPERVISED_COLUMNS, SUPERVISED_EVERY, Screen, StepTable, Style,
+    SupervisedStep, plain,
 };
 use latch::run::{devices, dry_run, environment, prospect, report};
 use serde_json::Value;
@@ -304,7 +305,7 @@ impl View {
                 self.line(&format!("\n{name}"));
             }
             Event::Supervised { update, report, learning_rate, seconds } => {
-                if update % (10 * self.log_every) == 0 || *update == self.part.1 {
+                if update % (SUPERVISED_EVERY * self.log_every) == 0 || *update == self.part.1 {
                     let step = SupervisedStep {
                         step: *update as u64,
                         steps: self.part.1 as u64,

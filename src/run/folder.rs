@@ -32,6 +32,8 @@ const FILES: [&str; 7] = [
     "report.html",
 ];
 pub(super) const CHECKPOINTS: &str = "checkpoints";
+/// Looks, 20 ms apart, at a lock that another process has.
+const PATIENCE: usize = 4;
 /// Finished models, one a folder.
 const MODELS: &str = "models";
 
@@ -178,6 +180,20 @@ impl RunFolder {
     /// None there, or of another version.
     pub fn recipe(&self) -> Result<Recipe> {
         RunFolder::recipe_of(&self.path)
+    }
+
+    /// Refuses what is not the folder of a run, for who reads one.
+    ///
+    /// # Errors
+    /// No folder, or none that a run wrote.
+    pub fn expect_run(path: &Path) -> Result<()> {
+        let problem = match path.is_dir() {
+            true if RunFolder::holds_run(path) => return Ok(()),
+            true => "holds no run (it has no recipe.toml)",
+            false if path.exists() => "is a file, expected the folder of a run",
+            false => "is not there, expected the folder of a run",
+        };
+        Err(Error::file(path, problem, "name a folder that train wrote, e.g. runs/default-01"))
     }
 
     /// Whether `folder` is that of a run.
@@ -330,11 +346,11 @@ fn may_begin(path: &Path, existing: Existing) -> Result<bool> {
 /// Another process has it.
 pub(super) fn lock(path: &Path) -> Result<Option<File>> {
     let Some(folder) = File::open(path).ok().filter(|_| cfg!(unix)) else { return Ok(None) };
-    for last in [false, false, false, true] {
+    for patience in (0..PATIENCE).rev() {
         match folder.try_lock() {
             Ok(()) => return Ok(Some(folder)),
             // Who only asks whether it is held (`held`) has it for a moment.
-            Err(TryLockError::WouldBlock) if !last => thread::sleep(Duration::from_millis(20)),
+            Err(TryLockError::WouldBlock) if patience > 0 => thread::sleep(Duration::from_millis(20)),
             Err(TryLockError::WouldBlock) => break,
             Err(TryLockError::Error(_)) => return Ok(None),
         }

@@ -234,17 +234,12 @@ impl<'a> Arm<'a> {
         &mut self.policy
     }
 
-    /// Learning rate of update number `update`, from 0.
-    pub fn learning_rate(&self, update: usize) -> f64 {
-        learning_rate(self.recipe, update)
-    }
-
     /// Update number `update`, from 0.
     ///
     /// # Errors
     /// A loss or gradient that is not finite.
     pub fn update(&mut self, model: &mut Model, update: usize) -> Result<Report> {
-        let learning_rate = self.learning_rate(update);
+        let learning_rate = learning_rate(self.recipe, update);
         let Arm { recipe, items, tokenizer, extractor, proxies, policy, drawn, order: current } = self;
         let draw = |count: usize| -> Vec<Question> {
             (0..count)

@@ -8,8 +8,9 @@ use latch::run::environment;
 use latch::run::folder::{Existing, RunFolder};
 use latch::run::metrics::{Cut, Lines, Record, line};
 use latch::run::recipe::Recipe;
-use std::fs;
+use std::fs::{self, File};
 use std::path::Path;
+use std::time::Duration;
 
 fn recipe() -> Recipe {
     Recipe::resolve(None, &["grpo.group=16".into()]).unwrap()
@@ -25,6 +26,27 @@ fn run(path: &Path) -> RunFolder {
 #[track_caller]
 fn message(result: Result<RunFolder>) -> String {
     result.map(|_| ()).unwrap_err().to_string()
+}
+
+/// Who watches a run locks its folder for a moment, to see whether anybody else does.
+#[test]
+fn a_lock_that_is_held_for_a_moment_is_waited_for() {
+    let place = tempfile::tempdir().unwrap();
+    drop(run(&place.path().join("run")));
+    let path = place.path().join("run");
+    // One try of many is enough: a machine may be too busy to give the lock back in time.
+    let waited = (0..20).any(|_| {
+        let held = File::open(&path).unwrap();
+        held.lock().unwrap();
+        std::thread::scope(|scope| {
+            scope.spawn(move || {
+                std::thread::sleep(Duration::from_millis(10));
+                drop(held);
+            });
+            RunFolder::create(&path, Existing::Resume).is_ok()
+        })
+    });
+    assert!(waited);
 }
 
 #[test]

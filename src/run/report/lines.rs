@@ -10,6 +10,26 @@ use std::path::Path;
 /// Longest line that is read; a longer one is counted as malformed and passed over.
 pub const LONGEST: usize = 16 << 20;
 
+/// The most bytes read of a file that is read whole.
+pub const WHOLE: u64 = 64 << 20;
+
+/// A JSON object; else why it is none.
+///
+/// # Errors
+/// In words, what the text is.
+pub fn object(text: &str) -> std::result::Result<Value, String> {
+    match serde_json::from_str::<Value>(text) {
+        Ok(value) if value.is_object() => Ok(value),
+        Ok(_) => Err("is no JSON object; left out".into()),
+        Err(error) => Err(format!("is not JSON ({error}); left out")),
+    }
+}
+
+/// Why a file of so many bytes is not read whole.
+pub fn too_large(bytes: u64) -> String {
+    format!("has {bytes} bytes, more than a run writes; left out")
+}
+
 /// What reading a file came across besides good lines.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Faults {

@@ -18,8 +18,6 @@ const PARTS: usize = 64;
 const KEYS: usize = 200;
 const ELEMENTS: usize = 8;
 const EVALUATIONS: usize = 200;
-/// The most bytes read of a file that is read whole.
-const WHOLE: u64 = 64 << 20;
 
 /// One part of a run: a phase of supervised training, or an arm.
 #[derive(Clone, Debug, Default)]
@@ -90,15 +88,7 @@ pub struct Counts {
 /// # Errors
 /// The folder is not that of a run, a file cannot be read, is of another version, or nothing was measured yet.
 pub fn run(path: &Path, label: &str) -> Result<Run> {
-    if !path.is_dir() {
-        let found = if path.exists() { "is a file" } else { "is not there" };
-        let problem = format!("{found}, expected the folder of a run");
-        return Err(Error::file(path, problem, "name a folder that train wrote, e.g. runs/default-01"));
-    }
-    if !RunFolder::holds_run(path) {
-        let problem = "holds no run (it has no recipe.toml)";
-        return Err(Error::file(path, problem, "name a folder that train wrote, e.g. runs/default-01"));
-    }
+    RunFolder::expect_run(path)?;
     let mut run = Run { label: label.into(), path: path.into(), ..Run::default() };
     run.recipe = run.text("recipe.toml")?.unwrap_or_default();
     run.environment = run.json("environment.json", true)?;
@@ -136,8 +126,8 @@ impl Run {
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
             size => size.map_err(Error::io(&path, "cannot look at"))?.len(),
         };
-        if size > WHOLE {
-            self.missing(name, &format!("has {size} bytes, more than a run writes; left out"));
+        if size > lines::WHOLE {
+            self.missing(name, &lines::too_large(size));
             return Ok(None);
         }
         let bytes = fs::read(&path).map_err(Error::io(&path, "cannot read"))?;
@@ -151,14 +141,10 @@ impl Run {
             }
             return Ok(None);
         };
-        match serde_json::from_str::<Value>(&text) {
-            Ok(value) if value.is_object() => Ok(Some(value)),
-            Ok(_) => {
-                self.missing(name, "is no JSON object; left out");
-                Ok(None)
-            }
-            Err(error) => {
-                self.missing(name, &format!("is not JSON ({error}); left out"));
+        match lines::object(&text) {
+            Ok(value) => Ok(Some(value)),
+            Err(problem) => {
+                self.missing(name, &problem);
                 Ok(None)
             }
         }

@@ -7,11 +7,10 @@ use crate::base::Result;
 use crate::learn::policy_report::Report;
 use crate::learn::soft_policy::SoftStatistics;
 use crate::ops::policy_loss::Statistic;
-use crate::rollout::audit::worse;
 use crate::run::adapters;
 use crate::run::evaluation::{Ask, Share};
 use crate::run::metrics::Record;
-use crate::run::reinforcement::{Arm, ArmPlan, SoftPlan};
+use crate::run::reinforcement::{Arm, ArmPlan, SoftPlan, learning_rate};
 use std::ops::ControlFlow;
 use std::time::Instant;
 
@@ -49,7 +48,7 @@ impl Story<'_> {
             let record = metrics(self.record(&plan.name, update + 1), &report, seconds);
             self.metrics.write(record)?;
             let samples = self.log_samples(plan, update, &report)?;
-            let rate = arm.learning_rate(update);
+            let rate = learning_rate(recipe, update);
             let event = Event::Rewarded {
                 update: update + 1,
                 report: &report,
@@ -108,21 +107,17 @@ impl Story<'_> {
 
     fn count(&mut self, report: &Report) {
         let groups = report.groups();
-        let tally = &mut self.progress.tally;
-        if tally.updates == 0 {
-            tally.first_reward = report.reward();
-        }
-        *tally = Tally {
-            updates: tally.updates + 1,
-            rollouts: tally.rollouts + report.rollouts.len(),
-            dead_low: tally.dead_low + groups.dead_low,
-            dead_high: tally.dead_high + groups.dead_high,
-            live: tally.live + groups.live,
-            replay_gap: worse(tally.replay_gap, report.replay_gap),
-            audited: tally.audited + report.audited,
-            first_reward: tally.first_reward,
+        self.progress.tally.add(Tally {
+            updates: 1,
+            rollouts: report.rollouts.len(),
+            dead_low: groups.dead_low,
+            dead_high: groups.dead_high,
+            live: groups.live,
+            replay_gap: report.replay_gap,
+            audited: report.audited,
+            first_reward: report.reward(),
             last_reward: report.reward(),
-        };
+        });
         let times = report.times;
         for (what, spent) in [
             ("rollout", times.rollout),

@@ -1,6 +1,7 @@
 //! How far a story has come: everything, besides model and optimiser, that going on needs.
 
 use crate::base::{Error, Result};
+use crate::rollout::audit::worse;
 use crate::run::checkpoints::Checkpoint;
 use crate::run::evaluation::{Outcome, Scores, Share};
 use serde::{Deserialize, Serialize};
@@ -132,6 +133,21 @@ pub struct Tally {
 }
 
 impl Tally {
+    /// Adds updates that came after these.
+    pub fn add(&mut self, later: Tally) {
+        *self = Tally {
+            updates: self.updates + later.updates,
+            rollouts: self.rollouts + later.rollouts,
+            dead_low: self.dead_low + later.dead_low,
+            dead_high: self.dead_high + later.dead_high,
+            live: self.live + later.live,
+            replay_gap: worse(self.replay_gap, later.replay_gap),
+            audited: self.audited + later.audited,
+            first_reward: if self.updates == 0 { later.first_reward } else { self.first_reward },
+            last_reward: later.last_reward,
+        };
+    }
+
     /// Share of groups that taught nothing.
     pub fn dead_share(&self) -> f64 {
         let groups = self.dead_low + self.dead_high + self.live;

@@ -1,9 +1,8 @@
 //! What is known of a run at a moment: what the view shows, and the same for scripts.
 
-use super::measured::Step;
+use super::measured::{Curve, Step};
 use super::told::Evaluation;
 use crate::run::report::samples::Sample;
-use crate::run::report::series::Series;
 use crate::run::story::Tally;
 use serde_json::{Value, json};
 use std::path::PathBuf;
@@ -71,17 +70,6 @@ pub struct Left {
     pub unmeasured: Vec<String>,
 }
 
-/// A curve.
-#[derive(Clone, Debug)]
-pub struct CurveFacts {
-    /// What it is called.
-    pub name: &'static str,
-    /// Its values.
-    pub series: Series,
-    /// The last one, where it is finite.
-    pub last: Option<f64>,
-}
-
 /// A checkpoint.
 #[derive(Clone, Debug)]
 pub struct CheckpointFacts {
@@ -123,7 +111,7 @@ pub struct Facts {
     /// What is left.
     pub left: Left,
     /// Curves of the part.
-    pub curves: Vec<CurveFacts>,
+    pub curves: Vec<Curve>,
     /// Held-out accuracies so far, the latest last.
     pub evaluations: Vec<Evaluation>,
     /// Update of the samples, the best and the worst.

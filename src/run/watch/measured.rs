@@ -3,7 +3,7 @@
 
 use crate::run::report::series::Series;
 use crate::run::story::Tally;
-use crate::run::terminal::{Cell, GrpoStep, SupervisedStep};
+use crate::run::terminal::{Cell, GrpoStep, SUPERVISED_EVERY, SupervisedStep};
 use serde::{Deserialize, Deserializer};
 use std::borrow::Cow;
 use std::collections::VecDeque;
@@ -285,7 +285,7 @@ impl Part {
             };
             let gaps =
                 self.put("loss", update, line.loss) + self.put("gradient", update, line.grad_norm.number());
-            (Step::Supervised(step), 10 * log_every, gaps)
+            (Step::Supervised(step), SUPERVISED_EVERY as u64 * log_every, gaps)
         };
         self.last = Some(step);
         if update.is_multiple_of(every) {
@@ -300,22 +300,20 @@ impl Part {
         gaps
     }
 
-    /// Adds an update to what they come to, as the story does.
+    /// Adds an update to what they come to. How many rollouts it sampled no line says.
     fn count(&mut self, line: &Line) {
         let reward = line.reward.shown();
-        let tally = &mut self.tally;
-        if tally.updates == 0 {
-            tally.first_reward = reward;
-        }
-        tally.updates += 1;
-        tally.dead_low += line.all_wrong as usize;
-        tally.dead_high += line.all_right as usize;
-        tally.live += line.live as usize;
-        tally.audited += line.audited as usize;
-        tally.last_reward = reward;
-        let gap = line.replay_gap.shown();
-        tally.replay_gap =
-            if tally.replay_gap.is_nan() || gap.is_nan() { f64::NAN } else { tally.replay_gap.max(gap) };
+        self.tally.add(Tally {
+            updates: 1,
+            rollouts: 0,
+            dead_low: line.all_wrong as usize,
+            dead_high: line.all_right as usize,
+            live: line.live as usize,
+            replay_gap: line.replay_gap.shown(),
+            audited: line.audited as usize,
+            first_reward: reward,
+            last_reward: reward,
+        });
     }
 
     /// Adds a value to a curve; 1 where it is not finite.

@@ -18,7 +18,7 @@ mod text;
 mod told;
 mod view;
 
-pub use facts::{CheckpointFacts, CurveFacts, Facts, Left, PartFacts, State};
+pub use facts::{CheckpointFacts, Facts, Left, PartFacts, State};
 pub use measured::{Curve, Part, Step};
 pub use sparkline::{dots, sparkline};
 pub use told::Evaluation;
@@ -83,14 +83,7 @@ impl Watch {
     /// # Errors
     /// There is no folder, or not that of a run.
     pub fn open(path: &Path) -> Result<Watch> {
-        let advice = "name a folder that train wrote, e.g. runs/default-01";
-        if !path.is_dir() {
-            let found = if path.exists() { "is a file" } else { "is not there" };
-            return Err(Error::file(path, format!("{found}, expected the folder of a run"), advice));
-        }
-        if !RunFolder::holds_run(path) {
-            return Err(Error::file(path, "holds no run (it has no recipe.toml)", advice));
-        }
+        RunFolder::expect_run(path)?;
         let real = fs::canonicalize(path).unwrap_or_else(|_| path.into());
         let label = real.file_name().map(|name| name.to_string_lossy().into_owned());
         let file = |name: &str| path.join(name);
@@ -131,8 +124,8 @@ impl Watch {
             Recipe::parse(text, &name).map(Plan::of).map_err(|error| error.to_string().replace('\n', " "))
         };
         let mut news = self.recipe.look(plan)?;
-        news |= self.environment.look(object)?;
-        news |= self.summary.look(object)?;
+        news |= self.environment.look(lines::object)?;
+        news |= self.summary.look(lines::object)?;
         let mut more = false;
         let told = &mut self.told;
         let mut add = |came: Came| {
@@ -262,14 +255,6 @@ impl Watch {
 fn age(now: SystemTime, then: Option<SystemTime>) -> Option<f64> {
     // A clock that was set back, or another machine's, is no reason for an odd number.
     then.map(|then| now.duration_since(then).unwrap_or_default().as_secs_f64())
-}
-
-fn object(text: &str) -> std::result::Result<Value, String> {
-    match serde_json::from_str::<Value>(text) {
-        Ok(value) if value.is_object() => Ok(value),
-        Ok(_) => Err("is no JSON object; left out".into()),
-        Err(error) => Err(format!("is not JSON ({error}); left out")),
-    }
 }
 
 /// Bytes of all files below a folder; links are not followed, and what is removed meanwhile does not count.

@@ -1,7 +1,7 @@
 //! What is known of a run at a moment, of all that was read so far.
 
-use super::facts::{CheckpointFacts, CurveFacts, Facts, Left, PartFacts, State};
-use super::measured::{Part, Step};
+use super::facts::{CheckpointFacts, Facts, Left, PartFacts, State};
+use super::measured::{Curve, Part, Step};
 use super::{Watch, age};
 use crate::run::report::series::Series;
 use crate::run::terminal::duration;
@@ -105,13 +105,9 @@ impl Watch {
         Left { part: own, all: all.filter(|_| unmeasured.is_empty()), unmeasured }
     }
 
-    fn curves(&self) -> Vec<CurveFacts> {
+    fn curves(&self) -> Vec<Curve> {
         let (_, part) = self.current();
-        let mut curves: Vec<CurveFacts> = part
-            .into_iter()
-            .flat_map(|part| &part.curves)
-            .map(|curve| CurveFacts { name: curve.name, series: curve.series.clone(), last: curve.last })
-            .collect();
+        let mut curves = part.map_or_else(Vec::new, |part| part.curves.clone());
         // What a school comes to is asked at its end alone: a value a school.
         let validated: Vec<f64> = (self.told.evaluations.iter())
             .filter(|asked| asked.what.starts_with("after ") && !asked.what.contains(" updates of "))
@@ -124,7 +120,7 @@ impl Watch {
             }
             curves.insert(
                 curves.len().min(1),
-                CurveFacts { name: "accuracy", series, last: validated.last().copied() },
+                Curve { name: "accuracy", series, last: validated.last().copied() },
             );
         }
         curves

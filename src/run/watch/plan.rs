@@ -4,6 +4,7 @@ use crate::run::recipe::Recipe;
 use crate::run::reinforcement::learning_rate;
 use crate::run::schooling::updates_an_epoch;
 use crate::run::story::{self, Part};
+use crate::run::terminal::{GrpoStep, SupervisedStep};
 use crate::run::watch::measured::Step;
 use std::collections::HashMap;
 
@@ -76,13 +77,11 @@ impl Plan {
     /// What a line of metrics leaves out of a step of part `name` that has `updates`.
     pub fn complete(&self, step: Step, name: &str, updates: u64) -> Step {
         match step {
-            Step::Supervised(step) => {
-                Step::Supervised(crate::run::terminal::SupervisedStep { steps: updates, ..step })
-            }
+            Step::Supervised(step) => Step::Supervised(SupervisedStep { steps: updates, ..step }),
             Step::Rewarded(step) => {
                 let anchored = self.place(name).is_none_or(|place| self.parts[place].anchored);
                 let update = step.step.saturating_sub(1) as usize;
-                Step::Rewarded(crate::run::terminal::GrpoStep {
+                Step::Rewarded(GrpoStep {
                     steps: updates,
                     learning_rate: learning_rate(&self.recipe, update),
                     kl: step.kl.filter(|_| anchored),

@@ -2,13 +2,11 @@
 
 use super::follow::identity;
 use crate::base::{Error, Result};
+use crate::run::report::lines;
 use std::fs;
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
-
-/// The most bytes that are read.
-const WHOLE: u64 = 64 << 20;
 
 /// A small file, as what it says.
 #[derive(Debug)]
@@ -52,8 +50,8 @@ impl<T> Small<T> {
             return Ok(false);
         }
         let name = path.file_name().map_or_else(String::new, |name| name.to_string_lossy().into_owned());
-        let said = match found.len() > WHOLE {
-            true => Err(format!("has {} bytes, more than a run writes", found.len())),
+        let said = match found.len() > lines::WHOLE {
+            true => Err(lines::too_large(found.len())),
             false => match fs::read(path) {
                 // Replaced just now.
                 Err(error) if error.kind() == ErrorKind::NotFound => return Ok(false),

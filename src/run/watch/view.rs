@@ -1,8 +1,8 @@
 //! What is known of a run, in the cells of a terminal. Where there is no room, what matters less is left out, in the order
 //! of the numbers that stand beside the blocks below.
 
-use super::facts::{CurveFacts, Facts, PartFacts};
-use super::measured::Step;
+use super::facts::{Facts, PartFacts};
+use super::measured::{Curve, Step};
 use super::sparkline::sparkline;
 use super::text::{clean, cut, width};
 use crate::run::report::number;
@@ -170,7 +170,7 @@ fn progress(facts: &Facts, columns: usize) -> Option<String> {
 }
 
 /// A curve: name, dots, range and last value.
-fn curve(curve: &CurveFacts, columns: usize, rows: usize) -> Vec<String> {
+fn curve(curve: &Curve, columns: usize, rows: usize) -> Vec<String> {
     let name_cells = if columns < 40 { 8 } else { NAME };
     let whole = curve.series.whole();
     let range = whole.map_or((0.0, 0.0), |whole| (whole.low, whole.high));
