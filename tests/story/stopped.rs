@@ -22,8 +22,9 @@ fn a_story_that_was_stopped_comes_to_the_same_bits() {
         assert_eq!(progress.entries.len(), 4);
         assert!(progress.entries[1].tally.live > 0 && progress.entries[2].tally.live > 0, "arms that learn");
         assert!(expected["metrics.jsonl"].lines().count() > STEPS as usize && expected.len() == 7);
-        // Inside the words, at their end, at the end of the curriculum, inside an arm, at its end, inside the last.
-        for step in [2, 3, 7, 9, 11, 17] {
+        // Inside the words, at their end, inside a stage, at the end of the curriculum, inside an arm, at its end, inside
+        // the last.
+        for step in [2, 3, 4, 7, 9, 11, 17] {
             let path = home.path().join(format!("{n}-{step}"));
             let (ending, _) = run(&recipe, &path, Existing::Refuse, &mut stops_after(step, 0)).unwrap();
             let newest = path.join("checkpoints").join(format!("step-{step:06}"));
