@@ -49,8 +49,8 @@ pub(super) enum Rows<T> {
     InPlace(*const T, usize),
 }
 
-/// Terms between two looks at the loop's end: two gained 1 to 6 % over one, most where something else ran on the same core;
-/// four gained less.
+/// Terms between two looks at the loop's end: two gained up to 6 % over one where something else ran on the same core, and up to
+/// 2 % where nothing did; four gained less.
 const UNROLL: usize = 2;
 
 /// c = chain over k of a * b for a tile of `M` rows and `N` vectors. `a` is `[k][M]`, or in place with `a_stride`; `b` is `[k]` of
