@@ -224,7 +224,7 @@ fn soft_steps_are_replayed_to_the_bit_and_their_gradients_are_those_of_f64() {
             let (objective, mut sampled) = soft::objective(&low, case, soft::masked(0.2));
             let run = |model: &Model| {
                 let mut gradients = model.gradients().unwrap();
-                (objective.at(model, Some(&mut gradients)), soft::flat(&gradients))
+                (objective.at(model, Some(&mut gradients)), soft::flat(&mut gradients))
             };
             let (replayed, found) = run(&low);
             assert_eq!(

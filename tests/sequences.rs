@@ -152,6 +152,10 @@ impl Group {
     }
 
     fn run(&self, model: &Model) -> (Vec<f64>, Gradients, Sequences) {
+        self.add_to(model.gradients().unwrap(), model)
+    }
+
+    fn add_to(&self, mut gradients: Gradients, model: &Model) -> (Vec<f64>, Gradients, Sequences) {
         let (mask_plan, masks) = self.masks(model);
         // The last prompt token plays the start token: computed per row, as latent scope needs.
         let shared = self.prompt - 1;
@@ -236,7 +240,6 @@ impl Group {
         let mut scores = Scores::reserve(model, scored.len()).unwrap();
         scores.forward(model, &sequences, &scored, &targets, 1.0).unwrap();
         let log_probabilities = scores.log_probabilities().unwrap();
-        let mut gradients = model.gradients().unwrap();
         if self.record != Record::Nothing {
             let coefficients: Vec<f64> =
                 (0..scored.len()).map(|i| ((i * 31 % 17) as f64 - 8.0) / 10.0).collect();
@@ -247,15 +250,15 @@ impl Group {
     }
 }
 
-fn bits(gradients: &Gradients) -> Vec<u32> {
-    let all = gradients.tensors().iter();
+fn bits(gradients: &mut Gradients) -> Vec<u32> {
+    let all = gradients.tensors().unwrap().iter();
     all.flat_map(|t| t.download::<f32>().unwrap()).map(f32::to_bits).collect()
 }
 
 /// ‖a - b‖ / ‖b‖ over all parameters.
-fn difference(a: &Gradients, b: &Gradients) -> f64 {
-    let flat = |g: &Gradients| -> Vec<f64> {
-        g.tensors().iter().flat_map(|t| t.download::<f32>().unwrap()).map(f64::from).collect()
+fn difference(a: &mut Gradients, b: &mut Gradients) -> f64 {
+    let flat = |g: &mut Gradients| -> Vec<f64> {
+        g.tensors().unwrap().iter().flat_map(|t| t.download::<f32>().unwrap()).map(f64::from).collect()
     };
     models::apart(&flat(a), &flat(b))
 }
@@ -279,9 +282,9 @@ fn sharing_the_prompt_changes_no_bit_forward_and_no_gradient() {
         for (latents, masking, one_mask) in cases {
             let group =
                 |share| Group { latents, masking: masking.clone(), share, one_mask, ..Group::plain() };
-            let (shared, own) = (group(true).run(&model), group(false).run(&model));
+            let (mut shared, mut own) = (group(true).run(&model), group(false).run(&model));
             assert_eq!(shared.0, own.0, "{family}, {latents} latents, {masking:?}");
-            let difference = difference(&shared.1, &own.1);
+            let difference = difference(&mut shared.1, &mut own.1);
             assert!(difference < 1e-5, "{family}, {latents} latents, {masking:?}: {difference:.1e}");
         }
     }
@@ -291,13 +294,33 @@ fn sharing_the_prompt_changes_no_bit_forward_and_no_gradient() {
 fn an_answer_token_by_token_is_bit_equal_to_the_answer_at_once() {
     for model in models() {
         for masking in [masking(Scope::All, Mode::Shared, 0.2), masking(Scope::All, Mode::PerPosition, 0.2)] {
-            let at_once = Group { share: false, masking: masking.clone(), ..Group::plain() }.run(&model);
-            let one_by_one =
+            let mut at_once = Group { share: false, masking: masking.clone(), ..Group::plain() }.run(&model);
+            let mut one_by_one =
                 Group { share: false, masking, token_by_token: true, ..Group::plain() }.run(&model);
             assert_eq!(at_once.0, one_by_one.0);
             // The same packed unit is differentiated either way.
-            assert_eq!(bits(&at_once.1), bits(&one_by_one.1));
+            assert_eq!(bits(&mut at_once.1), bits(&mut one_by_one.1));
         }
+    }
+}
+
+/// Cleared gradients count as zero, though what stands there is replaced rather than added to.
+#[test]
+fn cleared_gradients_are_those_of_fresh_ones_to_the_bit() {
+    for model in models() {
+        let group = Group { masking: masking(Scope::Latent, Mode::Shared, 0.2), ..Group::plain() };
+        let fresh = bits(&mut group.run(&model).1);
+        let mut used = Group::plain().run(&model).1;
+        used.clear();
+        let (_, mut used, _) = group.add_to(used, &model);
+        assert_eq!(bits(&mut used), fresh);
+        // Without it they are added to.
+        let (_, mut twice, _) = group.add_to(used, &model);
+        let (_, mut expected, _) = group.add_to(group.run(&model).1, &model);
+        assert_eq!(bits(&mut twice), bits(&mut expected));
+        assert_ne!(bits(&mut twice), fresh);
+        twice.clear();
+        assert!(bits(&mut twice).iter().all(|&bits| bits == 0));
     }
 }
 
@@ -305,8 +328,8 @@ fn an_answer_token_by_token_is_bit_equal_to_the_answer_at_once() {
 fn gradients_have_the_same_bits_on_any_number_of_threads() {
     for model in models() {
         let group = Group { masking: masking(Scope::Latent, Mode::Shared, 0.2), ..Group::plain() };
-        let one = parallel::with_threads(1, || bits(&group.run(&model).1));
-        assert_eq!(one, parallel::with_threads(3, || bits(&group.run(&model).1)));
+        let one = parallel::with_threads(1, || bits(&mut group.run(&model).1));
+        assert_eq!(one, parallel::with_threads(3, || bits(&mut group.run(&model).1)));
     }
 }
 
@@ -316,7 +339,7 @@ fn recompute_gives_the_same_bits_in_less_memory() {
         let masking = masking(Scope::Latent, Mode::Shared, 0.2);
         let kept = Group { masking: masking.clone(), ..Group::plain() };
         let again = Group { masking, record: Record::LayerInputs, ..Group::plain() };
-        assert_eq!(bits(&kept.run(&model).1), bits(&again.run(&model).1));
+        assert_eq!(bits(&mut kept.run(&model).1), bits(&mut again.run(&model).1));
         let held = |group: &Group| {
             let before = model.device().traffic().count().bytes_held;
             let (_, gradients, sequences) = group.run(&model);
@@ -331,10 +354,11 @@ fn recompute_gives_the_same_bits_in_less_memory() {
 #[test]
 fn no_probability_is_bit_identical_to_no_mask() {
     for model in models() {
-        let clean = Group::plain().run(&model);
-        let zero = Group { masking: masking(Scope::All, Mode::Shared, 0.0), ..Group::plain() }.run(&model);
+        let mut clean = Group::plain().run(&model);
+        let mut zero =
+            Group { masking: masking(Scope::All, Mode::Shared, 0.0), ..Group::plain() }.run(&model);
         assert_eq!(clean.0, zero.0);
-        assert_eq!(bits(&clean.1), bits(&zero.1));
+        assert_eq!(bits(&mut clean.1), bits(&mut zero.1));
     }
 }
 
@@ -356,26 +380,28 @@ fn every_scope_and_mode_masks_something_different() {
 #[test]
 fn truncation_stops_the_gradient_where_it_says() {
     for model in models() {
-        let full = Group::plain().run(&model).1;
+        let mut full = Group::plain().run(&model).1;
         let run = |truncation| Group { truncation, ..Group::plain() }.run(&model).1;
-        let cut = |truncation| difference(&run(truncation), &full);
+        let mut other = Group::plain().run(&model).1;
+        let mut cut = |truncation| difference(&mut run(truncation), &mut other);
         let detach_latent = Truncation { detach_latent: true, ..Truncation::default() };
         let detach_kv = Truncation { detach_kv: true, ..Truncation::default() };
         assert!(cut(detach_latent) > 1e-6);
         assert!(cut(detach_kv) > 1e-6);
         let steps = |latent_steps| Truncation { latent_steps: Some(latent_steps), ..Truncation::default() };
-        assert_eq!(bits(&run(steps(3))), bits(&full), "all three latents kept");
-        assert_eq!(bits(&run(steps(0))), bits(&run(detach_latent)), "none kept");
-        assert!(cut(steps(1)) > 0.0 && bits(&run(steps(1))) != bits(&run(steps(2))));
+        assert_eq!(bits(&mut run(steps(3))), bits(&mut full), "all three latents kept");
+        assert_eq!(bits(&mut run(steps(0))), bits(&mut run(detach_latent)), "none kept");
+        assert!(cut(steps(1)) > 0.0 && bits(&mut run(steps(1))) != bits(&mut run(steps(2))));
         // With both routes cut, nothing of the loss reaches the prompt, whose tokens the answers do not contain.
         let both =
             Truncation { detach_latent: true, detach_kv: true, latent_steps: None, ..Truncation::default() };
         let positions = model.parameter_list().iter().position(|p| p.name.ends_with("wpe.weight"));
         if let Some(index) = positions {
             let width = model.config().width;
-            let gradient = run(both).tensors()[index].download::<f32>().unwrap();
+            let gradient = run(both).tensors().unwrap()[index].download::<f32>().unwrap();
             assert!(gradient[..69 * width].iter().all(|&g| g == 0.0), "positions of the shared prompt");
-            assert!(full.tensors()[index].download::<f32>().unwrap()[..69 * width].iter().any(|&g| g != 0.0));
+            let gradient = full.tensors().unwrap()[index].download::<f32>().unwrap();
+            assert!(gradient[..69 * width].iter().any(|&g| g != 0.0));
         }
     }
 }

@@ -238,7 +238,7 @@ fn the_embedding_table_is_part_of_the_mean() {
             }
         }
     }
-    let found = gradients.tensors()[index].download::<f64>().unwrap();
+    let found = gradients.tensors().unwrap()[index].download::<f64>().unwrap();
     let largest = expected.iter().fold(0.0_f64, |largest, e| largest.max(e.abs()));
     let apart = found.iter().zip(&expected).map(|(a, b)| (a - b).abs()).fold(0.0, f64::max);
     assert!(largest > 1.0 && apart < 1e-10 * largest, "{apart:e} of {largest:e}");
@@ -257,12 +257,12 @@ fn soft_steps_beside_a_projector_leave_it_alone() {
         let (mut expected, mut found) = (plain.gradients().unwrap(), with.gradients().unwrap());
         let value = plain_objective.at(&plain, Some(&mut expected));
         assert_eq!(objective.at(&with, Some(&mut found)).to_bits(), value.to_bits());
-        let (expected, found) = (flat(&expected), flat(&found));
+        let (expected, found) = (flat(&mut expected), flat(&mut found));
         assert!(found.len() > expected.len() && expected.iter().any(|g| *g != 0.0));
         assert_eq!(bits(&found[..expected.len()]), bits(&expected));
         assert!(found[expected.len()..].iter().all(|g| *g == 0.0));
         let mut from_tape = with.gradients().unwrap();
         objective.of(&with, &mut rollouts, Some(&mut from_tape));
-        assert!(flat(&from_tape)[expected.len()..].iter().all(|g| *g == 0.0));
+        assert!(flat(&mut from_tape)[expected.len()..].iter().all(|g| *g == 0.0));
     }
 }

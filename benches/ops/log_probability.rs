@@ -61,7 +61,10 @@ fn head(criterion: &mut Criterion, rows: usize, width: usize, vocabulary: usize)
     group.throughput(Throughput::Elements(6 * product));
     group.bench_function(BenchmarkId::new("backward/f32", &shape), |bencher| {
         let upstream = Upstream { d_log_probability: dy.view(), d_entropy: None };
-        bencher.iter(|| backward(&upstream, &inputs, &mut saved, 0..rows, dh.view_mut(), &mut dw).unwrap());
+        bencher.iter(|| {
+            let dw = Some((&mut dw, Accumulate::Add));
+            backward(&upstream, &inputs, &mut saved, 0..rows, dh.view_mut(), dw).unwrap();
+        });
     });
     group.finish();
 }

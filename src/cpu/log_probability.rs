@@ -141,8 +141,8 @@ pub fn log_probability<T: Float>(scaled: T, maximum: T, log_sum: T) -> T {
 pub trait Weight<T>: Copy + Debug + Send + Sync + 'static {
     /// C = A B or C += A B with numbers of the head as B.
     fn product(a: Matrix<T>, head: Matrix<Self>, c: MatrixMut<T>, accumulate: Accumulate);
-    /// C += A B for the head's gradient: neither factor is the head, both are rounded as it is.
-    fn add_product(a: Matrix<T>, b: Matrix<T>, c: MatrixMut<T>);
+    /// The same for the head's gradient: neither factor is the head, both are rounded as it is.
+    fn gradient_product(a: Matrix<T>, b: Matrix<T>, c: MatrixMut<T>, accumulate: Accumulate);
 }
 
 macro_rules! weight {
@@ -151,8 +151,13 @@ macro_rules! weight {
             fn product(a: Matrix<Self>, head: Matrix<Self>, c: MatrixMut<Self>, accumulate: Accumulate) {
                 gemm(a, head, c, accumulate, None);
             }
-            fn add_product(a: Matrix<Self>, b: Matrix<Self>, c: MatrixMut<Self>) {
-                gemm(a, b, c, Accumulate::Add, None);
+            fn gradient_product(
+                a: Matrix<Self>,
+                b: Matrix<Self>,
+                c: MatrixMut<Self>,
+                accumulate: Accumulate,
+            ) {
+                gemm(a, b, c, accumulate, None);
             }
         }
     };
@@ -165,8 +170,8 @@ impl Weight<f32> for bf16 {
     fn product(a: Matrix<f32>, head: Matrix<bf16>, c: MatrixMut<f32>, accumulate: Accumulate) {
         gemm_bf16(a, Bf16Operand::Stored(head), c, accumulate, None);
     }
-    fn add_product(a: Matrix<f32>, b: Matrix<f32>, c: MatrixMut<f32>) {
-        gemm_bf16(a, Bf16Operand::Rounded(b), c, Accumulate::Add, None);
+    fn gradient_product(a: Matrix<f32>, b: Matrix<f32>, c: MatrixMut<f32>, accumulate: Accumulate) {
+        gemm_bf16(a, Bf16Operand::Rounded(b), c, accumulate, None);
     }
 }
 
@@ -311,12 +316,12 @@ pub struct Upstream<'a, T> {
     pub entropy: &'a [T],
 }
 
-/// Gradients: assigns `dh[rows, width]`, adds to `dw[vocabulary, width]`.
+/// Gradients: assigns `dh[rows, width]`; `dw[vocabulary, width]` as said, where there are rows.
 pub fn backward<T: Float, W: Weight<T>>(
     all: Operands<T, W>,
     upstream: Upstream<T>,
     dh: &mut [T],
-    mut dw: Option<&mut [T]>,
+    mut dw: Option<(&mut [T], Accumulate)>,
 ) {
     let (vocabulary, width) = (all.vocabulary(), all.width);
     for first_row in (0..all.targets.len()).step_by(ROW_BLOCK) {
@@ -334,9 +339,10 @@ pub fn backward<T: Float, W: Weight<T>>(
                 let dh = MatrixMut::row_major(dh, rows, width);
                 let accumulate = if first == 0 { Accumulate::Assign } else { Accumulate::Add };
                 W::product(d_logits, operands.head(first, ids), dh, accumulate);
-                if let Some(dw) = &mut dw {
+                if let Some((dw, accumulate)) = &mut dw {
+                    let accumulate = if first_row == 0 { *accumulate } else { Accumulate::Add };
                     let dw = MatrixMut::row_major(&mut dw[first * width..], ids, width);
-                    W::add_product(d_logits.transposed(), operands.states(), dw);
+                    W::gradient_product(d_logits.transposed(), operands.states(), dw, accumulate);
                 }
             }
         });

@@ -55,9 +55,9 @@ impl Trainer {
     /// # Errors
     /// Those of [`Distiller::gradient`], or a gradient that is not finite (the parameters are then untouched).
     pub fn step(&mut self, model: &mut Model, lessons: &[Lesson], learning_rate: f64) -> Result<StepReport> {
-        self.gradients.clear()?;
+        self.gradients.clear();
         let losses = self.distiller.gradient(model, lessons, &mut self.gradients)?;
-        let gradient_norm = self.optimizer.update(model, &self.gradients, learning_rate)?;
+        let gradient_norm = self.optimizer.update(model, &mut self.gradients, learning_rate)?;
         let tokens = |lesson: &Lesson| lesson.student.answer.len() + lesson.teacher.answer.len();
         Ok(StepReport {
             loss: losses.total(&self.weights),

@@ -221,9 +221,14 @@ impl Optimizer {
     /// Clips `gradients` and updates `model`; returns the norm before clipping (one download).
     ///
     /// # Errors
-    /// A norm that is not finite: nothing is updated then.
-    pub fn update(&mut self, model: &mut Model, gradients: &Gradients, learning_rate: f64) -> Result<f64> {
-        let list: Vec<&Tensor> = gradients.tensors().iter().collect();
+    /// A norm that is not finite, or gradients of a backward pass that failed: nothing is updated then.
+    pub fn update(
+        &mut self,
+        model: &mut Model,
+        gradients: &mut Gradients,
+        learning_rate: f64,
+    ) -> Result<f64> {
+        let list: Vec<&Tensor> = gradients.tensors()?.iter().collect();
         gradient_norm::forward(&list, self.settings.clip.unwrap_or(f64::INFINITY), &mut self.norm)?;
         let norm = match self.norm.norm().dtype() {
             Dtype::F64 => self.norm.norm().download::<f64>()?[0],

@@ -153,8 +153,8 @@ impl Policy {
     }
 
     /// The gradient of the last pass.
-    pub fn gradients(&self) -> &Gradients {
-        &self.gradients
+    pub fn gradients_mut(&mut self) -> &mut Gradients {
+        &mut self.gradients
     }
 
     /// Where the first pass finds its activations. The tape serves when one part holds all prompts, or when no group's
@@ -185,7 +185,7 @@ impl Policy {
         let mut first = Passed::default();
         let mut source = self.source();
         let mut chosen: Vec<usize> = Vec::new();
-        self.gradients.clear()?;
+        self.gradients.clear();
         for refill in 0..=self.settings.refills {
             let wanted = self.settings.prompts - chosen.len();
             let questions = draw(wanted);
@@ -232,7 +232,7 @@ impl Policy {
                 (0, Source::Tape) => std::mem::take(&mut first),
                 _ => {
                     let mut passed = Passed::default();
-                    self.gradients.clear()?;
+                    self.gradients.clear();
                     self.learn(model, &chosen, None, &mut report, &mut passed)?;
                     passed
                 }
@@ -241,7 +241,11 @@ impl Policy {
             report.passes.push(passed);
             if moves {
                 let began = Instant::now();
-                report.gradient_norms.push(self.optimizer.update(model, &self.gradients, learning_rate)?);
+                report.gradient_norms.push(self.optimizer.update(
+                    model,
+                    &mut self.gradients,
+                    learning_rate,
+                )?);
                 report.times.optimizer += began.elapsed();
             }
         }

@@ -126,7 +126,7 @@ impl Trainer {
     /// parameters are then untouched).
     pub fn step(&mut self, model: &mut Model, batch: &[Example], learning_rate: f64) -> Result<StepReport> {
         self.check(batch)?;
-        self.gradients.clear()?;
+        self.gradients.clear();
         let tokens: usize = batch.iter().map(|example| example.answer.len()).sum();
         let mut loss = 0.0;
         let mut rest = batch;
@@ -135,7 +135,7 @@ impl Trainer {
             rest = after;
             loss += self.part(model, part, tokens)?;
         }
-        let gradient_norm = self.optimizer.update(model, &self.gradients, learning_rate)?;
+        let gradient_norm = self.optimizer.update(model, &mut self.gradients, learning_rate)?;
         let positions = batch.iter().map(Example::positions).sum();
         Ok(StepReport { loss, gradient_norm, positions, tokens, distillation: None })
     }

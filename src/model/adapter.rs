@@ -295,10 +295,10 @@ impl Adapters {
         let Some(LowRank { u, du: Some(du) }) = work else { return Err(not_reserved()) };
         let (a, down, b, up) = self.pair(at, window);
         let run = 0..x.count();
-        let [da, db] = gradients.of_adapter(at);
         linear::forward(x, &down, a, None, u.rows_mut(run.clone())?)?;
         elementwise::scale(u.rows_mut(run.clone())?, self.config.scale())?;
         let narrow = Some((du.rows_mut(run.clone())?, Accumulate::Assign));
+        let [da, db] = gradients.of_adapter(at, [&down, &up]);
         let wanted = linear::Gradients { dx: narrow, dw: Some(db), dbias: None };
         linear::backward(dy, u.rows(run.clone())?, &up, b, wanted)?;
         elementwise::scale(du.rows_mut(run.clone())?, self.config.scale())?;

@@ -191,7 +191,7 @@ impl Model {
         let owed = &sources[first.clone()];
         let drawn = soft.as_ref().filter(|soft| soft.is_drawn() && owed.iter().any(|&source| source >= 0));
         let d_weights = drawn.map(|soft| sequences.draws.d_weights(soft)).transpose()?;
-        let [dtable, dpositions] = gradients.embeddings(self.architecture.position_embedding);
+        let [dtable, dpositions] = gradients.embeddings(self.architecture.position_embedding)?;
         if dtable.is_some() || d_weights.is_some() {
             let order = &mut back.order;
             embedding::backward(stream, &inputs, self.table(), dtable, dpositions, d_weights, order)?;

@@ -271,11 +271,7 @@ impl<'a> Block<'a> {
         low: &mut Option<LowRank>,
     ) -> Result<()> {
         let weight = &self.parameters[plan.weight];
-        let (dw, dbias) = match plan.bias.map(|bias| gradients.pair(plan.weight, bias)) {
-            Some(Some([dw, dbias])) => (Some(dw), Some(dbias)),
-            Some(None) => (None, None),
-            None => (gradients.at(plan.weight), None),
-        };
+        let (dw, dbias) = gradients.of_linear(plan.weight, plan.bias, &plan.projection)?;
         let wanted = linear::Gradients { dx: Some((dx.reborrow(), accumulate)), dw, dbias };
         linear::backward(dy, x, &plan.projection, weight, wanted)?;
         match (self.adapters, plan.adapter) {

@@ -344,7 +344,7 @@ impl Gated {
     ) -> Result<()> {
         let Some(plan) = &model.gates else { return Err(gates::missing()) };
         let Some(back) = &mut self.backward else { return Err(not_recording()) };
-        let Some(dlambda) = gradients.at(plan.lambda) else { return Err(gates::frozen()) };
+        let Some(dlambda) = gradients.at(plan.lambda)? else { return Err(gates::frozen()) };
         let here = || 0..at.len();
         let rows: Vec<u32> = self.at[at.clone()].iter().map(|position| (position - first) as u32).collect();
         back.index.upload_at(0, &rows)?;
@@ -359,15 +359,14 @@ impl Gated {
         };
         gated_mixture::backward(back.dx.rows(here())?, &self.kept.operands(lambda, &at)?, out)?;
         for (linear, dy) in [(&plan.reset, &back.dreset), (&plan.input, &back.dinput)] {
-            let Some([dw, dbias]) = gradients.pair(linear.weight, linear.weight + 1) else {
-                return Err(gates::frozen());
-            };
+            let bias = Some(linear.weight + 1);
+            let (dw, dbias) = gradients.of_linear(linear.weight, bias, &linear.projection)?;
             let dx = Some((back.dtoken.rows_mut(here())?, Accumulate::Add));
-            let out = linear::Gradients { dx, dw: Some(dw), dbias: Some(dbias) };
+            let out = linear::Gradients { dx, dw, dbias };
             let (dy, x) = (dy.rows(here())?, self.kept.token.rows(at.clone())?);
             linear::backward(dy, x, &linear.projection, &model.parameters[linear.weight], out)?;
         }
-        let [Some(dtable), _] = gradients.embeddings(None) else { return Ok(()) };
+        let [Some(dtable), _] = gradients.embeddings(None)? else { return Ok(()) };
         let inputs = embedding::Inputs {
             ids: self.tokens.rows(at.clone())?,
             positions: self.nowhere.rows(here())?,

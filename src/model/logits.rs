@@ -36,7 +36,7 @@ impl Model {
         linear::forward(hidden, &self.head_projection(), self.head(), None, out)
     }
 
-    /// Gradient of [`Model::logits`]: assigns `d_hidden`, adds to the head.
+    /// Gradient of [`Model::logits`]: assigns `d_hidden`, adds to the head's.
     pub(super) fn backward_logits(
         &self,
         d_logits: View,

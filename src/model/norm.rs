@@ -74,10 +74,10 @@ pub(super) fn backward(
     let gain = &parameters[plan.gain];
     match (saved, plan.bias) {
         (Saved::Layer(saved), Some(bias)) => {
-            let both = gradients.pair(plan.gain, bias).map(|[dw, db]| layernorm::Gradients { dw, db });
+            let both = gradients.pair(plan.gain, bias)?.map(|[dw, db]| layernorm::Gradients { dw, db });
             layernorm::backward(dy, x, gain, saved, at, dx, both)
         }
-        (Saved::Rms(saved), _) => rmsnorm::backward(dy, x, gain, saved, at, dx, gradients.at(plan.gain)),
+        (Saved::Rms(saved), _) => rmsnorm::backward(dy, x, gain, saved, at, dx, gradients.at(plan.gain)?),
         (Saved::Layer(_), None) => unreachable!("Saved::reserve made a layer norm for a plan with a bias"),
     }
 }
@@ -115,11 +115,13 @@ pub(super) fn backward_of_sum(
     let w = &parameters[plan.gain];
     let norm = match (saved, plan.bias) {
         (Saved::Layer(saved), Some(bias)) => {
-            let both = gradients.pair(plan.gain, bias);
+            let both = gradients.pair(plan.gain, bias)?;
             let gradients = both.map(|[dw, db]| layernorm::Gradients { dw, db });
             residual_norm::NormGradients::Layer { w, saved, gradients }
         }
-        (Saved::Rms(saved), _) => residual_norm::NormGradients::Rms { w, saved, dw: gradients.at(plan.gain) },
+        (Saved::Rms(saved), _) => {
+            residual_norm::NormGradients::Rms { w, saved, dw: gradients.at(plan.gain)? }
+        }
         (Saved::Layer(_), None) => unreachable!("Saved::reserve made a layer norm for a plan with a bias"),
     };
     residual_norm::backward((dy, sum), mask, norm, (dstream, dbranch), at)

@@ -284,10 +284,7 @@ impl Room {
         let here = || at.clone();
         let linear = |plan: &LinearPlan, (dy, x): (View, View), dx: ViewMut, all: &mut Gradients| {
             // Beside an adapter the projector is frozen, as all of the base is.
-            let (dw, dbias) = match all.pair(plan.weight, plan.weight + 1) {
-                Some([dw, dbias]) => (Some(dw), Some(dbias)),
-                None => (None, None),
-            };
+            let (dw, dbias) = all.of_linear(plan.weight, Some(plan.weight + 1), &plan.projection)?;
             let gradients = linear::Gradients { dx: Some((dx, Accumulate::Assign)), dw, dbias };
             linear::backward(dy, x, &plan.projection, &parameters[plan.weight], gradients)
         };

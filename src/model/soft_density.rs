@@ -172,7 +172,7 @@ impl Density {
             }),
         };
         // The position's embedding is no part of x.
-        let [table, _] = gradients.embeddings(model.architecture.position_embedding);
+        let [table, _] = gradients.embeddings(model.architecture.position_embedding)?;
         let (d_means, d_weights) = (self.d_means.rows(rows.clone())?, self.d_weights.rows_mut(rows.clone())?);
         embedding::backward(d_means, &inputs, model.table(), table, None, Some(d_weights), &mut self.order)?;
         let (d_weights, p) = (self.d_weights.rows(rows)?, weights.rows(at.clone())?);

@@ -4,7 +4,7 @@
 //! ```text
 //! forward   y[n,o]  = sum_i x[n,i] w[o,i] + bias[o]          (w stored [out, in] or [in, out])
 //! backward  dx[n,i] = sum_o dy[n,o] w[o,i]
-//!           dw[o,i] += sum_n dy[n,o] x[n,i]                  dbias[o] += sum_n dy[n,o]
+//!           dw[o,i] (+)= sum_n dy[n,o] x[n,i]                dbias[o] += sum_n dy[n,o]
 //! ```
 //! Every sum has one order that its length alone decides: on a CPU one chain of fused multiply-adds in rising order
 //! (cpu/gemm states the contract), on a GPU rising chunks of 128 terms (cuda/gemm.cuh). So a row's output depends on
@@ -142,8 +142,9 @@ impl Projection {
 pub struct Gradients<'a, 'b> {
     /// `dx[rows, in]`, assigned or added as said.
     pub dx: Option<(ViewMut<'a>, Accumulate)>,
-    /// `dw`, the shape of the weight; added to in the projection's window. f32 when the weight is bf16.
-    pub dw: Option<&'b mut Tensor>,
+    /// `dw`, the shape of the weight; assigned or added to in the projection's window, as said. f32 when the weight is
+    /// bf16.
+    pub dw: Option<(&'b mut Tensor, Accumulate)>,
     /// `dbias`, one number for each output of the whole weight; added to in the projection's window.
     pub dbias: Option<&'b mut Tensor>,
 }
@@ -287,7 +288,7 @@ pub fn backward(dy: View, x: View, p: &Projection, w: &Tensor, gradients: Gradie
     if let Some((dx, _)) = &dx {
         dx.expect("linear dx", rows, p.inputs, result_dtype(dtype, dx.dtype()))?;
     }
-    if let Some(dw) = &dw {
+    if let Some((dw, _)) = &dw {
         dw.expect_shape("linear dw", w.shape())?;
         dw.expect_dtype("linear dw", dtype.accumulation())?;
     }
@@ -305,10 +306,10 @@ pub fn backward(dy: View, x: View, p: &Projection, w: &Tensor, gradients: Gradie
                 let dx = MatrixMut::row_major(dx.slice()?, rows, p.inputs);
                 gemm_bf16(dy, Bf16Operand::Stored(w), dx, *accumulate, None);
             }
-            if let Some(dw) = dw {
+            if let Some((dw, accumulate)) = dw {
                 let mut dw = dw.view_mut();
                 let (a, b, dw) = p.weight_gradient(dy, x, rows, dw.slice()?, total);
-                gemm_bf16(a, Bf16Operand::Rounded(b), dw, Accumulate::Add, None);
+                gemm_bf16(a, Bf16Operand::Rounded(b), dw, accumulate, None);
             }
             if let Some(dbias) = dbias {
                 gemm::add_column_sums(dy, &mut dbias.view_mut().slice()?[p.outputs.clone()]);
@@ -321,10 +322,10 @@ pub fn backward(dy: View, x: View, p: &Projection, w: &Tensor, gradients: Gradie
                 let dy = Matrix::row_major(dy, rows, p.outputs.len());
                 gemm(dy, w, MatrixMut::row_major(dx.slice()?, rows, p.inputs), *accumulate, None);
             }
-            if let Some(dw) = dw {
+            if let Some((dw, accumulate)) = dw {
                 let mut dw = dw.view_mut();
                 let (a, b, dw) = p.weight_gradient(dy, x, rows, dw.slice()?, total);
-                gemm(a, b, dw, Accumulate::Add, None);
+                gemm(a, b, dw, accumulate, None);
             }
             if let Some(dbias) = dbias {
                 gemm::add_column_sums(dy, &mut dbias.view_mut().slice()?[p.outputs.clone()]);
@@ -341,14 +342,15 @@ pub fn backward(dy: View, x: View, p: &Projection, w: &Tensor, gradients: Gradie
                 product.gradient = true;
                 product.launch(gpu)?;
             }
-            if let Some(dw) = dw {
+            if let Some((dw, accumulate)) = dw {
                 let (dy, x, dw) = (rows_of(dy)?, rows_of(x)?, p.window(dw.view(), total)?);
                 let (matrices, sizes) = match p.layout {
                     Layout::OutIn => ([dy, x, dw], [outputs, p.inputs, rows]),
                     Layout::InOut => ([x, dy, dw], [p.inputs, outputs, rows]),
                 };
                 let product = Product::new(Form::Tn, operands, matrices, sizes);
-                Product { add: true, gradient: true, ..product }.launch(gpu)?;
+                let add = accumulate == Accumulate::Add;
+                Product { add, gradient: true, ..product }.launch(gpu)?;
             }
             if let Some(dbias) = dbias {
                 backward_bias(gpu, dy, p, dbias)?;

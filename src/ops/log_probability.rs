@@ -13,6 +13,7 @@ mod panels;
 use super::{Tensor, View, ViewMut};
 use crate::base::{Dtype, Error, Result};
 use crate::cpu;
+use crate::cpu::gemm::Accumulate;
 use crate::device::Device;
 use std::ops::Range;
 
@@ -134,20 +135,19 @@ pub fn forward(inputs: &Inputs, mut out: Outputs, saved: &mut Saved, at: Range<u
     Ok(())
 }
 
-/// Gradients of [`forward`]: assigns `dh[rows, width]`, of the dtype of `h`, adds to `dw[vocabulary, width]`, which a
-/// frozen head has not. `inputs` and `at` are those of the forward call.
+/// Gradients of [`forward`]: assigns `dh[rows, width]`, of the dtype of `h`; assigns or adds to `dw[vocabulary, width]`, as
+/// said, which a frozen head has not. `inputs` and `at` are those of the forward call.
 ///
 /// # Errors
 /// Shapes or dtypes that do not fit; a target outside the vocabulary.
-pub fn backward<'a>(
+pub fn backward(
     upstream: &Upstream,
     inputs: &Inputs,
     saved: &mut Saved,
     at: Range<usize>,
     mut dh: ViewMut,
-    dw: impl Into<Option<&'a mut Tensor>>,
+    mut dw: Option<(&mut Tensor, Accumulate)>,
 ) -> Result<()> {
-    let mut dw: Option<&mut Tensor> = dw.into();
     let (rows, dtype) = check(inputs)?;
     if at.len() != rows {
         return Err(Error::shape("log_probability saved", format!("{at:?}"), format!("{rows} rows")));
@@ -158,13 +158,16 @@ pub fn backward<'a>(
     if let Some(d_entropy) = upstream.d_entropy {
         d_entropy.expect("log_probability d_entropy", rows, 1, dtype)?;
     }
-    if let Some(dw) = &dw {
+    if let Some((dw, _)) = &dw {
         dw.expect_shape("log_probability dw", inputs.w.shape())?;
         dw.expect_dtype("log_probability dw", dtype)?;
     }
     let maximum = saved.maximum.rows(at.clone())?;
     maximum.expect("log_probability saved", rows, 1, dtype)?;
     let (log_sum, entropy) = (saved.log_sum.rows(at.clone())?, saved.entropy.rows(at)?);
+    if let (0, Some((dw, Accumulate::Assign))) = (rows, &mut dw) {
+        dw.clear()?;
+    }
     match inputs.h.device() {
         Device::Cpu(_) => dispatch!(inputs, |T, W| {
             let upstream = cpu::log_probability::Upstream {
@@ -175,8 +178,11 @@ pub fn backward<'a>(
                 entropy: entropy.slice()?,
             };
             let operands = operands::<T, W>(inputs)?;
-            let mut dw = dw.as_mut().map(|dw| dw.view_mut());
-            let dw = dw.as_mut().map(ViewMut::slice).transpose()?;
+            let mut dw = dw.as_mut().map(|(dw, accumulate)| (dw.view_mut(), *accumulate));
+            let dw = match &mut dw {
+                Some((dw, accumulate)) => Some((dw.slice()?, *accumulate)),
+                None => None,
+            };
             cpu::log_probability::backward(operands, upstream, dh.slice()?, dw);
         }),
         Device::Gpu(_) if rows == 0 => {}

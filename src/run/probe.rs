@@ -110,7 +110,7 @@ pub fn probe(model: &Model, request: &Request) -> Result<Answer> {
     let mut gradients = model.gradients()?;
     scores.backward(model, &mut sequences, &vec![-1.0 / count as f64; count], &mut gradients)?;
     model.backward(&mut sequences, masks.as_ref(), Truncation::default(), &mut gradients)?;
-    let gradients: Result<Vec<_>> = gradients.tensors().iter().map(numbers).collect();
+    let gradients: Result<Vec<_>> = gradients.tensors()?.iter().map(numbers).collect();
     Ok(Answer { logits, loss: Some(loss), gradients: gradients? })
 }
 

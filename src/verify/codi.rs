@@ -110,7 +110,7 @@ impl CodiSubject {
 fn gradient(distiller: &mut Distiller, model: &Model, lessons: &[Lesson]) -> Result<Vec<Vec<f64>>> {
     let mut gradients = model.gradients()?;
     distiller.gradient(model, lessons, &mut gradients)?;
-    gradients.tensors().iter().map(|gradient| values(gradient.view())).collect()
+    gradients.tensors()?.iter().map(|gradient| values(gradient.view())).collect()
 }
 
 impl Subject for CodiSubject {

@@ -205,7 +205,7 @@ impl Runner {
             elementwise::add(upstream.view(), self.sequences.hidden_gradient_mut()?)?;
         }
         self.model.backward(&mut self.sequences, self.masks.as_ref(), truncation, &mut gradients)?;
-        gradients.tensors().iter().map(|gradient| values(gradient.view())).collect()
+        gradients.tensors()?.iter().map(|gradient| values(gradient.view())).collect()
     }
 }
 

@@ -4,7 +4,7 @@
 use crate::parity::gpu;
 use latch::base::Dtype;
 use latch::device::Device;
-use latch::ops::linear::{self, Layout, Projection};
+use latch::ops::linear::{self, Accumulate, Layout, Projection};
 use latch::ops::log_probability::{self, Inputs, Outputs, Upstream};
 use latch::ops::residual_norm::{self, Norm, NormGradients};
 use latch::ops::scatter::Order;
@@ -101,7 +101,7 @@ fn scores_of_a_frozen_head_and_inputs_of_a_frozen_table() {
             log_probability::forward(&inputs, out, &mut saved, 0..rows).unwrap();
             let upstream = Upstream { d_log_probability: coefficient.view(), d_entropy: None };
             let (mut dh, mut dw) = (zeros(&device, [rows, width]), zeros(&device, head));
-            let wanted = trained.then_some(&mut dw);
+            let wanted = trained.then_some((&mut dw, Accumulate::Add));
             let multiplied = device.traffic().count().products;
             log_probability::backward(&upstream, &inputs, &mut saved, 0..rows, dh.view_mut(), wanted)
                 .unwrap();

@@ -83,8 +83,11 @@ impl Case {
 
     fn backward(&mut self, accumulate: Accumulate) {
         let Case { projection, x, w, dy, dx, dw, .. } = self;
-        let gradients =
-            Gradients { dx: Some((dx.view_mut(), accumulate)), dw: Some(dw), ..Gradients::default() };
+        let gradients = Gradients {
+            dx: Some((dx.view_mut(), accumulate)),
+            dw: Some((dw, accumulate)),
+            ..Gradients::default()
+        };
         backward(dy.view(), x.view(), projection, w, gradients).unwrap();
     }
 

@@ -74,7 +74,7 @@ fn run(model: &Model, given: Option<&[Trajectory]>) -> (Vec<Trajectory>, Vec<f64
             assert_eq!(audit.gap(model, &prompts[0], trajectory).unwrap(), 0.0);
         }
     }
-    let gradients = gradients.tensors().iter().map(|t| t.view().numbers().unwrap()).collect();
+    let gradients = gradients.tensors().unwrap().iter().map(|t| t.view().numbers().unwrap()).collect();
     (trajectories, values, gradients)
 }
 

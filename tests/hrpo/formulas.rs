@@ -89,7 +89,7 @@ fn gates_and_mixtures_are_those_of_the_formulas_in_pytorch() {
         let mut dw = Tensor::zeros(&device, [width, width], Dtype::F64).unwrap();
         let mut dbias = Tensor::zeros(&device, [width], Dtype::F64).unwrap();
         let dx = Some((de.view_mut(), Accumulate::Add));
-        let out = linear::Gradients { dx, dw: Some(&mut dw), dbias: Some(&mut dbias) };
+        let out = linear::Gradients { dx, dw: Some((&mut dw, Accumulate::Add)), dbias: Some(&mut dbias) };
         linear::backward(dy.view(), e.view(), &projection, &w[n], out).unwrap();
         near("d W", &values(dw.view()), &floats(&golden[format!("d_W_{gate}")]));
         near("d b", &values(dbias.view()), &floats(&golden[format!("d_b_{gate}")]));

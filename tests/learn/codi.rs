@@ -70,7 +70,7 @@ fn run(model: &Model, lessons: &[Lesson], limits: Limits, weights: Weights) -> (
     let mut distiller = Distiller::new(model, limits, weights, Record::Everything).unwrap();
     let mut gradients = model.gradients().unwrap();
     let losses = distiller.gradient(model, lessons, &mut gradients).unwrap();
-    (losses, gradients.tensors().iter().map(values).collect())
+    (losses, gradients.tensors().unwrap().iter().map(values).collect())
 }
 
 fn at_once(lessons: &[Lesson]) -> Limits {
@@ -172,7 +172,7 @@ fn the_teacher_is_a_constant() {
     let gradient = |distiller: &mut Distiller, model: &Model| {
         let mut gradients = model.gradients().unwrap();
         distiller.gradient(model, &lessons, &mut gradients).unwrap();
-        gradients.tensors().iter().map(values).collect::<Vec<_>>()
+        gradients.tensors().unwrap().iter().map(values).collect::<Vec<_>>()
     };
     let free = gradient(&mut distiller, &model);
     distiller.hold(&model, &lessons).unwrap();

@@ -85,7 +85,8 @@ fn gradients_do_not_depend_on_the_threads() {
             let mut dw = Tensor::zeros(&device, shape, Dtype::F32).unwrap();
             let mut dbias = Tensor::zeros(&device, [outputs], Dtype::F32).unwrap();
             let dx_wanted = Some((dx.view_mut(), Accumulate::Assign));
-            let wanted = Gradients { dx: dx_wanted, dw: Some(&mut dw), dbias: Some(&mut dbias) };
+            let wanted =
+                Gradients { dx: dx_wanted, dw: Some((&mut dw, Accumulate::Add)), dbias: Some(&mut dbias) };
             linear::backward(dy.view(), x.view(), &p, &w, wanted).unwrap();
             [dx, dw, dbias].map(|t| t.download::<f32>().unwrap())
         };
@@ -107,8 +108,11 @@ fn bf16_weights_have_f32_gradients_in_their_window() {
         let gradients = |x: &Tensor, dy: &Tensor, w: &Tensor| {
             let mut dx = Tensor::zeros(&device, [rows, inputs], Dtype::F32).unwrap();
             let mut dw = Tensor::from_host(&device, shape, &vec![2.0_f32; inputs * total]).unwrap();
-            let wanted =
-                Gradients { dx: Some((dx.view_mut(), Accumulate::Assign)), dw: Some(&mut dw), dbias: None };
+            let wanted = Gradients {
+                dx: Some((dx.view_mut(), Accumulate::Assign)),
+                dw: Some((&mut dw, Accumulate::Add)),
+                dbias: None,
+            };
             linear::backward(dy.view(), x.view(), &p, w, wanted).unwrap();
             (dx.download::<f32>().unwrap(), dw.download::<f32>().unwrap())
         };
@@ -176,7 +180,7 @@ fn errors_say_what_was_found_and_expected() {
     let message = forward(&x, &p, &w, Some(&bias), &mut y);
     assert_eq!(message, "linear bias: found [5], expected [4]");
     let mut dw = zeros([3, 4], Dtype::F32);
-    let wanted = Gradients { dw: Some(&mut dw), ..Gradients::default() };
+    let wanted = Gradients { dw: Some((&mut dw, Accumulate::Add)), ..Gradients::default() };
     let dy = zeros([2, 4], Dtype::F32);
     let message = linear::backward(dy.view(), x.view(), &p, &w, wanted).unwrap_err().to_string();
     assert_eq!(message, "linear dw: found [3, 4], expected [4, 3]");
@@ -209,14 +213,15 @@ impl Given {
     }
 }
 
-/// Every result of a linear map, from values at `kind`'s dtypes: y, u and gelu(u), dx assigned and added, dw, dbias.
+/// Every result of a linear map, from values at `kind`'s dtypes: y, u and gelu(u), dx assigned and added, dw, dbias, dw
+/// assigned.
 fn results(
     device: &Device,
     (activations, weights): (Dtype, Dtype),
     p: &Projection,
     total: usize,
     (x, dy, given): (&[f64], &[f64], &Given),
-) -> [Vec<f64>; 7] {
+) -> [Vec<f64>; 8] {
     let (rows, outputs) = (x.len() / p.inputs, p.outputs.len());
     let vectors = activations.accumulation();
     let shape = if p.layout == Layout::OutIn { [total, p.inputs] } else { [p.inputs, total] };
@@ -236,13 +241,18 @@ fn results(
         (ones(shape, vectors), gpu::tensor(device, [total], &vec![1.0; total], vectors));
     let gradients = Gradients {
         dx: Some((dx.view_mut(), Accumulate::Assign)),
-        dw: Some(&mut dw),
+        dw: Some((&mut dw, Accumulate::Add)),
         dbias: Some(&mut dbias),
     };
     linear::backward(dy.view(), x.view(), p, &w, gradients).unwrap();
-    let gradients = Gradients { dx: Some((added.view_mut(), Accumulate::Add)), ..Gradients::default() };
+    let mut assigned = ones(shape, vectors);
+    let gradients = Gradients {
+        dx: Some((added.view_mut(), Accumulate::Add)),
+        dw: Some((&mut assigned, Accumulate::Assign)),
+        dbias: None,
+    };
     linear::backward(dy.view(), x.view(), p, &w, gradients).unwrap();
-    [y, u, activated, dx, added, dw, dbias].map(|tensor| gpu::values(tensor.view()))
+    [y, u, activated, dx, added, dw, dbias, assigned].map(|tensor| gpu::values(tensor.view()))
 }
 
 /// Compares all results with the f64 reference, which multiplies what the kernels multiply.
@@ -265,15 +275,16 @@ fn agrees(device: &Device, kind: (Dtype, Dtype), rows: usize, p: &Projection, to
         ("dx added", kind.0, outputs),
         ("dw", vectors, rows),
         ("dbias", vectors, rows),
+        ("dw assigned", vectors, rows),
     ];
     for (((name, dtype, terms), found), expected) in results.into_iter().zip(&found).zip(&expected) {
         let what = format!("{} linear {kind:?} {p:?} rows {rows} {name}", device.name());
         gpu::compare(&what, dtype, terms, found, expected);
     }
     // Outside of its window a gradient is what it was.
-    for (at, &value) in found[5].iter().enumerate() {
+    for (at, values) in found[5].iter().zip(&found[7]).enumerate() {
         let out = if p.layout == Layout::OutIn { at / inputs } else { at % total };
-        assert!(p.outputs.contains(&out) || value == 1.0, "{kind:?} {p:?}: dw {at} changed");
+        assert!(p.outputs.contains(&out) || values == (&1.0, &1.0), "{kind:?} {p:?}: dw {at} changed");
     }
     for (out, &value) in found[6].iter().enumerate() {
         assert!(p.outputs.contains(&out) || value == 1.0, "{kind:?} {p:?}: dbias {out} changed");
@@ -429,16 +440,21 @@ fn gpu_handles_empty_operands() {
             let expected: Vec<f64> = (0..rows).flat_map(|_| outputs.clone()).map(|at| at as f64).collect();
             assert_eq!(gpu::values(y.view()), expected);
             let mut dx = gpu::tensor(&device, [rows, inputs], &vec![9.0; rows * inputs], Dtype::F32);
-            let (mut dw, mut dbias) =
-                (zeros([total, inputs]), gpu::tensor(&device, [total], &vec![1.0; total], Dtype::F32));
+            let nines = vec![9.0; total * inputs];
+            let (mut dw, mut dbias) = (
+                gpu::tensor(&device, [total, inputs], &nines, Dtype::F32),
+                gpu::tensor(&device, [total], &vec![1.0; total], Dtype::F32),
+            );
             let gradients = Gradients {
                 dx: Some((dx.view_mut(), Accumulate::Assign)),
-                dw: Some(&mut dw),
+                dw: Some((&mut dw, Accumulate::Assign)),
                 dbias: Some(&mut dbias),
             };
             linear::backward(dy.view(), x.view(), &p, &w, gradients).unwrap();
             assert_eq!(gpu::values(dx.view()), vec![0.0; rows * inputs]);
-            assert_eq!(gpu::values(dw.view()), vec![0.0; total * inputs]);
+            let in_window = |at: usize| outputs.contains(&(at / inputs));
+            let expected = (0..total * inputs).map(|at| if in_window(at) { 0.0 } else { 9.0 });
+            assert_eq!(gpu::values(dw.view()), expected.collect::<Vec<_>>());
             assert_eq!(gpu::values(dbias.view()), vec![1.0; total]);
         }
     }

@@ -6,6 +6,7 @@ use half::bf16;
 use latch::base::Dtype;
 use latch::device::Device;
 use latch::ops::Tensor;
+use latch::ops::linear::Accumulate;
 use latch::ops::log_probability::{Inputs, Outputs, Saved, Upstream, backward, forward};
 use latch::verify::gradient::normals;
 use latch::verify::operations;
@@ -77,7 +78,14 @@ impl Problem {
         let d_score = column(&self.dy[rows.clone()]);
         let d_entropy = column(&self.dy[self.rows..][rows]);
         let upstream = Upstream { d_log_probability: d_score.view(), d_entropy: Some(d_entropy.view()) };
-        backward(&upstream, &inputs, &mut saved, 2..n + 2, dh.view_mut(), &mut dw).unwrap();
+        let (saved, at) = (&mut saved, 2..n + 2);
+        let added = Some((&mut dw, Accumulate::Add));
+        backward(&upstream, &inputs, saved, at.clone(), dh.view_mut(), added).unwrap();
+        // What is assigned does not depend on what stood there.
+        let mut assigned = Tensor::from_host(&device, shape, &vec![f32::NAN; self.vocabulary * d]).unwrap();
+        let replaced = Some((&mut assigned, Accumulate::Assign));
+        backward(&upstream, &inputs, saved, at, dh.view_mut(), replaced).unwrap();
+        assert_eq!(assigned.download::<f32>().unwrap(), dw.download::<f32>().unwrap());
         Results {
             log_probability: score.download().unwrap(),
             entropy: entropy.download().unwrap(),
@@ -172,7 +180,8 @@ fn gradients_of_the_head_add_and_of_the_states_replace() {
     let mut run = |start: f64| {
         let mut dh = Tensor::from_host(&device, [2, 3], &[start; 6]).unwrap();
         let mut dw = Tensor::from_host(&device, [5, 3], &[start; 15]).unwrap();
-        backward(&upstream, &inputs, &mut saved, 0..2, dh.view_mut(), &mut dw).unwrap();
+        let added = Some((&mut dw, Accumulate::Add));
+        backward(&upstream, &inputs, &mut saved, 0..2, dh.view_mut(), added).unwrap();
         (dh.download::<f64>().unwrap(), dw.download::<f64>().unwrap())
     };
     let (from_zero, from_one) = (run(0.0), run(1.0));

@@ -131,7 +131,7 @@ impl Make {
         let mut model = model();
         let mut policy = self.policy(&model, reference).unwrap();
         let report = update(&mut policy, &mut model, 0.0, questions, judge).unwrap();
-        let gradient = flat(policy.gradients());
+        let gradient = flat(policy.gradients_mut());
         (report, gradient, policy)
     }
 }
@@ -170,8 +170,8 @@ fn update(
     )
 }
 
-fn flat(gradients: &Gradients) -> Vec<f64> {
-    gradients.tensors().iter().flat_map(|tensor| tensor.view().numbers().unwrap()).collect()
+fn flat(gradients: &mut Gradients) -> Vec<f64> {
+    gradients.tensors().unwrap().iter().flat_map(|tensor| tensor.view().numbers().unwrap()).collect()
 }
 
 fn norm(values: &[f64]) -> f64 {
@@ -210,8 +210,8 @@ fn masks() -> [Make; 5] {
 /// norm, and no replay gap. Called by tests/gpu_models.rs.
 pub fn updates_on(devices: &[Device], tolerance: f64, change: &dyn Fn(Model) -> Model) {
     let cpu = model_of(5, Dtype::F32);
-    let flat = |policy: &Policy| -> Vec<f64> {
-        let tensors = policy.gradients().tensors();
+    let flat = |policy: &mut Policy| -> Vec<f64> {
+        let tensors = policy.gradients_mut().tensors().unwrap();
         tensors.iter().flat_map(|t| t.download::<f32>().unwrap()).map(f64::from).collect()
     };
     for make in [Make::latent(), Make::new(Scope::All, Mode::Shared), Make::latent().preset(Preset::Grpo)] {
@@ -220,7 +220,7 @@ pub fn updates_on(devices: &[Device], tolerance: f64, change: &dyn Fn(Model) -> 
             let reference = make.objective.loss.kl.map(|_| model.duplicate().unwrap());
             let mut policy = make.policy(&model, reference).unwrap();
             let report = update(&mut policy, &mut model, 1e-3, &questions(), &lively).unwrap();
-            (report, flat(&policy))
+            (report, flat(&mut policy))
         };
         let (expected, slope) = run(change(crate::gpu_models::on(&Device::cpu(), &cpu)));
         for device in devices {

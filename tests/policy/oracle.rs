@@ -45,7 +45,7 @@ fn independent(model: &Model, make: &Make, report: &Report, coefficient: impl Fn
         scores.backward(model, &mut sequences, &coefficients, &mut gradients).unwrap();
         model.backward(&mut sequences, masks.as_ref(), Truncation::default(), &mut gradients).unwrap();
     }
-    flat(&gradients)
+    flat(&mut gradients)
 }
 
 #[test]
@@ -78,7 +78,7 @@ fn with_bf16_activations_the_gradient_is_that_of_the_rollouts_in_f64() {
             let report = update(&mut policy, &mut low, 0.0, &questions(), &lively).unwrap();
             assert_eq!((report.replay_gap, report.audited), (0.0, report.rollouts.len()));
             assert_eq!(report.passes[0].log_ratio, 0.0, "what was sampled is what is trained");
-            let gradient = flat(policy.gradients());
+            let gradient = flat(policy.gradients_mut());
             let coefficient = |index: usize| -report.rollouts[index].advantage / 12.0;
             let expected = independent(&exact, &make, &report, coefficient);
             let single = in_precision(&exact, &Device::cpu(), Precision::F32).unwrap();

@@ -57,7 +57,7 @@ fn update(model: &mut Model, optimizer: &mut Optimizer, number: u64) {
     let mut gradients = model.gradients().unwrap();
     scores.backward(model, &mut sequences, &[-0.2; 5], &mut gradients).unwrap();
     model.backward(&mut sequences, None, Truncation::default(), &mut gradients).unwrap();
-    optimizer.update(model, &gradients, 1e-2).unwrap();
+    optimizer.update(model, &mut gradients, 1e-2).unwrap();
 }
 
 fn bits(tensor: &Tensor) -> Vec<u64> {

@@ -95,7 +95,7 @@ fn gradients_through_drawn_steps_are_those_of_held_noise() {
         };
         let difference = models::slope(|step| at(step).0);
         let direction = at(0.0).1;
-        let slope: f64 = flat(&gradients).iter().zip(&direction).map(|(g, d)| g * d).sum();
+        let slope: f64 = flat(&mut gradients).iter().zip(&direction).map(|(g, d)| g * d).sum();
         let error = (slope - difference).abs() / slope.abs().max(difference.abs());
         assert!(error < 1e-6, "{what}: gradient {slope}, difference {difference}, error {error:e}");
     }

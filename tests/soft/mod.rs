@@ -195,8 +195,8 @@ impl Objective {
     }
 }
 
-pub fn flat(gradients: &Gradients) -> Vec<f64> {
-    gradients.tensors().iter().flat_map(|tensor| tensor.view().numbers().unwrap()).collect()
+pub fn flat(gradients: &mut Gradients) -> Vec<f64> {
+    gradients.tensors().unwrap().iter().flat_map(|tensor| tensor.view().numbers().unwrap()).collect()
 }
 
 /// Moves all parameters by `step` along a fixed random direction; returns the direction.
@@ -345,7 +345,7 @@ pub fn updated(
         )
         .unwrap();
     let gradient = match model.dtype() {
-        Dtype::F64 => flat(policy.gradients()),
+        Dtype::F64 => flat(policy.gradients_mut()),
         _ => Vec::new(),
     };
     (report, gradient)

@@ -299,7 +299,8 @@ impl<'a> Enumeration<'a> {
         let mut gradients = model.gradients().unwrap();
         scores.backward(model, &mut sequences, coefficients, &mut gradients).unwrap();
         model.backward(&mut sequences, masks.as_ref(), Truncation::default(), &mut gradients).unwrap();
-        let flat = gradients.tensors().iter().flat_map(|tensor| values(tensor.view()).unwrap()).collect();
+        let flat =
+            gradients.tensors().unwrap().iter().flat_map(|tensor| values(tensor.view()).unwrap()).collect();
         (log_probabilities, flat)
     }
 }

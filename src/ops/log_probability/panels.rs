@@ -5,6 +5,7 @@
 
 use super::{Inputs, Upstream};
 use crate::base::{Dtype, Result};
+use crate::cpu::gemm::Accumulate;
 use crate::device::{Device, Grid, Launcher};
 use crate::ops::cast::cast;
 use crate::ops::launch::{ABSENT, arguments, kernels, size};
@@ -175,7 +176,7 @@ impl Workspace {
         Ok(())
     }
 
-    /// Gradients: assigns `dh`, adds to `dw` if it is wanted.
+    /// Gradients: assigns `dh`; `dw` as said, if it is wanted.
     pub fn backward(
         &mut self,
         gpu: &dyn Launcher,
@@ -183,7 +184,7 @@ impl Workspace {
         upstream: &Upstream,
         statistics: &Statistics,
         mut dh: ViewMut,
-        dw: Option<&mut Tensor>,
+        dw: Option<(&mut Tensor, Accumulate)>,
     ) -> Result<()> {
         let vocabulary = self.vocabulary(inputs)?;
         for rows in blocks(inputs.h.count(), self.rows) {
@@ -228,9 +229,10 @@ impl Workspace {
                 let [width, count] = [self.head[1], ids.len()];
                 let to_states = [dy, rows_of(inputs.w.rows(ids.clone())?)?, rows_of(dx.as_view())?];
                 product(Form::Nn, to_states, [rows.len(), width, count], ids.start > 0)?;
-                if let Some(dw) = &dw {
+                if let Some((dw, accumulate)) = &dw {
+                    let add = *accumulate == Accumulate::Add || rows.start > 0;
                     let to_head = [dy, rows_of(h)?, rows_of(dw.rows(ids)?)?];
-                    product(Form::Tn, to_head, [count, width, rows.len()], true)?;
+                    product(Form::Tn, to_head, [count, width, rows.len()], add)?;
                 }
             }
             if let Some(sum) = &self.d_states {

@@ -66,7 +66,7 @@ fn run(form: &Form, point: &[Vec<f64>], dtype: Dtype, dy: Option<&[f64]>) -> Res
     let mut dbias = Tensor::zeros(&device, [total], dtype)?;
     let gradients = Gradients {
         dx: Some((dx.view_mut(), Accumulate::Assign)),
-        dw: Some(&mut dw),
+        dw: Some((&mut dw, Accumulate::Add)),
         dbias: Some(&mut dbias),
     };
     linear::backward(dy.view(), x.view(), &p, &w, gradients)?;

@@ -5,6 +5,7 @@ use crate::base::Dtype;
 use crate::base::Result;
 use crate::base::rng::{Purpose, StreamKey};
 use crate::device::Device;
+use crate::ops::linear::Accumulate;
 use crate::ops::log_probability::{Inputs, Outputs, Saved, Upstream, backward, forward};
 use crate::ops::{Tensor, sampler};
 use crate::verify::gradient::{Case, Variable, normals};
@@ -82,7 +83,7 @@ fn run_fused(
         d_entropy: with_entropy.then(|| d_entropy.view()),
     };
     let (mut dh, mut dw) = (zeros(rows, width)?, zeros(vocabulary, width)?);
-    backward(&upstream, &inputs, &mut saved, 0..rows, dh.view_mut(), &mut dw)?;
+    backward(&upstream, &inputs, &mut saved, 0..rows, dh.view_mut(), Some((&mut dw, Accumulate::Add)))?;
     Ok(vec![values(dh.view())?, values(dw.view())?])
 }
 

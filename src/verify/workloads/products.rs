@@ -44,7 +44,14 @@ pub(super) const LIST: &[(&str, Make)] = &[
             let inputs =
                 log_probability::Inputs { h: h.view(), w, targets: targets.view(), inverse_temperature: 1.0 };
             let upstream = Upstream { d_log_probability: upstream.view(), d_entropy: None };
-            log_probability::backward(&upstream, &inputs, saved, 0..n, dh.view_mut(), &mut dw)
+            log_probability::backward(
+                &upstream,
+                &inputs,
+                saved,
+                0..n,
+                dh.view_mut(),
+                Some((&mut dw, Accumulate::Add)),
+            )
         })
     }),
 ];
@@ -86,7 +93,7 @@ fn backward(s: &Setting, outputs: usize, [wants_dx, wants_dw, wants_bias]: [bool
     Work::multiplying(bytes, flops, move || {
         let gradients = linear::Gradients {
             dx: wants_dx.then(|| (dx.view_mut(), Accumulate::Assign)),
-            dw: wants_dw.then_some(&mut dw),
+            dw: wants_dw.then_some((&mut dw, Accumulate::Add)),
             dbias: wants_bias.then_some(&mut dbias),
         };
         linear::backward(dy.view(), x.view(), &projection, &w, gradients)

@@ -6,7 +6,7 @@ use latch::base::Dtype;
 use latch::base::rng::{Purpose, StreamKey};
 use latch::device::Device;
 use latch::ops::Tensor;
-use latch::ops::linear::{self, Layout, Projection};
+use latch::ops::linear::{self, Accumulate, Layout, Projection};
 use latch::ops::log_probability::{Inputs, Outputs, Saved, Upstream, backward, forward};
 use latch::ops::sampler::{Law, Noise, Sampled, Workspace, sample};
 use std::ops::Range;
@@ -61,7 +61,7 @@ impl Problem {
     }
 
     /// Forward and backward of some rows with `h` and the head in these dtypes. What is saved stands at an offset.
-    /// Backward runs twice: the head's gradient is added, that of the states assigned.
+    /// Backward runs twice: the head's gradient is assigned and then added, that of the states assigned.
     fn run(&self, device: &Device, [h_dtype, w_dtype]: [Dtype; 2], rows: Range<usize>) -> Results {
         let (n, d, v) = (rows.len(), self.width, self.vocabulary);
         let h = tensor(device, [n, d], &self.h[rows.start * d..rows.end * d], h_dtype);
@@ -70,7 +70,7 @@ impl Problem {
         let targets = Tensor::from_host(device, [n, 1], &self.targets(&rows)).unwrap();
         let zeros = |rows, cols, dtype| Tensor::zeros(device, [rows, cols], dtype).unwrap();
         let (mut score, mut entropy) = (zeros(n, 1, other), zeros(n, 1, other));
-        let (mut dh, mut dw) = (zeros(n, d, h_dtype), zeros(v, d, other));
+        let (mut dh, mut dw) = (zeros(n, d, h_dtype), tensor(device, [v, d], &vec![7.0; v * d], other));
         let mut saved = Saved::reserve(device, n + 3, [v, d], h_dtype).unwrap();
         let inputs = Inputs {
             h: h.view(),
@@ -85,8 +85,9 @@ impl Problem {
         let (d_score, d_entropy) = (column(&self.dy[rows.clone()]), column(&self.dy[self.rows..][rows]));
         let upstream =
             Upstream { d_log_probability: d_score.view(), d_entropy: self.entropy.then(|| d_entropy.view()) };
-        for _ in 0..2 {
-            backward(&upstream, &inputs, &mut saved, 2..n + 2, dh.view_mut(), &mut dw).unwrap();
+        for accumulate in [Accumulate::Assign, Accumulate::Add] {
+            let dw = Some((&mut dw, accumulate));
+            backward(&upstream, &inputs, &mut saved, 2..n + 2, dh.view_mut(), dw).unwrap();
         }
         Results {
             log_probability: values(score.view()),
