@@ -11,8 +11,8 @@
 //! The vocabulary is walked in chunks of [`CHUNK`] ids anchored at id 0; a chunk's maximum and sums are taken in
 //! sixteen lanes and merged into the row's in ascending order. Nothing else decides a row's bits. Products are
 //! made for panels of a few chunks and at most [`ROW_BLOCK`] rows, which live in scratch memory that a thread
-//! keeps; backward makes the panel again instead of storing it (the idea of "cut cross-entropy",
-//! Wijmans et al. 2024).
+//! keeps; backward makes them again instead of storing them (the idea of "cut cross-entropy",
+//! Wijmans et al. 2024), but for the first panels, as many as there is room for in [`Kept`].
 
 use super::float::{Float, LANES, sum_lanes};
 use super::gemm::{Accumulate, Bf16Operand, Matrix, MatrixMut, gemm, gemm_bf16};
@@ -218,6 +218,40 @@ impl<T: Float, W: Weight<T>> Operands<'_, T, W> {
     }
 }
 
+/// Room for logits of the first ids of all rows, from forward to backward: panel by panel of each block of rows.
+#[derive(Debug)]
+pub struct Kept<'a, T> {
+    /// The numbers.
+    pub logits: &'a mut [T],
+}
+
+impl<T> Kept<'_, T> {
+    /// No room.
+    pub fn none() -> Self {
+        Kept { logits: &mut [] }
+    }
+
+    /// Ids that are kept of each of `rows` rows: whole panels, or the whole vocabulary.
+    fn ids(&self, rows: usize, vocabulary: usize) -> usize {
+        match self.logits.len() / rows.max(1) {
+            fitting if fitting >= vocabulary => vocabulary,
+            fitting => fitting / PANEL * PANEL,
+        }
+    }
+
+    /// The panel of `rows` rows and `ids` ids which begins at `first_row` and `first`, if it is kept (of `all` rows).
+    fn panel(
+        &mut self,
+        (all, vocabulary): (usize, usize),
+        (first_row, rows): (usize, usize),
+        (first, ids): (usize, usize),
+    ) -> Option<&mut [T]> {
+        let kept = self.ids(all, vocabulary);
+        let start = first_row * kept + rows * first;
+        (first + ids <= kept).then(|| &mut self.logits[start..start + rows * ids])
+    }
+}
+
 /// Where [`forward`] writes; each slice holds one number a row.
 #[derive(Debug)]
 pub struct Results<'a, T> {
@@ -232,8 +266,9 @@ pub struct Results<'a, T> {
 }
 
 /// Log-probability of each row's target, with what backward needs.
-pub fn forward<T: Float, W: Weight<T>>(all: Operands<T, W>, out: Results<T>) {
-    let vocabulary = all.vocabulary();
+pub fn forward<T: Float, W: Weight<T>>(all: Operands<T, W>, out: Results<T>, mut kept: Kept<T>) {
+    let size = (all.targets.len(), all.vocabulary());
+    let vocabulary = size.1;
     for first_row in (0..all.targets.len()).step_by(ROW_BLOCK) {
         let rows = ROW_BLOCK.min(all.targets.len() - first_row);
         let operands = all.rows(first_row, rows);
@@ -245,7 +280,10 @@ pub fn forward<T: Float, W: Weight<T>>(all: Operands<T, W>, out: Results<T>) {
             }
             for first in (0..vocabulary).step_by(PANEL) {
                 let ids = PANEL.min(vocabulary - first);
-                let panel = &mut panel[..rows * ids];
+                let panel = match kept.panel(size, (first_row, rows), (first, ids)) {
+                    Some(kept) => kept,
+                    None => &mut panel[..rows * ids],
+                };
                 operands.logits(first, panel);
                 absorb_panel(&operands, first, (panel, ids), states);
             }
@@ -316,14 +354,17 @@ pub struct Upstream<'a, T> {
     pub entropy: &'a [T],
 }
 
-/// Gradients: assigns `dh[rows, width]`; `dw[vocabulary, width]` as said, where there are rows.
+/// Gradients: assigns `dh[rows, width]`; `dw[vocabulary, width]` as said, where there are rows. `kept` is what [`forward`] of
+/// these rows left there.
 pub fn backward<T: Float, W: Weight<T>>(
     all: Operands<T, W>,
     upstream: Upstream<T>,
     dh: &mut [T],
     mut dw: Option<(&mut [T], Accumulate)>,
+    mut kept: Kept<T>,
 ) {
     let (vocabulary, width) = (all.vocabulary(), all.width);
+    let size = (all.targets.len(), vocabulary);
     for first_row in (0..all.targets.len()).step_by(ROW_BLOCK) {
         let rows = ROW_BLOCK.min(all.targets.len() - first_row);
         let operands = all.rows(first_row, rows);
@@ -332,8 +373,12 @@ pub fn backward<T: Float, W: Weight<T>>(
             for first in (0..vocabulary).step_by(PANEL) {
                 let ids = PANEL.min(vocabulary - first);
                 let panel = &mut panel[..rows * ids];
-                operands.logits(first, panel);
-                differentiate_panel(&operands, first, (panel, ids), first_row, upstream);
+                let logits = kept.panel(size, (first_row, rows), (first, ids));
+                if logits.is_none() {
+                    operands.logits(first, panel);
+                }
+                let logits = logits.map(|logits| &*logits);
+                differentiate_panel(&operands, first, (panel, ids), logits, first_row, upstream);
                 let d_logits = Matrix::row_major(panel, rows, ids);
                 // dh continues its chain over ascending ids; each panel adds its own rows of dw.
                 let dh = MatrixMut::row_major(dh, rows, width);
@@ -349,16 +394,20 @@ pub fn backward<T: Float, W: Weight<T>>(
     }
 }
 
-/// Turns a panel of logits into their gradient.
+/// Turns a panel of logits into their gradient; `kept` is where they stand, unless that is in the panel.
 fn differentiate_panel<T: Float, W: Weight<T>>(
     operands: &Operands<T, W>,
     first: usize,
     (panel, ids): (&mut [T], usize),
+    kept: Option<&[T]>,
     first_row: usize,
     upstream: Upstream<T>,
 ) {
     parallel::rows(panel, ids, 16 * ids, |row, panel| {
         for (local, logits) in (row..).zip(panel.chunks_exact_mut(ids)) {
+            if let Some(kept) = kept {
+                logits.copy_from_slice(&kept[local * ids..][..ids]);
+            }
             let row = first_row + local;
             isa::run_widest_kernel(DifferentiateRow {
                 logits,
@@ -433,6 +482,38 @@ pub(super) fn with_scratch<T: Float, R>(elements: usize, body: impl FnOnce(&mut 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn backward_reads_the_logits_that_forward_kept() {
+        let (rows, width, vocabulary) = (3, 4, 5);
+        let number = |at: usize| (at as f64 * 0.37).sin();
+        let (h, w): (Vec<f64>, Vec<f64>) =
+            ((0..rows * width).map(number).collect(), (7..7 + vocabulary * width).map(number).collect());
+        let all = Operands { h: &h, w: &w, width, targets: &[1, 4, 0], inverse_temperature: 1.0 };
+        let mut results = vec![vec![0.0; rows]; 4];
+        let mut logits = vec![0.0; rows * vocabulary];
+        let [log_probability, maximum, log_sum, entropy] = results.get_disjoint_mut([0, 1, 2, 3]).unwrap();
+        let out = Results { log_probability, maximum, log_sum, entropy };
+        forward(all, out, Kept { logits: &mut logits });
+        let upstream = Upstream {
+            d_log_probability: &[1.0, -0.5, 2.0],
+            d_entropy: None,
+            maximum: &results[1],
+            log_sum: &results[2],
+            entropy: &results[3],
+        };
+        let gradient = |kept: Kept<f64>| {
+            let mut dh = vec![0.0; rows * width];
+            backward(all, upstream, &mut dh, None, kept);
+            dh
+        };
+        let expected = gradient(Kept::none());
+        assert_eq!(gradient(Kept { logits: &mut logits }), expected);
+        // Twice: they are still there. Without them it reads what else stands there.
+        assert_eq!(gradient(Kept { logits: &mut logits }), expected);
+        logits.fill(0.0);
+        assert_ne!(gradient(Kept { logits: &mut logits }), expected);
+    }
 
     #[test]
     fn minus_infinity_is_probability_zero_and_nan_stays_nan() {

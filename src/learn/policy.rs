@@ -109,7 +109,7 @@ impl Policy {
                 drawing.gate = None;
                 Some(Reference {
                     rollouts: Rollouts::reserve(&frozen, form.clone(), drawing, limits, Record::LayerInputs)?,
-                    scores: Scores::reserve(&frozen, answers)?,
+                    scores: Scores::reserve_to_read(&frozen, answers)?,
                     model: frozen,
                 })
             }

@@ -7,7 +7,7 @@ use super::Model;
 use super::parameters::Gradients;
 use super::sequences::{Sequences, not_recording};
 use crate::base::{Dtype, Error, Result};
-use crate::device::Arena;
+use crate::device::{Arena, Device};
 use crate::ops::scatter::Order;
 use crate::ops::{Tensor, View, ViewMut, gather, log_probability};
 
@@ -29,8 +29,22 @@ pub struct Scores {
 }
 
 impl Scores {
-    /// Room for `capacity` positions of `model`.
+    /// Room for `capacity` positions of `model`, with what makes [`Scores::backward`] fast
+    /// ([`log_probability::Saved::reserve_to_differentiate`]).
     pub fn reserve(model: &Model, capacity: usize) -> Result<Scores> {
+        Scores::reserve_with(model, capacity, log_probability::Saved::reserve_to_differentiate)
+    }
+
+    /// The same for scores that are only read.
+    pub fn reserve_to_read(model: &Model, capacity: usize) -> Result<Scores> {
+        Scores::reserve_with(model, capacity, log_probability::Saved::reserve)
+    }
+
+    fn reserve_with(
+        model: &Model,
+        capacity: usize,
+        saved: impl Fn(&Device, usize, [usize; 2], Dtype) -> Result<log_probability::Saved>,
+    ) -> Result<Scores> {
         let (device, dtype, width) = (model.device(), model.dtype(), model.config().width);
         let head = [model.config().vocab, width];
         let _arena = Arena::Workspace.enter();
@@ -43,7 +57,7 @@ impl Scores {
             hidden: Tensor::zeros(device, [capacity, width], dtype)?,
             log_probability: column(dtype)?,
             entropy: column(dtype)?,
-            saved: log_probability::Saved::reserve(device, capacity, head, dtype)?,
+            saved: saved(device, capacity, head, dtype)?,
             coefficient: column(dtype)?,
             hidden_gradient: Tensor::zeros(device, [capacity, width], dtype)?,
             order: Order::reserve(device, capacity)?,

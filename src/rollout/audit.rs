@@ -53,7 +53,7 @@ impl Audit {
         };
         Ok(Audit {
             sequences: Sequences::reserve(model, model.device(), room, Record::LayerInputs)?,
-            scores: Scores::reserve(model, form.max_new_tokens.max(1))?,
+            scores: Scores::reserve_to_read(model, form.max_new_tokens.max(1))?,
             logits: match drawing.gate {
                 None => None,
                 Some(_) => {

@@ -65,7 +65,7 @@ impl Examiner<'_> {
         let limits = Limits { prompts: 1, members: ask.samples, prompt_tokens: item.tokens.question.len() };
         Ok((
             Rollouts::reserve(model, form, drawing, limits, Record::LayerInputs)?,
-            Scores::reserve(model, ask.samples * self.max_new_tokens)?,
+            Scores::reserve_to_read(model, ask.samples * self.max_new_tokens)?,
         ))
     }
 

@@ -48,7 +48,7 @@ impl Problem {
         }
     }
 
-    /// Forward and backward of some rows, with the head stored as `w_dtype`.
+    /// Forward and backward of some rows, with the head stored as `w_dtype`. Logits that are kept change no bit.
     fn run(&self, rows: Range<usize>, w_dtype: Dtype) -> Results {
         let device = Device::cpu();
         let (n, d) = (rows.len(), self.width);
@@ -81,10 +81,15 @@ impl Problem {
         let (saved, at) = (&mut saved, 2..n + 2);
         let added = Some((&mut dw, Accumulate::Add));
         backward(&upstream, &inputs, saved, at.clone(), dh.view_mut(), added).unwrap();
-        // What is assigned does not depend on what stood there.
+        // What is assigned does not depend on what stood there, nothing on whether logits are made again.
+        let again = dh.download::<f32>().unwrap();
+        let mut kept = Saved::reserve_to_differentiate(&device, n + 3, shape, Dtype::F32).unwrap();
+        let out = Outputs { log_probability: score.view_mut(), entropy: Some(entropy.view_mut()) };
+        forward(&inputs, out, &mut kept, at.clone()).unwrap();
         let mut assigned = Tensor::from_host(&device, shape, &vec![f32::NAN; self.vocabulary * d]).unwrap();
         let replaced = Some((&mut assigned, Accumulate::Assign));
-        backward(&upstream, &inputs, saved, at, dh.view_mut(), replaced).unwrap();
+        backward(&upstream, &inputs, &mut kept, at, dh.view_mut(), replaced).unwrap();
+        assert_eq!(dh.download::<f32>().unwrap(), again);
         assert_eq!(assigned.download::<f32>().unwrap(), dw.download::<f32>().unwrap());
         Results {
             log_probability: score.download().unwrap(),
@@ -146,6 +151,51 @@ fn a_row_depends_on_itself_alone_and_nothing_on_threads() {
         assert_eq!(alone.entropy[0].to_bits(), whole.entropy[row].to_bits(), "row {row}");
         assert_eq!(alone.dh, whole.dh[row * 19..(row + 1) * 19], "row {row}");
     }
+}
+
+/// What is kept is what forward left of these rows: [`Problem::run`] compares it with logits that are made again.
+#[test]
+fn kept_logits_are_those_of_the_rows() {
+    // All of them over two blocks of rows, and the first panels of one block and of two.
+    for (rows, width, vocabulary) in [(530, 5, 600), (300, 19, 5000), (520, 1500, 3000)] {
+        let problem = Problem::new(rows, width, vocabulary, 0.9);
+        for dtype in [Dtype::F32, Dtype::Bf16] {
+            problem.run(0..rows, dtype);
+        }
+    }
+    // Logits of other rows have taken their place: they are made again.
+    let device = Device::cpu();
+    let problem = Problem::new(8, 5, 11, 1.0);
+    let (h, w) =
+        (Tensor::from_host(&device, [8, 5], &problem.h), Tensor::from_host(&device, [11, 5], &problem.w));
+    let (h, w) = (h.unwrap(), w.unwrap());
+    let column = |data: &[f32]| Tensor::from_host(&device, [8, 1], data).unwrap();
+    let targets = Tensor::from_host(&device, [8, 1], &problem.targets).unwrap();
+    let (dy, mut score) = (column(&problem.dy[..8]), column(&[0.0; 8]));
+    let mut saved = Saved::reserve_to_differentiate(&device, 8, [11, 5], Dtype::F32).unwrap();
+    let inputs = |at: Range<usize>| Inputs {
+        h: h.rows(at.clone()).unwrap(),
+        w: &w,
+        targets: targets.rows(at).unwrap(),
+        inverse_temperature: 1.0,
+    };
+    for at in [0..3, 3..8] {
+        let log_probability = score.rows_mut(at.clone()).unwrap();
+        let out = Outputs { log_probability, entropy: None };
+        forward(&inputs(at.clone()), out, &mut saved, at).unwrap();
+    }
+    let mut dh = Tensor::zeros(&device, [8, 5], Dtype::F32).unwrap();
+    for at in [0..3, 3..8] {
+        let upstream = Upstream { d_log_probability: dy.rows(at.clone()).unwrap(), d_entropy: None };
+        let out = dh.rows_mut(at.clone()).unwrap();
+        backward(&upstream, &inputs(at.clone()), &mut saved, at, out, None).unwrap();
+    }
+    let mut whole = Tensor::zeros(&device, [8, 5], Dtype::F32).unwrap();
+    let out = Outputs { log_probability: score.view_mut(), entropy: None };
+    forward(&inputs(0..8), out, &mut saved, 0..8).unwrap();
+    let upstream = Upstream { d_log_probability: dy.view(), d_entropy: None };
+    backward(&upstream, &inputs(0..8), &mut saved, 0..8, whole.view_mut(), None).unwrap();
+    assert_eq!(dh.download::<f32>().unwrap(), whole.download::<f32>().unwrap());
 }
 
 #[test]

@@ -115,7 +115,7 @@ impl Head {
             h: s.activations("h", n, s.size.width)?,
             w: s.matrix("w", head[0], head[1])?,
             targets: s.column(n, |at| s.token(at) as u32)?,
-            saved: Saved::reserve(s.device, n, head, s.dtype)?,
+            saved: Saved::reserve_to_differentiate(s.device, n, head, s.dtype)?,
         })
     }
 }
