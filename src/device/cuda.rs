@@ -43,6 +43,7 @@ use graphs::CudaGraph;
 use kernels::Entry;
 use library::Library;
 use std::collections::HashMap;
+use std::ffi::{CStr, c_char};
 use std::sync::Arc;
 
 /// A device that was asked about and will do.
@@ -67,8 +68,18 @@ fn call(doing: &str, code: sys::CUresult) -> Outcome<()> {
     }
 }
 
+/// An error by its number and by the driver's name for it. cudarc's own names are those of CUDA 12.1: a newer driver has
+/// errors that are not on that list (226, 721), and of such a value nothing may be asked but its number.
 fn named(code: sys::CUresult) -> Code {
-    Code { number: code as u32, name: format!("{code:?}") }
+    let mut text: *const c_char = std::ptr::null();
+    // SAFETY: the library is there, since it has answered; the call takes any number, and writes to `text` only.
+    let known = unsafe { sys::cuGetErrorName(code, &mut text) } == sys::CUresult::CUDA_SUCCESS;
+    let name = match known && !text.is_null() {
+        // SAFETY: what the call gave is a string that ends in a zero byte, and is the library's for ever.
+        true => unsafe { CStr::from_ptr(text) }.to_string_lossy().into_owned(),
+        false => "an error without a name".into(),
+    };
+    Code { number: code as u32, name }
 }
 
 /// A failure before there is a runtime that could explain it.
@@ -112,7 +123,10 @@ impl Cuda {
         let Found { device, properties, .. } = found;
         let mut context = std::ptr::null_mut();
         // SAFETY: the device is one of the driver's; the call writes to `context` only.
-        call("opening a context", unsafe { sys::cuDevicePrimaryCtxRetain(&mut context, device) })?;
+        match unsafe { sys::cuDevicePrimaryCtxRetain(&mut context, device) } {
+            sys::CUresult::CUDA_SUCCESS => {}
+            code => return Err(errors::no_answer("opening a context", named(code))),
+        }
         // From here on `drop` gives back what there is.
         let mut cuda = Cuda {
             device,

@@ -6,8 +6,8 @@ use crate::base::{Dtype, Error, Result};
 /// Who multiplies matrices on a GPU.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Matmul {
-    /// The library where one is installed for gradients of linear maps, whose bits nothing is compared with; our
-    /// kernels for everything else.
+    /// The library where one is installed, and starts, for gradients of linear maps, whose bits nothing is compared with;
+    /// our kernels for everything else.
     #[default]
     Auto,
     /// Our kernels alone.
@@ -42,7 +42,8 @@ pub struct LibraryMatrix {
     pub transposed: bool,
 }
 
-/// C = A B, or C += A B, with sums in f32; row-major, in an order of summation that the library chooses.
+/// C = A B, or C += A B, with sums in f32, those of parts of k included; row-major, in an order of summation that the
+/// library chooses.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct LibraryProduct {
     /// m, n and k: C is `[m, n]`, A `[m, k]`, B `[k, n]`, after their transpositions.

@@ -81,6 +81,24 @@ impl Properties {
         Ok(())
     }
 
+    /// Checks that a block of `kernel`, which declares `own` bytes of shared memory, may have `dynamic` more.
+    ///
+    /// # Errors
+    /// More than a block of this GPU may have, both together.
+    pub fn check_shared(&self, kernel: &Kernel, own: u32, dynamic: u32) -> Result<()> {
+        let (all, most) = (u64::from(own) + u64::from(dynamic), self.most_shared_bytes);
+        if all <= u64::from(most) {
+            return Ok(());
+        }
+        Err(Error::device(
+            format!(
+                "kernel `{}` needs {all} bytes of shared memory a block ({own} of them its own), {} has at most {most}",
+                kernel.entry, self.name
+            ),
+            "report the GPU's name; use --device cpu meanwhile",
+        ))
+    }
+
     /// Checks that a GPU of this compute capability takes PTX of a `.target`, such as `sm_80` (this and later ones) or
     /// `sm_90a` (9.0 alone).
     ///
@@ -206,5 +224,9 @@ pub(super) mod tests {
             let message = gpu.check(&KERNEL, beyond).unwrap_err().to_string();
             assert!(message.contains("`t_fwd`") && message.contains(says), "{says}: {message}");
         }
+        // What a kernel declares counts too, which a grid does not say.
+        assert!(gpu.check_shared(&KERNEL, 1024, 98 * 1024).is_ok());
+        let message = gpu.check_shared(&KERNEL, 1025, 98 * 1024).unwrap_err().to_string();
+        assert!(message.contains("`t_fwd` needs 101377 bytes") && message.contains("(1025 of"), "{message}");
     }
 }

@@ -381,10 +381,17 @@ impl Launcher for Runtime {
         match matmul.choice {
             Matmul::Own => Ok(false),
             Matmul::Auto if !gradient => Ok(false),
-            // Asked once: a library that is not there is looked for by opening files.
+            // Asked once: a library that is not there is looked for by opening files. One that does not start, since it
+            // is newer than the driver, say, is none for `auto`; `doctor`, and who asks for it by name, hear why.
             Matmul::Auto | Matmul::Library => match matmul.installed {
                 Some(installed) => Ok(installed),
-                None => Ok(*matmul.installed.insert(self.matmul_library()?.is_some())),
+                None => {
+                    let found = match self.matmul_library() {
+                        Err(_) if matmul.choice == Matmul::Auto => None,
+                        found => found?,
+                    };
+                    Ok(*matmul.installed.insert(found.is_some()))
+                }
             },
         }
     }

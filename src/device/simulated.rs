@@ -52,6 +52,7 @@ enum Work {
 struct Loaded {
     kernel: &'static Kernel,
     program: Arc<Program>,
+    static_shared: u32,
     launches: usize,
     counters: Counters,
 }
@@ -142,6 +143,12 @@ impl Simulated {
             Failure::Lost { problem: fault.sentence(), advice: fault.advice }
         })?;
         Ok(true)
+    }
+
+    /// Refuses what a GPU of this kind would, where the driver is asked to allow a kernel its shared memory.
+    fn check_shared(&self, launch: &Launch) -> Outcome<()> {
+        let loaded = &self.functions[launch.function];
+        Ok(self.properties.check_shared(loaded.kernel, loaded.static_shared, launch.grid.shared_bytes)?)
     }
 
     fn deed(&self, work: &Work) -> Deed {
@@ -256,12 +263,14 @@ impl Driver for Simulated {
             Some((_, text)) => Arc::new(read(text)?),
             None => PROGRAMS.of(kernel.ptx, || read(kernel.ptx))?,
         };
-        program.entry(kernel.entry).map_err(Error::from)?;
-        self.functions.push(Loaded { kernel, program, launches: 0, counters: Counters::default() });
+        let static_shared = program.entry(kernel.entry).map_err(Error::from)?.static_shared;
+        let counters = Counters::default();
+        self.functions.push(Loaded { kernel, program, static_shared, launches: 0, counters });
         Ok(self.functions.len() - 1)
     }
 
     fn launch(&mut self, stream: Stream, launch: &Launch) -> Outcome<()> {
+        self.check_shared(launch)?;
         self.push(stream, Work::Launch(launch.clone()))
     }
 
@@ -332,6 +341,11 @@ impl Driver for Simulated {
     }
 
     fn instantiate(&mut self, nodes: &[Node]) -> Outcome<Executable> {
+        for node in nodes {
+            if let Node::Launch(launch) = node {
+                self.check_shared(launch)?;
+            }
+        }
         self.next_graph += 1;
         self.graphs.insert(self.next_graph, nodes.to_vec());
         Ok(self.next_graph)

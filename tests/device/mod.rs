@@ -6,6 +6,7 @@ mod crossings;
 mod driver;
 mod hopper;
 mod launches;
+mod library;
 mod memory;
 mod opening;
 mod products;

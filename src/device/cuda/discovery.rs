@@ -2,7 +2,7 @@
 
 use super::super::Properties;
 use super::super::driver::Outcome;
-use super::{Found, call, errors, refusal};
+use super::{Found, call, errors, named, refusal};
 use crate::base::Result;
 use cudarc::driver::result;
 use cudarc::driver::sys::{self, CUdevice_attribute as Attribute};
@@ -35,7 +35,10 @@ pub(in super::super) fn devices() -> Result<(usize, (u32, u32))> {
 }
 
 fn asking(code: sys::CUresult) -> Result<()> {
-    refusal(call("asking the CUDA driver", code))
+    refusal(match code {
+        sys::CUresult::CUDA_SUCCESS => Ok(()),
+        _ => Err(errors::no_answer("asking the CUDA driver", named(code))),
+    })
 }
 
 /// Asks the driver for device `ordinal`.

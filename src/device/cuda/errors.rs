@@ -96,10 +96,29 @@ pub(super) fn no_such_device(ordinal: usize, count: usize) -> Error {
         _ => format!("no CUDA device {ordinal}: there are {count}, cuda:0 to cuda:{}", count - 1),
     };
     let advice = match count {
-        0 => "check `nvidia-smi` and CUDA_VISIBLE_DEVICES, or use --device cpu",
+        0 => {
+            "check that `nvidia-smi -L` lists one, that CUDA_VISIBLE_DEVICES does not hide it, that this user may open \
+             /dev/nvidia* (a container needs --gpus all), and under MIG that there is an instance; or use --device cpu"
+        }
         _ => "name one of them, or use --device cpu",
     };
     Error::device(problem, advice)
+}
+
+/// A driver that answers its first calls with an error. Nothing has run by then: what means later that the device is lost
+/// (999) is here what the driver says when it cannot reach its kernel module.
+pub(super) fn no_answer(doing: &str, code: Code) -> Failure {
+    const OPERATING_SYSTEM: u32 = 304;
+    const UNKNOWN: u32 = 999;
+    match code.number {
+        OPERATING_SYSTEM | UNKNOWN => Failure::Refused(Error::device(
+            format!("the CUDA driver does not start: {code}, from {doing}"),
+            "check that /dev/nvidia-uvm is there and may be opened (`nvidia-modprobe -u -c 0` makes it; a container needs \
+             --gpus all); after a machine has slept, `rmmod nvidia_uvm && modprobe nvidia_uvm` or a restart helps; or use \
+             --device cpu",
+        )),
+        _ => failure(doing, code, &[]),
+    }
 }
 
 /// Pinned host memory that cannot be had.
@@ -115,6 +134,7 @@ pub(super) fn file_refused(stem: &str, ptx: (u32, u32), code: Code, log: &str) -
     const UNSUPPORTED_PTX_VERSION: u32 = 222;
     const NO_BINARY_FOR_GPU: u32 = 209;
     const JIT_COMPILER_NOT_FOUND: u32 = 221;
+    const JIT_COMPILATION_DISABLED: u32 = 223;
     if code.is_lost() {
         return failure("loading kernels", code, &[]);
     }
@@ -133,6 +153,10 @@ pub(super) fn file_refused(stem: &str, ptx: (u32, u32), code: Code, log: &str) -
         JIT_COMPILER_NOT_FOUND => Error::device(
             format!("{file} cannot be compiled: the driver's compiler (libnvidia-ptxjitcompiler) is missing"),
             "install the driver completely; in a container, mount that library too",
+        ),
+        JIT_COMPILATION_DISABLED => Error::device(
+            format!("{file} cannot be compiled: the driver's compiler is switched off"),
+            "unset CUDA_DISABLE_PTX_JIT and CUDA_DISABLE_JIT, or use --device cpu",
         ),
         _ => Error::device(
             format!("{file} was refused by the driver's compiler, {code}{log}"),
@@ -155,9 +179,10 @@ impl std::fmt::Display for Code {
 }
 
 impl Code {
-    /// Errors after which nothing runs in this process any more.
+    /// Errors after which nothing runs in this process any more: those of which cuda.h says that the process must be
+    /// ended. (226: an error that the GPU has contained.)
     fn is_lost(&self) -> bool {
-        matches!(self.number, 214 | 220 | 700 | 702 | 709 | 710 | 714..=719 | 721 | 999)
+        matches!(self.number, 214 | 220 | 226 | 700 | 702 | 709 | 710 | 714..=719 | 721 | 999)
     }
 }
 
@@ -166,9 +191,12 @@ impl Code {
 pub(super) fn failure(doing: &str, code: Code, recent: &[&str]) -> Failure {
     const OUT_OF_MEMORY: u32 = 2;
     const STUB_LIBRARY: u32 = 34;
+    const DEVICE_UNAVAILABLE: u32 = 46;
     const NO_DEVICE: u32 = 100;
     const LAUNCH_OUT_OF_RESOURCES: u32 = 701;
+    const SYSTEM_NOT_READY: u32 = 802;
     const SYSTEM_DRIVER_MISMATCH: u32 = 803;
+    const COMPAT_NOT_SUPPORTED_ON_DEVICE: u32 = 804;
     let refused = |problem: String, advice: &str| Failure::Refused(Error::device(problem, advice));
     match code.number {
         OUT_OF_MEMORY => Failure::OutOfMemory,
@@ -177,6 +205,26 @@ pub(super) fn failure(doing: &str, code: Code, recent: &[&str]) -> Failure {
             "put the driver's own libcuda.so.1 first in the library path, or use --device cpu",
         ),
         NO_DEVICE => Failure::Refused(no_such_device(0, 0)),
+        DEVICE_UNAVAILABLE => refused(
+            format!(
+                "{doing} failed: the GPU is not to be had ({code}): another process has it for itself, or nobody may"
+            ),
+            "look at its compute mode (`nvidia-smi -q -d COMPUTE`; `nvidia-smi -c DEFAULT` shares it), end the other \
+             process, or use --device cpu",
+        ),
+        SYSTEM_NOT_READY => refused(
+            format!("{doing} failed: a part of the driver is not running yet ({code})"),
+            "on a machine with NVSwitch start the fabric manager, of the driver's very version (`systemctl status \
+             nvidia-fabricmanager`), or use --device cpu",
+        ),
+        COMPAT_NOT_SUPPORTED_ON_DEVICE => refused(
+            format!(
+                "{doing} failed: the libcuda that was found is CUDA's forward-compatibility package, which this GPU or \
+                 its driver does not take ({code})"
+            ),
+            "take the toolkit's folder `compat` out of the library path, so that the driver's own libcuda.so.1 is found, or \
+             use --device cpu",
+        ),
         SYSTEM_DRIVER_MISMATCH => refused(
             "the CUDA driver's library and kernel module are of different versions".into(),
             "restart the machine (the driver was updated under a running system), or use --device cpu",
@@ -193,7 +241,7 @@ pub(super) fn failure(doing: &str, code: Code, recent: &[&str]) -> Failure {
                 716 => "a kernel used a misaligned address",
                 702 => "a kernel ran longer than the display's watchdog allows",
                 715 => "a kernel met an illegal instruction",
-                214 | 220 => "the GPU reports a memory or link error of its hardware",
+                214 | 220 | 226 => "the GPU reports a memory or link error of its hardware",
                 _ => "a kernel failed",
             };
             let since = match recent {
@@ -274,6 +322,7 @@ mod tests {
             "{message}"
         );
         assert!(says(221, "CUDA_ERROR_JIT_COMPILER_NOT_FOUND", "").contains("libnvidia-ptxjitcompiler"));
+        assert!(says(223, "CUDA_ERROR_JIT_COMPILATION_DISABLED", "").contains("unset CUDA_DISABLE_PTX_JIT"));
     }
 
     #[test]
@@ -289,6 +338,38 @@ mod tests {
             "run the command again",
         ] {
             assert!(message.contains(says), "{says}: {message}");
+        }
+    }
+
+    #[test]
+    fn a_driver_that_does_not_answer_has_lost_nothing() {
+        for number in [304, 999] {
+            let message = sentence(no_answer("asking", code(number, "CUDA_ERROR_X")));
+            assert!(
+                message.contains("does not start: CUDA_ERROR_X") && message.contains("nvidia-uvm"),
+                "{message}"
+            );
+            assert!(!message.contains("a kernel"), "{message}");
+        }
+        for (number, says) in [
+            (46, "nvidia-smi -q -d COMPUTE"),
+            (100, "finds no GPU"),
+            (802, "fabric manager"),
+            (803, "restart the machine"),
+            (804, "`compat`"),
+        ] {
+            let message = sentence(no_answer("asking", code(number, "CUDA_ERROR_X")));
+            assert!(message.contains(says) && message.contains("--device cpu"), "{number}: {message}");
+        }
+    }
+
+    #[test]
+    fn what_the_gpu_contained_is_lost_too() {
+        for number in [226, 721] {
+            assert!(
+                matches!(failure("a wait", code(number, "CUDA_ERROR_X"), &[]), Failure::Lost { .. }),
+                "{number}"
+            );
         }
     }
 

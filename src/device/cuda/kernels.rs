@@ -115,23 +115,11 @@ impl Cuda {
     pub(super) fn allow_shared(&mut self, function: Function, bytes: u32) -> Outcome<()> {
         /// What every kernel may have without asking.
         const WITHOUT_ASKING: u32 = 48 * 1024;
-        let most = self.properties.most_shared_bytes;
         let entry = &mut self.functions[function];
         if bytes.saturating_add(entry.static_shared) <= WITHOUT_ASKING || bytes <= entry.allowed {
             return Ok(());
         }
-        if bytes.saturating_add(entry.static_shared) > most {
-            return Err(Failure::Refused(Error::device(
-                format!(
-                    "kernel `{}` needs {} bytes of shared memory a block ({} of them its own), {} has at most {most}",
-                    entry.kernel.entry,
-                    u64::from(bytes) + u64::from(entry.static_shared),
-                    entry.static_shared,
-                    self.properties.name
-                ),
-                "report the GPU's name; use --device cpu meanwhile",
-            )));
-        }
+        self.properties.check_shared(entry.kernel, entry.static_shared, bytes)?;
         let attribute = sys::CUfunction_attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
         // SAFETY: promises 1 and 2.
         call("allowing shared memory", unsafe {

@@ -104,7 +104,12 @@ impl Cuda {
         self.enter()?;
         // SAFETY: the call only tries to open the library.
         if self.library.is_none() && unsafe { sys::is_culib_present() } {
-            let handle = answer("opening the library", result::create_handle())?;
+            let handle = result::create_handle().map_err(|error| {
+                Failure::Refused(Error::device(
+                    format!("cuBLASLt does not start: {:?} ({})", error.0, error.0 as u32),
+                    "install a cuBLAS that is no newer than the driver's CUDA, or use latch's own products (matmul = \"latch\")",
+                ))
+            })?;
             // SAFETY: the library is there; the function takes and touches nothing.
             let version = unsafe { sys::cublasLtGetVersion() };
             self.library = Some(Library { handle, version, workspace: 0, plans: HashMap::new() });
@@ -166,6 +171,14 @@ impl Cuda {
                 stream.cast::<driver::CUstream_st>().cast(),
             )
         };
+        if done.is_err() {
+            // The library says no more than that it failed. What failed may be a kernel before, which the driver knows.
+            // SAFETY: promises 1 and 2 of cuda.rs.
+            match unsafe { driver::cuStreamQuery(stream) } {
+                driver::CUresult::CUDA_SUCCESS | driver::CUresult::CUDA_ERROR_NOT_READY => {}
+                code => return self.answer("a product of cuBLASLt", code),
+            }
+        }
         answer(&format!("a product of {:?}", product.sizes), done)
     }
 }
@@ -251,6 +264,16 @@ impl Library {
             (Attribute::CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES, c),
         ] {
             let (at, size) = bytes_of(&alignment);
+            // SAFETY: as above.
+            answer(doing, unsafe { result::set_matmul_pref_attribute(preference, attribute, at, size) })?;
+        }
+        if shape.dtypes[1] == Dtype::Bf16 {
+            // Where k is split, the library may keep and add the parts in the result's dtype (cuBLAS documentation,
+            // cublasLtReductionScheme_t), and on an L40 it chose to (NVIDIA/TransformerEngine pull request 3440). Our sums
+            // are f32: of the schemes the one that adds in the type of the computation is left.
+            let schemes = sys::cublasLtReductionScheme_t::CUBLASLT_REDUCTION_SCHEME_COMPUTE_TYPE as u32;
+            let (at, size) = bytes_of(&schemes);
+            let attribute = Attribute::CUBLASLT_MATMUL_PREF_REDUCTION_SCHEME_MASK;
             // SAFETY: as above.
             answer(doing, unsafe { result::set_matmul_pref_attribute(preference, attribute, at, size) })?;
         }

@@ -64,6 +64,9 @@ const WARPS: usize = 4;
 const MOST_BLOCKS: usize = 1024;
 /// Query rows of an item: few, so that there are many items, unless there would be more than keep a GPU busy.
 const ITEM_ROWS: (usize, usize) = (16, 64);
+/// Shared memory that every GPU has for a block (8.6, 8.9 and 12.0 no more), and what kernels of steps declare of it.
+const SHARED_OF_BLOCK: usize = 99 << 10;
+const SHARED_OF_STEPS: usize = 8 << 10;
 /// Bytes of a head above which keys and values of an item take turns in one tile.
 const IN_TURN: usize = 512;
 /// Threads of a block that plans and stores.
@@ -184,10 +187,14 @@ impl Shape {
         (rows + if self.in_turn() { SLOT_BLOCK } else { 2 * SLOT_BLOCK }) * self.row_bytes()
     }
 
-    /// Query rows of an item of single steps, where there are so many in all.
+    /// Query rows of an item of single steps, where there are so many in all. Heads of 512 bytes leave room for 48.
     fn item_rows(&self, rows: usize, kv_heads: usize) -> usize {
         let (few, many) = ITEM_ROWS;
-        if self.in_turn() || rows.div_ceil(few) * kv_heads < FEW_BLOCKS { few } else { many }
+        if self.in_turn() || rows.div_ceil(few) * kv_heads < FEW_BLOCKS {
+            return few;
+        }
+        let room = SHARED_OF_BLOCK - SHARED_OF_STEPS - self.item_bytes(0);
+        many.min(room / self.row_bytes() / few * few)
     }
 }
 
@@ -477,4 +484,26 @@ pub(super) fn backward(
         Grid::linear(count.div_ceil(LIGHT_THREADS / WARP) as u32, LIGHT_THREADS as u32),
         &[&index[..], &rest].concat(),
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn items_of_steps_fit_into_every_gpu() {
+        for (dtype, head_dim) in
+            [Dtype::F32, Dtype::Bf16].into_iter().flat_map(|d| (1..=256).map(move |h| (d, h)))
+        {
+            let shape = Shape::new(head_dim, dtype).unwrap();
+            for (rows, kv_heads) in [(1, 1), (16 * FEW_BLOCKS, 1), (1 << 20, 8)] {
+                let taken = shape.item_rows(rows, kv_heads);
+                let bytes = shape.item_bytes(taken) + SHARED_OF_STEPS;
+                assert!(taken.is_multiple_of(ITEM_ROWS.0) && taken > 0, "{dtype} {head_dim}: {taken} rows");
+                assert!(bytes <= SHARED_OF_BLOCK, "{dtype} {head_dim}: {taken} rows take {bytes} bytes");
+            }
+        }
+        let rows = |head_dim| Shape::new(head_dim, Dtype::F32).unwrap().item_rows(1 << 20, 8);
+        assert_eq!([64, 96, 128, 256].map(rows), [64, 64, 48, 16]);
+    }
 }

@@ -1,5 +1,6 @@
 //! A stand-in for cuBLASLt beside the stand-in driver: products of column-major matrices in host memory, by the
-//! definition. It writes what it is asked for to the log, and so whoever breaks its contract.
+//! definition. It writes what it is asked for to the log, and so whoever breaks its contract. `STAND_IN` may be `no_library`
+//! (it does not start) or `product_fails`.
 #![allow(non_snake_case, clippy::missing_safety_doc, clippy::not_unsafe_ptr_arg_deref)]
 
 use std::collections::HashMap;
@@ -8,7 +9,9 @@ use std::io::Write;
 use std::sync::Mutex;
 
 const OK: u32 = 0;
+const NOT_INITIALIZED: u32 = 1;
 const INVALID_VALUE: u32 = 7;
+const EXECUTION_FAILED: u32 = 13;
 const NOT_SUPPORTED: u32 = 15;
 
 const F32: u32 = 0;
@@ -43,6 +46,10 @@ struct Library {
 
 static LIBRARY: Mutex<Option<Library>> = Mutex::new(None);
 
+fn fault(is: &str) -> bool {
+    std::env::var("STAND_IN").is_ok_and(|value| value == is)
+}
+
 fn log(line: &str) {
     let Ok(path) = std::env::var("STAND_IN_LOG") else { return };
     if let Ok(mut file) = std::fs::OpenOptions::new().append(true).create(true).open(path) {
@@ -73,6 +80,9 @@ pub extern "C" fn cublasLtGetVersion() -> usize {
 
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn cublasLtCreate(handle: *mut usize) -> u32 {
+    if fault("no_library") {
+        return NOT_INITIALIZED;
+    }
     with(|library| library.handles += 1);
     unsafe { *handle = 0xb1a5 };
     OK
@@ -191,7 +201,8 @@ pub unsafe extern "C" fn cublasLtMatmulPreferenceSetAttribute(
 ) -> u32 {
     let value = match (attribute, bytes) {
         (1, 8) => unsafe { *value.cast::<u64>() },
-        (5..=8, 4) => u64::from(unsafe { *value.cast::<u32>() }),
+        // 3 is REDUCTION_SCHEME_MASK.
+        (3 | 5..=8, 4) => u64::from(unsafe { *value.cast::<u32>() }),
         _ => return broken("an attribute of a preference"),
     };
     match with(|library| library.preferences.get_mut(&preference).map(|known| known.insert(attribute, value)))
@@ -247,6 +258,10 @@ pub unsafe extern "C" fn cublasLtMatmulAlgoGetHeuristic(
             || !known.contains_key(&1)
         {
             return broken("a preference without workspace and alignments");
+        }
+        // Parts of a sum are f32, whatever the result is: 2 is CUBLASLT_REDUCTION_SCHEME_COMPUTE_TYPE.
+        if library.layouts[&c].kind == BF16 && known.get(&3) != Some(&2) {
+            return broken("parts of a sum that may be added in bf16");
         }
         log(&format!("planned with alignments {} {} {}", known[&5], known[&6], known[&7]));
         // As the library does where it has no kernel.
@@ -307,6 +322,9 @@ pub unsafe extern "C" fn cublasLtMatmul(
         || stream == 0
     {
         return broken("a product without handle, algorithm, workspace or stream");
+    }
+    if fault("product_fails") {
+        return EXECUTION_FAILED;
     }
     with(|library| {
         let (Some(&Description { transposed: [a_turned, b_turned], adds_bias, bias }), Some(a_is), Some(b_is), Some(c_is)) = (

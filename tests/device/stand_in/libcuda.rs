@@ -5,30 +5,37 @@
 //! contract of each call: handles are alive and of the right kind, the context is current on the calling thread, memory
 //! is used inside its bounds and given back once. Whoever breaks it is written to the log.
 //!
-//! `STAND_IN_LOG` names the log; `STAND_IN` says what is wrong with this driver (`old`, `no_device`, `turing`,
-//! `cannot_read_ptx`, `small`), if anything.
+//! `STAND_IN_LOG` names the log; `STAND_IN` says what is wrong with this driver (`old`, `no_device`, `asleep`, `fabric`,
+//! `compat`, `taken`, `turing`, `cannot_read_ptx`, `compiler_off`, `small`, `contains`), if anything.
 #![allow(non_snake_case, clippy::missing_safety_doc, clippy::not_unsafe_ptr_arg_deref)]
 
 mod graphs;
 mod memory;
+mod modules;
 mod streams;
 
 use std::cell::Cell;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::ffi::{CStr, c_char, c_int, c_uint, c_void};
+use std::ffi::{c_char, c_int, c_uint, c_void};
 use std::io::Write;
 use std::sync::Mutex;
 
 const OK: u32 = 0;
 const INVALID_VALUE: u32 = 1;
 const OUT_OF_MEMORY: u32 = 2;
+const DEVICE_UNAVAILABLE: u32 = 46;
 const NO_DEVICE: u32 = 100;
 const INVALID_CONTEXT: u32 = 201;
 const INVALID_PTX: u32 = 218;
 const UNSUPPORTED_PTX_VERSION: u32 = 222;
+const JIT_COMPILATION_DISABLED: u32 = 223;
+const CONTAINED: u32 = 226;
 const INVALID_HANDLE: u32 = 400;
 const NOT_FOUND: u32 = 500;
 const ILLEGAL_ADDRESS: u32 = 700;
+const SYSTEM_NOT_READY: u32 = 802;
+const COMPAT_NOT_SUPPORTED_ON_DEVICE: u32 = 804;
+const UNKNOWN: u32 = 999;
 
 const CONTEXT: usize = 0xc0;
 
@@ -86,7 +93,7 @@ fn enter(call: &str, work: impl FnOnce(&mut Driver) -> u32) -> u32 {
     let mut driver = DRIVER.lock().unwrap();
     let driver = driver.get_or_insert_default();
     if driver.lost && !call.contains("Destroy") && !call.contains("Free") {
-        return ILLEGAL_ADDRESS;
+        return if fault("contains") { CONTAINED } else { ILLEGAL_ADDRESS };
     }
     work(driver)
 }
@@ -190,10 +197,16 @@ pub unsafe extern "C" fn cuDriverGetVersion(version: *mut c_int) -> u32 {
 
 #[unsafe(no_mangle)]
 pub extern "C" fn cuInit(flags: c_uint) -> u32 {
-    match (fault("no_device"), flags) {
-        (true, _) => NO_DEVICE,
-        (false, 0) => OK,
-        _ => INVALID_VALUE,
+    let wrong = [
+        ("no_device", NO_DEVICE),
+        ("asleep", UNKNOWN),
+        ("fabric", SYSTEM_NOT_READY),
+        ("compat", COMPAT_NOT_SUPPORTED_ON_DEVICE),
+    ];
+    match wrong.into_iter().find(|(is, _)| fault(is)) {
+        Some((_, code)) => code,
+        None if flags == 0 => OK,
+        None => INVALID_VALUE,
     }
 }
 
@@ -265,6 +278,9 @@ pub unsafe extern "C" fn cuDeviceTotalMem_v2(bytes: *mut usize, _device: c_int) 
 
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn cuDevicePrimaryCtxRetain(context: *mut usize, _device: c_int) -> u32 {
+    if fault("taken") {
+        return DEVICE_UNAVAILABLE;
+    }
     DRIVER.lock().unwrap().get_or_insert_default().retained += 1;
     unsafe { *context = CONTEXT };
     OK
@@ -292,92 +308,6 @@ pub extern "C" fn cuDevicePrimaryCtxRelease_v2(_device: c_int) -> u32 {
 pub extern "C" fn cuCtxSetCurrent(context: usize) -> u32 {
     CURRENT.set(context);
     OK
-}
-
-#[unsafe(no_mangle)]
-pub unsafe extern "C" fn cuModuleLoadDataEx(
-    module: *mut usize,
-    image: *const c_char,
-    count: c_uint,
-    options: *const c_uint,
-    values: *const usize,
-) -> u32 {
-    enter("cuModuleLoadDataEx", |driver| {
-        let text = unsafe { CStr::from_ptr(image) }.to_string_lossy().into_owned();
-        let (options, values) = unsafe {
-            (
-                std::slice::from_raw_parts(options, count as usize),
-                std::slice::from_raw_parts(values, count as usize),
-            )
-        };
-        // 5 is the buffer of the error log, 6 its size.
-        if options != [5, 6] || values[1] < 64 {
-            return broken("no room for the compiler's log", INVALID_VALUE);
-        }
-        if fault("cannot_read_ptx") {
-            return UNSUPPORTED_PTX_VERSION;
-        }
-        if let Some(line) = text.lines().position(|line| line.contains("frob")) {
-            let message =
-                format!("ptxas application ptx input, line {}; error: Unknown instruction\0", line + 1);
-            unsafe { std::ptr::copy_nonoverlapping(message.as_ptr(), values[0] as *mut u8, message.len()) };
-            return INVALID_PTX;
-        }
-        let handle = driver.handle();
-        driver.modules.insert(handle, text);
-        unsafe { *module = handle };
-        OK
-    })
-}
-
-#[unsafe(no_mangle)]
-pub extern "C" fn cuModuleUnload(module: usize) -> u32 {
-    enter("cuModuleUnloadDestroy", |driver| match driver.modules.remove(&module) {
-        Some(_) => OK,
-        None => broken("a module unloaded twice", INVALID_HANDLE),
-    })
-}
-
-#[unsafe(no_mangle)]
-pub unsafe extern "C" fn cuModuleGetFunction(
-    function: *mut usize,
-    module: usize,
-    name: *const c_char,
-) -> u32 {
-    enter("cuModuleGetFunction", |driver| {
-        let name = unsafe { CStr::from_ptr(name) }.to_string_lossy().into_owned();
-        match driver.modules.get(&module) {
-            Some(text) if text.contains(&format!(".entry {name}(")) => {}
-            Some(_) => return NOT_FOUND,
-            None => return broken("a module that is none", INVALID_HANDLE),
-        }
-        let handle = driver.handle();
-        driver.functions.insert(handle, (name, 0));
-        unsafe { *function = handle };
-        OK
-    })
-}
-
-#[unsafe(no_mangle)]
-pub unsafe extern "C" fn cuFuncGetAttribute(value: *mut c_int, attribute: c_uint, function: usize) -> u32 {
-    enter("cuFuncGetAttribute", |driver| {
-        if attribute != 1 || !driver.functions.contains_key(&function) {
-            return broken("an attribute of a function", INVALID_HANDLE);
-        }
-        unsafe { *value = 16 };
-        OK
-    })
-}
-
-#[unsafe(no_mangle)]
-pub extern "C" fn cuFuncSetAttribute(function: usize, attribute: c_uint, value: c_int) -> u32 {
-    enter("cuFuncSetAttribute", |driver| match driver.functions.get_mut(&function) {
-        Some((_, allowed)) if attribute == 8 && value + 16 <= 99 * 1024 => {
-            *allowed = value as u32;
-            OK
-        }
-        _ => broken("an attribute of a function", INVALID_VALUE),
-    })
 }
 
 /// The parameters that an `extra` list describes.
@@ -423,6 +353,23 @@ pub unsafe extern "C" fn cuLaunchKernel(
             Err(code) => code,
         }
     })
+}
+
+/// Names of errors, one of which bindings of CUDA 12.1 do not know.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn cuGetErrorName(code: u32, text: *mut *const c_char) -> u32 {
+    let name = match code {
+        INVALID_PTX => c"CUDA_ERROR_INVALID_PTX",
+        CONTAINED => c"CUDA_ERROR_CONTAINED",
+        ILLEGAL_ADDRESS => c"CUDA_ERROR_ILLEGAL_ADDRESS",
+        UNKNOWN => c"CUDA_ERROR_UNKNOWN",
+        _ => {
+            unsafe { *text = std::ptr::null() };
+            return INVALID_VALUE;
+        }
+    };
+    unsafe { *text = name.as_ptr() };
+    OK
 }
 
 #[unsafe(no_mangle)]

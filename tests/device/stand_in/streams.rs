@@ -30,6 +30,11 @@ pub extern "C" fn cuStreamSynchronize(stream: usize) -> u32 {
 }
 
 #[unsafe(no_mangle)]
+pub extern "C" fn cuStreamQuery(stream: usize) -> u32 {
+    enter("cuStreamQuery", |driver| driver.stream(stream).err().unwrap_or(OK))
+}
+
+#[unsafe(no_mangle)]
 pub extern "C" fn cuStreamWaitEvent(stream: usize, event: usize, _flags: c_uint) -> u32 {
     enter("cuStreamWaitEvent", |driver| match driver.events.get(&event) {
         Some(true) => driver.stream(stream).err().unwrap_or(OK),

@@ -164,6 +164,44 @@ fn more_rollouts_than_a_tile_holds() {
     check("many rollouts", &problem, 132, false);
 }
 
+/// Items of as many query rows as keep a large GPU busy, of the widest heads that have both tiles: a block of 8.6, 8.9 and
+/// 12.0 has 99 KiB, what the kernel declares included.
+#[test]
+fn steps_of_many_rows_fit_into_the_smallest_gpu() {
+    const COUNT: usize = 33;
+    let (span, slots) = CacheSpan::after(0, 0, 0, COUNT);
+    let segments = [(0..COUNT as u32).map(|position| (0, position)).collect()];
+    for (head_dim, dtype) in [(128, Dtype::F32), (256, Dtype::Bf16)] {
+        let geometry = &Geometry { heads: 64, kv_heads: 1, head_dim, scale: 0.07 };
+        let problem = Problem { geometry, spans: &[span], slots, segments: &segments, shared: 0 };
+        let run = |device: &Device, held: Dtype| {
+            let draw = |name: &str, width: usize| {
+                gpu::tensor(device, [COUNT, width], &gpu::exact(name, COUNT * width, dtype), held)
+            };
+            let (q, k, v) = (draw("q", 64 * head_dim), draw("k", head_dim), draw("v", head_dim));
+            let column = |value: fn(u32) -> u32| {
+                let values: Vec<u32> = (0..COUNT as u32).map(value).collect();
+                Tensor::from_host(device, [COUNT, 1], &values).unwrap()
+            };
+            let (rows, positions) = (column(|_| 0), column(|position| position));
+            let layout = CacheLayout::new(device, &[span]).unwrap();
+            let (rows, positions) = (rows.view(), positions.view());
+            let segment = Segment { rows, positions, geometry, layout: &layout };
+            let mut cache = KvCache::zeros(device, geometry, slots, held).unwrap();
+            let mut saved = Saved::reserve(device, COUNT, 64, held).unwrap();
+            let mut out = Tensor::zeros(device, [COUNT, 64 * head_dim], held).unwrap();
+            let inputs = Inputs { q: q.view(), k: k.view(), v: v.view() };
+            attention::forward(inputs, &segment, &mut cache, out.view_mut(), &mut saved, 0..COUNT).unwrap();
+            gpu::values(out.view())
+        };
+        let expected = run(&Device::cpu(), Dtype::F64);
+        for device in gpu::devices() {
+            let what = format!("heads of {head_dim} in {dtype} on {}", device.name());
+            by_length(&what, dtype, &problem, &run(&device, dtype), &expected);
+        }
+    }
+}
+
 #[test]
 fn a_step_whose_parts_do_not_fit_is_tiled() {
     // The working memory of one row holds about 40 blocks of this geometry; position 12000 has 188. All keys are 0 but the last.
