@@ -3,6 +3,7 @@
 use super::{Finding, Variation};
 use crate::base::Result;
 use crate::learn::intervals;
+use crate::rollout::audit::worse;
 use crate::run::evaluation::Share;
 use crate::run::terminal::table;
 use serde::Serialize;
@@ -83,8 +84,8 @@ fn comparison(name: &str, index: usize, base: usize, findings: &[Vec<Finding>]) 
         dead_groups: mean(&|f| f.dead_groups),
         reward_deviation: mean(&|f| f.reward_deviation),
         distinct_answers: mean(&|f| f.distinct_answers),
-        log_ratio: of.iter().map(|f| f.log_ratio).fold(0.0, f64::max),
-        replay_gap: of.iter().map(|f| f.replay_gap).fold(0.0, f64::max),
+        log_ratio: of.iter().map(|f| f.log_ratio).fold(0.0, worse),
+        replay_gap: of.iter().map(|f| f.replay_gap).fold(0.0, worse),
         shifted: of[0]
             .shifted
             .keys()
@@ -136,4 +137,27 @@ pub fn text(comparisons: &[Comparison]) -> String {
         })
         .collect();
     table(&header, &rows)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_gap_that_is_no_number_is_kept_and_shown() {
+        let found = |key: &str, gap: f64| Finding {
+            right: "10".into(),
+            replay_gap: gap,
+            log_ratio: gap,
+            ..Finding::blank(0, key.into())
+        };
+        for gap in [f64::NAN, f64::INFINITY] {
+            let kept: Finding =
+                serde_json::from_str(&serde_json::json!(found("words", gap)).to_string()).unwrap();
+            let seeds = [vec![found("base", 0.0), kept], vec![found("base", 0.0), found("words", 0.25)]];
+            let compared = compare(&[Variation::Words("words".into())], &seeds).unwrap();
+            let all = compared[1].replay_gap.to_string() + &compared[1].log_ratio.to_string();
+            assert_eq!(all, format!("{gap}{gap}"));
+        }
+    }
 }
