@@ -5,7 +5,7 @@ use latch::model::save::Companions;
 use latch::run::recipe::Recipe;
 use latch::run::settings;
 use latch::run::student::Student;
-use latch::text::{END_OF_TEXT, builtin_files, builtin_tokenizer, initial_row_token};
+use latch::text::{END_OF_TEXT, MARKER_TOKENS, builtin_files, builtin_tokenizer, initial_row_token};
 
 /// A model whose vocabulary is `padding` rows larger than its tokenizer's, which knows none of the curriculum's tokens.
 fn padded(padding: usize, tied: bool, folder: &Path) -> usize {
@@ -29,7 +29,18 @@ fn padded(padding: usize, tied: bool, folder: &Path) -> usize {
     });
     let config = Config::from_json(config, Path::new("test")).unwrap();
     let model = Model::random(config, 7, &Device::cpu(), Precision::of(Dtype::F32)).unwrap();
-    model.save(folder, &Companions::of_contents(builtin_files(&tokenizer).unwrap())).unwrap();
+    let mut files = builtin_files(&tokenizer).unwrap();
+    for (_, contents) in &mut files {
+        // The tokens that the built-in tokenizer has already are others here.
+        let text = MARKER_TOKENS
+            .iter()
+            .enumerate()
+            .fold(String::from_utf8(contents.clone()).unwrap(), |text, (n, name)| {
+                text.replace(name, &format!("<|spare-{n}|>"))
+            });
+        *contents = text.into_bytes();
+    }
+    model.save(folder, &Companions::of_contents(files)).unwrap();
     tokenizer.id_bound()
 }
 

@@ -6,6 +6,7 @@ use latch::learn::coconut::Curriculum;
 use latch::rollout::group::Thoughts;
 use latch::run::evaluation::{Answer, Ask, Examiner, Outcome};
 use latch::run::problems::Item;
+use latch::run::story::Tally;
 
 /// A file of problems: question and answer, a line each.
 fn file(home: &Path, name: &str, problems: &[(String, &str)]) -> String {
@@ -64,22 +65,22 @@ fn examples_of_mixed_stages_have_room_at_any_stage() {
 #[test]
 fn problems_that_nothing_could_be_learned_from_are_refused() {
     let home = tempfile::tempdir().unwrap();
-    let path = home.path().join("run");
+    let path = |name: &str| home.path().join(name);
     let (train, valid, test) = (numbered("", 0..9), numbered("", 10..13), numbered("", 20..23));
     // What all begin with makes all the same question.
     let long = "Solve the problem step by step, and write the answer behind four marks at the end. ";
     let begun = [numbered(long, 0..9), numbered(long, 10..13)];
-    let message = refused(&of_files(home.path(), [&begun[0], &begun[1], &test]), &path);
+    let message = refused(&of_files(home.path(), [&begun[0], &begun[1], &test]), &path("known"));
     for words in ["train problems", "9 asked in validation or test", "first 80 characters"] {
         assert!(message.contains(words), "`{words}` is missing in: {message}");
     }
     let texts: Vec<(String, &str)> = test.iter().map(|(question, _)| (question.clone(), "none")).collect();
-    let message = refused(&of_files(home.path(), [&train, &valid, &texts]), &path);
+    let message = refused(&of_files(home.path(), [&train, &valid, &texts]), &path("texts"));
     for words in ["test problems", "data.extractor", "\"none\"", "strict_string"] {
         assert!(message.contains(words), "`{words}` is missing in: {message}");
     }
     // The closing table asks each problem with the thoughts of another.
-    let message = refused(&of_files(home.path(), [&train, &valid, &test[..1]]), &path);
+    let message = refused(&of_files(home.path(), [&train, &valid, &test[..1]]), &path("one"));
     for words in ["shuffled thoughts", "one problem", "data.test"] {
         assert!(message.contains(words), "`{words}` is missing in: {message}");
     }
@@ -192,4 +193,21 @@ fn a_single_latent_has_no_similarity() {
         assert_eq!(metrics.matches("\"latent_norm\"").count(), 4);
         assert_eq!(metrics.matches("\"latent_similarity\"").count(), expected);
     }
+}
+
+#[test]
+fn a_gap_that_is_no_number_comes_back_from_a_checkpoint_and_a_summary() {
+    for gap in [f64::INFINITY, f64::NAN, 0.5, 0.0] {
+        let tally = Tally { replay_gap: gap, ..Tally::default() };
+        let text = Progress { tally, ..Progress::default() }.to_text().unwrap();
+        let found = Progress::from_text(&text).unwrap().tally.replay_gap;
+        assert_eq!(found.to_string(), gap.to_string(), "{text}");
+        let found: Tally = serde_json::from_str(&serde_json::to_string(&tally).unwrap()).unwrap();
+        assert_eq!(found.replay_gap.to_string(), gap.to_string());
+    }
+    // What earlier versions wrote.
+    let now = Progress::default().to_text().unwrap();
+    let old = now.replace("\"replay_gap\":\"f64 0.0\"", "\"replay_gap\":null");
+    assert_ne!(old, now);
+    assert!(Progress::from_text(&old).unwrap().tally.replay_gap.is_nan(), "{old}");
 }
