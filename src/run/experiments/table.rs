@@ -138,26 +138,3 @@ pub fn text(comparisons: &[Comparison]) -> String {
         .collect();
     table(&header, &rows)
 }
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_gap_that_is_no_number_is_kept_and_shown() {
-        let found = |key: &str, gap: f64| Finding {
-            right: "10".into(),
-            replay_gap: gap,
-            log_ratio: gap,
-            ..Finding::blank(0, key.into())
-        };
-        for gap in [f64::NAN, f64::INFINITY] {
-            let kept: Finding =
-                serde_json::from_str(&serde_json::json!(found("words", gap)).to_string()).unwrap();
-            let seeds = [vec![found("base", 0.0), kept], vec![found("base", 0.0), found("words", 0.25)]];
-            let compared = compare(&[Variation::Words("words".into())], &seeds).unwrap();
-            let all = compared[1].replay_gap.to_string() + &compared[1].log_ratio.to_string();
-            assert_eq!(all, format!("{gap}{gap}"));
-        }
-    }
-}
