@@ -5,8 +5,9 @@ use crate::binaries::{experiment, refuses, stdout};
 use crate::story::{fresh, straight};
 use latch::device::{Arena, Device};
 use latch::run::admission::need;
-use latch::run::experiments::{Agenda, Experiment, Kept, Laboratory, Notice};
+use latch::run::experiments::{Agenda, Experiment, Finding, Kept, Laboratory, Notice, Variation, compare};
 use latch::run::recipe::Recipe;
+use std::collections::BTreeMap;
 use std::fs;
 use std::ops::{ControlFlow, Range};
 use std::path::Path;
@@ -212,4 +213,32 @@ fn the_binary_shows_what_it_would_do_and_refuses_what_it_cannot() {
     );
     assert!(!elsewhere.exists());
     assert!(stdout(&experiment(&[&base[..], &["--dry-run"]].concat())).contains("may not fit"));
+}
+
+#[test]
+fn a_gap_that_is_no_number_is_kept_and_shown() {
+    let found = |key: &str, gap: f64| Finding {
+        seed: 0,
+        key: key.into(),
+        accuracy: 0.5,
+        right: "10".into(),
+        shifted: BTreeMap::new(),
+        dead_groups: 0.0,
+        reward_deviation: 0.0,
+        distinct_answers: 0.0,
+        last_reward: 0.0,
+        log_ratio: gap,
+        replay_gap: gap,
+        latent_noise: 0.0,
+        updates: 0,
+        seconds: 0.0,
+    };
+    for gap in [f64::NAN, f64::INFINITY] {
+        let line = serde_json::json!(found("words", gap)).to_string();
+        let kept: Finding = serde_json::from_str(&line).unwrap();
+        let seeds = [vec![found("base", 0.0), kept], vec![found("base", 0.0), found("words", 0.25)]];
+        let compared = compare(&[Variation::Words("words".into())], &seeds).unwrap();
+        assert_eq!(compared[1].replay_gap.to_string(), gap.to_string(), "{line}");
+        assert_eq!(compared[1].log_ratio.to_string(), gap.to_string(), "{line}");
+    }
 }

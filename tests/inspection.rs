@@ -46,7 +46,7 @@ fn what_is_followed_is_what_a_greedy_rollout_does() {
                 let norms: f64 = readings.iter().map(|reading| reading.norm).sum();
                 let cosines: f64 = readings.iter().filter_map(|reading| reading.cosine).sum();
                 assert!((norms / 3.0 - thoughts.norm).abs() < 1e-12, "{norms} {}", thoughts.norm);
-                assert!((cosines / 2.0 - thoughts.similarity).abs() < 1e-12, "{cosines}");
+                assert!((cosines / 2.0 - thoughts.similarity.unwrap()).abs() < 1e-12, "{cosines}");
             }
             let different = followed.iter().any(|other| other.states != followed[0].states);
             assert!(different && spread(&followed).iter().all(|&spread| spread > 0.0), "{scope:?} {mode:?}");

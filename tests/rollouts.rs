@@ -8,7 +8,7 @@ use latch::model::{Model, Record, Scores};
 use latch::ops::mask::SiteKind;
 use latch::ops::sampler::Law;
 use latch::rollout::audit::Audit;
-use latch::rollout::group::{Drawing, Form, Limits, Member, Rollouts, Thoughts, Trajectory};
+use latch::rollout::group::{Drawing, Form, Limits, Member, Rollouts, Thoughts, Trajectory, room};
 use latch::rollout::masks::{Masking, Mode, Rollout, Scope};
 use std::ops::ControlFlow;
 
@@ -206,5 +206,20 @@ fn gaussian_noise_on_latents_is_drawn_from_keys_and_shares_the_prompt() {
         let prompt = &prompts()[trajectory.member.prompt];
         assert_eq!(audit.gap(&model, prompt, trajectory).unwrap(), 0.0);
         assert!(other.gap(&model, prompt, trajectory).unwrap() > 0.0);
+    }
+}
+
+#[test]
+fn room_grows_with_the_batch_and_no_faster() {
+    let model = model(Dtype::F32);
+    for thoughts in [Thoughts::Own, Thoughts::Shuffled] {
+        let drawing = Drawing { thoughts, ..drawing(Scope::Latent, Mode::None, true) };
+        let of = |count: usize| {
+            let limits = Limits { prompts: count, members: count, prompt_tokens: 40 };
+            room(&model, &form(), &drawing, limits, Record::Nothing)
+        };
+        let (one, many) = (of(1), of(50));
+        let sizes = |room: &latch::model::Room| [room.rows, room.slots, room.tape_positions];
+        assert_eq!(sizes(&many), sizes(&one).map(|size| 50 * size), "{thoughts:?}");
     }
 }

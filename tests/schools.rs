@@ -5,6 +5,7 @@ use latch::model::{LATENT_CONFIG, Precision};
 use latch::run::evaluation::{Ask, Examiner};
 use latch::run::folder::Existing;
 use latch::run::recipe::Recipe;
+use latch::run::story::Event;
 use latch::run::student::Student;
 use latch::run::{problems, settings};
 use std::ops::ControlFlow;
@@ -134,4 +135,20 @@ fn a_state_that_no_answer_has_is_refused() {
             .unwrap_err()
             .to_string();
     assert!(message.contains("answer token 9") && message.contains("codi.distill_token"), "{message}");
+}
+
+#[test]
+fn answers_that_are_too_short_to_distil_from_are_found_before_anything_is_trained() {
+    let home = tempfile::tempdir().unwrap();
+    // Answers of one digit and of two: some have a fourth token, some have not.
+    let recipe = fresh(&[CODI, &["data.words_bound=200", "codi.distill_token=3"]].concat());
+    let mut updates = 0;
+    let mut watch = |event: &Event| {
+        updates += usize::from(matches!(event, Event::Supervised { .. }));
+        ControlFlow::Continue(())
+    };
+    let message =
+        run(&recipe, &home.path().join("run"), Existing::Refuse, &mut watch).unwrap_err().to_string();
+    assert!(message.contains("answer token 3") && message.contains("training problem"), "{message}");
+    assert_eq!(updates, 0);
 }

@@ -56,8 +56,17 @@ fn train_runs_soft_tokens_on_the_cpu_and_on_the_simulated_gpu() {
         assert_eq!((line["soft/ratio"].as_f64(), line["soft/churn_left"].as_f64()), (Some(1.0), Some(0.0)));
         assert!(line["soft/score"].as_f64().unwrap() < 0.0 && line["soft/churn_entered"] == 0.0, "{line}");
         let place = format!("{}:2", out.join("samples.jsonl").display());
-        let again = run(env!("CARGO_BIN_EXE_generate"), &["--replay", &place, "--device", device]);
+        let replay = || run(env!("CARGO_BIN_EXE_generate"), &["--replay", &place, "--device", device]);
+        let again = replay();
         assert!(again.status.success(), "{}", String::from_utf8_lossy(&again.stderr));
+        // Other proxies than were drawn: the rollout is not the one that was logged.
+        let samples = std::fs::read_to_string(out.join("samples.jsonl")).unwrap();
+        let first: Value = serde_json::from_str(samples.lines().nth(1).unwrap()).unwrap();
+        let proxy = first["proxies"][0].as_u64().unwrap();
+        let other =
+            samples.replacen(&format!("\"proxies\":[{proxy}"), &format!("\"proxies\":[{}", proxy + 1), 1);
+        std::fs::write(out.join("samples.jsonl"), other).unwrap();
+        assert_eq!(replay().status.code(), Some(1));
     }
 }
 

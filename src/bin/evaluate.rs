@@ -35,6 +35,7 @@ use latch::rollout::masks::Masking;
 use latch::run::admission::admit;
 use latch::run::devices;
 use latch::run::evaluation::{Ask, Examiner, Scores};
+use latch::run::problems::expect_readable;
 use latch::run::recipe::HrpoKeys;
 use latch::run::reinforcement::SoftPlan;
 use latch::run::student::{Student, gating_of, latents_of};
@@ -176,6 +177,7 @@ fn work(arguments: &Arguments, device: &Device) -> Result<()> {
     let blank = load(&device.accountant(None), arguments.machine.dtype, Student::load_blank)?;
     let (items, skipped) = arguments.problems.items(&blank, arguments.seed, arguments.limit)?;
     drop(blank);
+    expect_readable(&arguments.problems.data, &items, extractor, "--extractor")?;
     let plan = room::Plan {
         rows: arguments.batch,
         tokens: arguments.max_new_tokens,

@@ -108,6 +108,12 @@ fn run(arguments: &Arguments) -> Result<ExitCode> {
             format!("{} seeds from {} on go beyond {LARGEST_SEED}", arguments.seeds, arguments.first_seed);
         return Err(Error::input("--first-seed", problem, "begin with a smaller one, or take fewer"));
     }
+    if let Some(set) =
+        arguments.set.iter().find(|set| set.split('=').next().is_some_and(|key| key.trim() == "seed"))
+    {
+        let problem = "experiments run over seeds of their own, whatever the recipe's is";
+        return Err(Error::input(format!("--set {set}"), problem, "name them with --first-seed and --seeds"));
+    }
     let recipe = Recipe::resolve(arguments.recipe.as_deref(), &arguments.set)?;
     let mut say = words::say;
     devices::on(&arguments.device, !arguments.no_graphs, &mut say, |device, _| {

@@ -345,12 +345,13 @@ fn show_all(
 fn report(prompts: &[Vec<u32>], timing: Timing) {
     let rate = |count: usize, time: std::time::Duration| count as f64 / time.as_secs_f64().max(1e-9);
     let positions: usize = prompts.iter().map(Vec::len).sum();
-    words::say(&format!(
-        "prompt {positions} tokens, {:.1} tokens/s;  generated {} tokens, {:.1} tokens/s",
-        rate(positions, timing.prefill),
-        timing.tokens,
-        rate(timing.tokens, timing.decode)
-    ));
+    // Switching does not time prompts by themselves.
+    let prompt = match timing.prefill.is_zero() {
+        true => format!("prompt {positions} tokens"),
+        false => format!("prompt {positions} tokens, {:.1} tokens/s", rate(positions, timing.prefill)),
+    };
+    let generated = rate(timing.tokens, timing.decode);
+    words::say(&format!("{prompt};  generated {} tokens, {generated:.1} tokens/s", timing.tokens));
 }
 
 /// Runs a logged rollout again; exit code 1 where it comes out differently.

@@ -336,7 +336,7 @@ impl View {
                         kl: report.kl(),
                         length: report.length(),
                         latent_norm: thoughts.norm,
-                        latent_similarity: thoughts.similarity,
+                        latent_similarity: thoughts.similarity.unwrap_or(0.0),
                         gradient_norm: report.gradient_norms.last().copied().unwrap_or(0.0),
                         learning_rate: *learning_rate,
                         seconds: *seconds,

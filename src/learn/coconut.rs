@@ -58,8 +58,10 @@ pub struct Markers {
     pub end: u32,
     /// Stands for a thought in the pause variant.
     pub pause: u32,
-    /// Ends every answer.
+    /// Ends every answer that is taught.
     pub stop: u32,
+    /// Tokens that end an answer as well, where the model came with more than one such token (Llama 3 with three).
+    pub other_stops: [Option<u32>; 7],
 }
 
 /// How problems become examples.
@@ -144,7 +146,7 @@ impl Curriculum {
             start: self.start(thoughts, markers),
             latents: if self.variant == Variant::Coconut { thoughts } else { 0 },
             end: self.end(markers),
-            stop: vec![markers.stop],
+            stop: std::iter::once(markers.stop).chain(markers.other_stops.into_iter().flatten()).collect(),
             max_new_tokens,
         }
     }
@@ -171,7 +173,7 @@ impl Curriculum {
 mod tests {
     use super::*;
 
-    const MARKERS: Markers = Markers { start: 90, end: 91, pause: 92, stop: 99 };
+    const MARKERS: Markers = Markers { start: 90, end: 91, pause: 92, stop: 99, other_stops: [None; 7] };
 
     fn curriculum(variant: Variant) -> Curriculum {
         Curriculum {

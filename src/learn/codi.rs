@@ -37,6 +37,25 @@ impl Lesson {
     pub fn positions(&self) -> usize {
         self.student.positions() + self.teacher.positions()
     }
+
+    /// Refuses a lesson whose answer ends before the token whose prediction is distilled; `what` names it.
+    ///
+    /// # Errors
+    /// It is such a lesson.
+    pub fn expect_tap(&self, what: &str) -> Result<()> {
+        let answer = self.student.answer.len().min(self.teacher.answer.len().saturating_sub(self.reasoning));
+        match self.tap < answer {
+            true => Ok(()),
+            false => Err(Error::input(
+                what,
+                format!(
+                    "the state before answer token {} is to be distilled; the answer has {answer} tokens",
+                    self.tap
+                ),
+                "lower codi.distill_token",
+            )),
+        }
+    }
 }
 
 /// How the three terms are weighed.
@@ -365,17 +384,7 @@ impl Distiller {
                     "give every lesson at least one token to read",
                 ));
             }
-            if lesson.tap >= student.answer.len() || lesson.reasoning + lesson.tap >= teacher.answer.len() {
-                return Err(Error::input(
-                    format!("lesson {index}"),
-                    format!(
-                        "the state before answer token {} is to be distilled; the answer has {} tokens",
-                        lesson.tap,
-                        student.answer.len()
-                    ),
-                    "lower codi.distill_token",
-                ));
-            }
+            lesson.expect_tap(&format!("lesson {index}"))?;
             let longest = student.positions().max(teacher.positions());
             if longest > self.limits.longest {
                 return Err(Error::shape(

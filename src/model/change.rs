@@ -1,9 +1,9 @@
 //! Models made of models: copies, and a vocabulary with more tokens.
 
 use super::Model;
-use super::families::Role;
+use super::families::{Parameter, Role};
 use crate::base::{Error, Result};
-use crate::ops::{View, ViewMut, elementwise};
+use crate::ops::{Tensor, View, ViewMut, elementwise};
 use std::sync::Arc;
 
 /// Fills a tensor of a new model (second) from that of an old one (first).
@@ -143,5 +143,38 @@ impl Model {
             (old..vocab).try_for_each(|new| elementwise::copy(row, tensor.rows_mut(new..new + 1)?))
         })?;
         self.lend_gates(self.lend_projector(grown, &elementwise::copy)?, &elementwise::copy)
+    }
+
+    /// Makes rows `ids` of the token embedding, and of the output head where it is its own, copies of row `like`: what new
+    /// tokens begin with whose ids lie inside a vocabulary that was padded (Coconut A.1).
+    ///
+    /// # Errors
+    /// A row that does not exist, or weights that are frozen beside an adapter.
+    pub fn begin_rows_like(&mut self, ids: &[u32], like: u32) -> Result<()> {
+        let (vocab, head) = (self.config.vocab, self.architecture.head);
+        let outside = ids.iter().chain([&like]).find(|&&id| id as usize >= vocab);
+        if outside.is_some() || self.adapter().is_some() {
+            return Err(Error::input(
+                "vocabulary",
+                format!("rows {ids:?} like row {like} of {vocab}; an adapter: {}", self.adapter().is_some()),
+                "name rows that exist, before an adapter is made",
+            ));
+        }
+        let device = self.device.clone();
+        let is_table =
+            |index: usize, parameter: &Parameter| parameter.role == Role::TokenEmbedding || index == head;
+        let list = self.architecture.list.iter().enumerate();
+        let tables: Vec<usize> =
+            list.filter(|(index, of)| is_table(*index, of)).map(|(index, _)| index).collect();
+        let parameters = self.parameters_mut();
+        for index in tables {
+            let table = &mut parameters[index];
+            let mut row = Tensor::zeros(&device, [1, table.view().cols()], table.dtype())?;
+            elementwise::copy(table.rows(like as usize..like as usize + 1)?, row.view_mut())?;
+            for &id in ids {
+                elementwise::copy(row.view(), table.rows_mut(id as usize..id as usize + 1)?)?;
+            }
+        }
+        Ok(())
     }
 }

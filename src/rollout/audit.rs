@@ -30,8 +30,8 @@ pub struct Audit {
 pub struct ThoughtStatistics {
     /// Mean norm of the states that are fed back.
     pub norm: f64,
-    /// Mean cosine of each with the one before.
-    pub similarity: f64,
+    /// Mean cosine of each with the one before; none of a single state.
+    pub similarity: Option<f64>,
 }
 
 /// Row of the audited rollout; row 0 is a stranger that makes the batch another one.
@@ -146,7 +146,7 @@ impl Audit {
         let cosine = |n: usize| cosine(states[n], states[n + 1], [norms[n], norms[n + 1]]);
         Ok(Some(ThoughtStatistics {
             norm: norms.iter().sum::<f64>() / count as f64,
-            similarity: (0..count - 1).map(cosine).sum::<f64>() / (count - 1).max(1) as f64,
+            similarity: (count > 1).then(|| (0..count - 1).map(cosine).sum::<f64>() / (count - 1) as f64),
         }))
     }
 

@@ -155,7 +155,8 @@ pub enum Thoughts {
     Own,
     /// None: the form has no latent steps.
     Removed,
-    /// Those of the next prompt in the batch: step j reads what that prompt, thinking undisturbed, read at step j.
+    /// Those of the next prompt in the batch, which may be one without members of its own: step j reads what that prompt,
+    /// thinking undisturbed, read at step j. The first prompt comes after the last, so a batch of one prompt has its own.
     Shuffled,
 }
 

@@ -48,15 +48,16 @@ pub fn room(model: &Model, form: &Form, drawing: &Drawing, limits: Limits, recor
     let own = Room::slots_of(longest, false).max(Room::slots_of(longest - shared, true));
     let unshared = prompts.min(members) * longest;
     let shuffled = drawing.thoughts == Thoughts::Shuffled;
-    let thinking = if shuffled { prompts * form.positions(prompt_tokens, 0) } else { 0 };
+    // What a prompt whose thoughts others read takes for itself.
+    let donor = if shuffled { form.positions(prompt_tokens, 0) } else { 0 };
     // A replay runs all soft steps of a rollout at once.
     let soft_steps = if drawing.soft.is_some() { form.latents } else { 0 };
     let step = form.start.len().max(form.end.len()).max(form.max_new_tokens).max(soft_steps).max(1);
     Room {
         rows: prompts + members,
-        slots: prompts * Room::slots_of(shared.max(thinking), false) + members * own,
+        slots: prompts * Room::slots_of(shared.max(donor), false) + members * own,
         longest,
-        tape_positions: thinking
+        tape_positions: prompts * donor
             + match (record, share) {
                 (Record::Nothing, Share::Nothing) => members * prompt_tokens.max(step),
                 (Record::Nothing, _) => (prompts * prompt_tokens).max(members * step),

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! save = "merged"     models/NAME              Hugging Face folders; models/coconut-adapter, what every arm starts from
-//! save = "separate"   models/NAME              adapters of models/base, or of model.path where its vocabulary did not grow
+//! save = "separate"   models/NAME              adapters of models/base, or of model.path where no token was added to it
 //! checkpoints/step-N                           an adapter with the optimiser's state, either way
 //! ```
 //! The base is loaded (or drawn) once from the recipe and shared by everything that needs it.

@@ -163,7 +163,7 @@ fn rows(rehearsed: &Rehearsed) -> Vec<(String, usize)> {
 /// What the problems are.
 pub(super) fn counts(problems: &Problems) -> String {
     format!(
-        "problems  {} train, {} valid, {} test; {} malformed, {} too long; {} and {} shared with training, left out there",
+        "problems  {} train, {} valid, {} test; {} malformed, {} too long; {} and {} shared with training, where {} are left out",
         problems.train.items.len(),
         problems.valid.items.len(),
         problems.test.items.len(),
@@ -171,6 +171,7 @@ pub(super) fn counts(problems: &Problems) -> String {
         problems.train.too_long + problems.valid.too_long + problems.test.too_long,
         problems.overlap[0],
         problems.overlap[1],
+        problems.known,
     )
 }
 

@@ -119,8 +119,8 @@ pub struct Scores {
     pub problems: usize,
     /// Answers a problem.
     pub samples: usize,
-    /// Mean accuracy of single answers (avg@n; pass@1), with Wilson's interval for one answer a problem and
-    /// Student's over problems for more.
+    /// Mean accuracy of single answers (avg@n; pass@1), with Wilson's interval for one answer a problem, or for all
+    /// answers of one problem, and Student's over problems for more.
     pub accuracy: Share,
     /// The k of the next two.
     pub k: usize,
@@ -188,6 +188,14 @@ impl Examiner<'_> {
             (_, None) => form,
         };
         let prompts_at_once = (self.batch / ask.samples).clamp(1, indices.len());
+        let donates = ask.thoughts == Thoughts::Shuffled && form.latents > 0;
+        if donates && items.len() < 2 {
+            return Err(Error::input(
+                "shuffled thoughts",
+                "there is one problem, and no other whose thoughts it could have",
+                "ask at least two problems; of a run: data.test, data.limit_test",
+            ));
+        }
         let law = match ask.temperature {
             None => Law::Greedy,
             Some(temperature) => Law::Categorical { temperature, top_k: None, top_p: None, min_p: None },
@@ -206,10 +214,17 @@ impl Examiner<'_> {
             seed: self.seed,
             share: true,
         };
+        // Beside the problems that are asked at once may stand the one whose thoughts the last of them has.
+        let donates = donates && (indices.len() == 1 || prompts_at_once < indices.len());
+        let question = |item: &Item| item.tokens.question.len();
+        let prompt_tokens = match donates {
+            true => items.iter().map(question).max(),
+            false => indices.iter().map(|&i| question(&items[i])).max(),
+        };
         let limits = Limits {
-            prompts: prompts_at_once,
+            prompts: prompts_at_once + usize::from(donates),
             members: prompts_at_once * ask.samples,
-            prompt_tokens: indices.iter().map(|&i| items[i].tokens.question.len()).max().unwrap_or(1),
+            prompt_tokens: prompt_tokens.unwrap_or(1),
         };
         Ok((Rollouts::reserve(model, form, drawing, limits, Record::Nothing)?, prompts_at_once))
     }
@@ -224,8 +239,18 @@ impl Examiner<'_> {
     ) -> Result<()> {
         let soft = ask.mixtures();
         let (mut rollouts, prompts_at_once) = self.reserve(model, items, indices, ask)?;
-        for part in indices.chunks(prompts_at_once) {
-            let prompts: Vec<Vec<u32>> = part.iter().map(|&i| items[i].tokens.question.clone()).collect();
+        for (number, part) in indices.chunks(prompts_at_once).enumerate() {
+            // A problem has the thoughts of the one after it, whatever the size of a part; within a part of all problems the
+            // first comes after the last.
+            let donates = ask.thoughts == Thoughts::Shuffled && rollouts.form().latents > 0;
+            let donor = match indices.len() {
+                _ if !donates => None,
+                1 => Some((indices[0] + 1) % items.len()),
+                count if count == part.len() => None,
+                count => Some(indices[(number * prompts_at_once + part.len()) % count]),
+            };
+            let prompts: Vec<Vec<u32>> =
+                part.iter().chain(&donor).map(|&i| items[i].tokens.question.clone()).collect();
             let member = |prompt: usize, rollout: usize| Member {
                 prompt,
                 coordinates: Rollout {
@@ -277,10 +302,12 @@ impl Outcome {
         let right = |answers: &[Answer]| answers.iter().filter(|answer| answer.right).count();
         let single: Vec<f64> =
             self.answers.iter().map(|answers| right(answers) as f64 / answers.len().max(1) as f64).collect();
-        let accuracy = match samples {
-            0 | 1 => {
+        let accuracy = match (samples, &self.answers[..]) {
+            (0 | 1, _) => {
                 intervals::proportion(self.first_right().iter().filter(|right| **right).count(), problems)?
             }
+            // One problem has no spread over problems; its answers are draws of one proportion.
+            (_, [only]) => intervals::proportion(right(only), only.len())?,
             _ => intervals::mean(&single)?,
         };
         let (mut pass, mut majority, mut covered, mut voted, mut tokens) = (0.0, 0.0, 0.0, 0.0, 0.0);

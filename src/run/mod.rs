@@ -7,7 +7,8 @@
 //! schooling              supervised phases;  reinforcement: one arm;  evaluation: how well problems are answered
 //! story                  the main job: phases, arms, the closing table
 //! experiments            variations of an arm over several seeds
-//! folder, metrics        a run's files; checkpoints: saved states that survive kills; environment: what it ran on
+//! folder, metrics        a run's files; checkpoints: saved states that survive kills; environment: what it ran on;
+//!                        unbounded: numbers that JSON has not
 //! terminal               the text a person sees; the binaries print it
 //! replay                 a logged rollout run again
 //! report                 runs as one HTML page, drawn from their folders;  watch: a run in a terminal, as it goes on
@@ -43,4 +44,5 @@ pub mod settings;
 pub mod story;
 pub mod student;
 pub mod terminal;
+mod unbounded;
 pub mod watch;

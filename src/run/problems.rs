@@ -1,10 +1,14 @@
 //! The problems of a run: generated or read, encoded, split, and what was left out.
 
 use super::recipe::{Recipe, Source};
+use super::settings;
 use crate::base::{Error, Result};
 use crate::learn::coconut::Curriculum;
+use crate::text::answer::{self, Extractor};
 use crate::text::datasets::{self, Format, OnBad, SameQuestion};
-use crate::text::{EncodedProblem, GraphProblems, Problem, Split, Templates, Tokenizer, WordProblems};
+use crate::text::{
+    ANSWER_MARK, EncodedProblem, GraphProblems, Problem, Split, Templates, Tokenizer, WordProblems,
+};
 use std::collections::BTreeSet;
 use std::path::Path;
 
@@ -45,11 +49,19 @@ pub struct Problems {
     pub test: ProblemSet,
     /// Out of the training distribution: other stories, longer chains.
     pub shifted: Vec<ProblemSet>,
-    /// Questions of validation and of test that the training file has too; they are left out of training.
+    /// Questions of validation and of test that the training file has too.
     pub overlap: [usize; 2],
+    /// Training problems that are left out for that.
+    pub known: usize,
 }
 
 impl Problems {
+    /// Whether problems that were given are not used.
+    pub fn left_out(&self) -> bool {
+        let sets = [&self.train, &self.valid, &self.test];
+        self.known > 0 || sets.into_iter().any(|set| set.bad + set.too_long > 0)
+    }
+
     /// What reinforcement learning asks: the further problems, or those of training where there are none.
     pub fn prompts(&self) -> &ProblemSet {
         if self.fresh.items.is_empty() { &self.train } else { &self.fresh }
@@ -111,6 +123,7 @@ pub fn load(
                     encode("one step more", longer.test, 0)?,
                 ],
                 overlap: [0, 0],
+                known: 0,
             }
         }
         Source::Graph => {
@@ -130,6 +143,7 @@ pub fn load(
                 test: encode("test", split.test, 0)?,
                 shifted: vec![encode("one step more", longer.test, 0)?],
                 overlap: [0, 0],
+                known: 0,
             }
         }
         Source::File => {
@@ -153,43 +167,76 @@ pub fn load(
             // Questions that are asked later are not trained on.
             let texts =
                 |set: &ProblemSet| set.items.iter().map(|item| item.problem.clone()).collect::<Vec<_>>();
-            let known = texts(&train);
-            let mut shared: BTreeSet<usize> = BTreeSet::new();
+            let asked = texts(&train);
+            let mut known: BTreeSet<usize> = BTreeSet::new();
             let overlap = [&valid, &test].map(|set| {
-                let pairs = datasets::overlap(&known, &texts(set), SameQuestion::First80);
-                shared.extend(pairs.iter().map(|(index, _)| *index));
+                let pairs = datasets::overlap(&asked, &texts(set), SameQuestion::First80);
+                known.extend(pairs.iter().map(|(index, _)| *index));
                 pairs.iter().map(|(_, index)| *index).collect::<BTreeSet<_>>().len()
             });
             let mut train = train;
             let mut index = 0;
             train.items.retain(|_| {
                 index += 1;
-                !shared.contains(&(index - 1))
+                !known.contains(&(index - 1))
             });
             for (number, item) in train.items.iter_mut().enumerate() {
                 item.number = number as u32;
             }
-            Problems { train, fresh: ProblemSet::default(), valid, test, shifted: Vec::new(), overlap }
+            Problems {
+                train,
+                fresh: ProblemSet::default(),
+                valid,
+                test,
+                shifted: Vec::new(),
+                overlap,
+                known: known.len(),
+            }
         }
     };
     for set in [&problems.train, &problems.valid, &problems.test] {
         if set.items.is_empty() {
+            let known = if set.name == "train" { problems.known } else { 0 };
             return Err(Error::input(
                 format!("{} problems", set.name),
                 format!(
-                    "none are left ({} malformed, {} longer than {longest} positions)",
+                    "none are left ({} malformed, {} longer than {longest} positions, {known} asked in validation or test)",
                     set.bad, set.too_long
                 ),
-                match longest {
-                    0 => {
+                match (longest, known) {
+                    (0, _) => {
                         "answers and latents leave questions no room: lower grpo.max_new_tokens, or take a model with more positions"
                     }
-                    _ => "raise data.max_positions, or check the file",
+                    (_, 0) => "raise data.max_positions, or check the file",
+                    _ => {
+                        "questions whose first 80 characters are the same count as one: give other files, or leave out what all questions begin with"
+                    }
                 },
             ));
         }
+        let extractor = settings::extractor(recipe);
+        expect_readable(&format!("{} problems", set.name), &set.items, extractor, "data.extractor")?;
     }
     Ok(problems)
+}
+
+/// Refuses `problems`, called `what`, whose own answers would all count as wrong; `key` is what sets the extractor.
+///
+/// # Errors
+/// They are such problems.
+pub fn expect_readable(what: &str, problems: &[Item], extractor: Extractor, key: &str) -> Result<()> {
+    let counts = |gold: &str| answer::is_right(extractor, &format!("{ANSWER_MARK}{gold}"), gold);
+    match problems.first() {
+        Some(first) if !problems.iter().any(|item| counts(&item.problem.answer)) => Err(Error::input(
+            what,
+            format!(
+                "{key} finds none of their answers, e.g. {:?}: whatever is said would be wrong",
+                first.problem.answer
+            ),
+            format!("set {key} to strict_string, which compares texts"),
+        )),
+        _ => Ok(()),
+    }
 }
 
 /// The problems of a file, and how many malformed items were left out.

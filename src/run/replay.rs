@@ -13,6 +13,7 @@ use super::student::Student;
 use crate::base::{Error, Result};
 use crate::device::Device;
 use crate::model::{Model, Record};
+use crate::rollout::audit::worse;
 use crate::rollout::group::{Drawing, Limits, Member, Rollouts, Thoughts, Trajectory};
 use crate::rollout::masks::Rollout;
 use crate::text::Problem;
@@ -31,7 +32,7 @@ pub struct Replayed {
     pub logged: Vec<u32>,
     /// What came out again.
     pub again: Trajectory,
-    /// Largest difference of a log-probability; infinite where the tokens differ.
+    /// Largest difference of a log-probability; infinite where the tokens differ, or the proxies of soft steps.
     pub gap: f64,
 }
 
@@ -55,11 +56,14 @@ pub fn replay(samples: &Path, number: usize, device: &Device) -> Result<Replayed
     let member = Member { prompt: 0, coordinates: logged.coordinates };
     let mut again = rollouts.sample(&model, &[prompt], &[member], |_, _| ControlFlow::Continue(()))?;
     let again = again.pop().ok_or_else(|| logged.wrong("rollout"))?;
-    let gap = match logged.tokens == again.tokens {
+    let proxies: Vec<u32> = again.actions.iter().map(|action| action.proxy).collect();
+    let same =
+        logged.tokens == again.tokens && logged.proxies.as_ref().is_none_or(|logged| *logged == proxies);
+    let gap = match same {
         false => f64::INFINITY,
         true => {
             let pairs = logged.log_probabilities.iter().zip(&again.log_probabilities);
-            pairs.map(|(a, b)| (a - b).abs()).fold(0.0, f64::max)
+            pairs.map(|(a, b)| (a - b).abs()).fold(0.0, worse)
         }
     };
     let text = student.tokenizer.decode(&again.tokens, true)?;
@@ -76,6 +80,8 @@ struct Logged {
     coordinates: Rollout,
     problem: Problem,
     tokens: Vec<u32>,
+    /// Those of its soft steps; none where they were not logged.
+    proxies: Option<Vec<u32>>,
     log_probabilities: Vec<f64>,
 }
 
@@ -110,6 +116,7 @@ impl Logged {
             },
             problem: Problem { question: text("question")?, steps: Vec::new(), answer: text("gold")? },
             tokens: numbers(&line["ids"]).ok_or_else(|| wrong("ids"))?.map(|id| id as u32).collect(),
+            proxies: numbers(&line["proxies"]).map(|ids| ids.map(|id| id as u32).collect()),
             log_probabilities: numbers(&line["logprobs"])
                 .ok_or_else(|| wrong("logprobs"))?
                 .map(single)

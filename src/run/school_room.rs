@@ -54,7 +54,8 @@ impl SchoolRoom {
     /// Room for any batch of the phase.
     ///
     /// # Errors
-    /// A device without the memory, or a phase that distils on a model without a projector.
+    /// A device without the memory, a phase that distils on a model without a projector, or from answers that are too short
+    /// for it.
     pub fn new(
         model: &Model,
         phase: &Phase,
@@ -66,6 +67,12 @@ impl SchoolRoom {
         Ok(match phase.distillation {
             None => SchoolRoom::Examples(Box::new(Trainer::new(model, optimizer, limits, record)?)),
             Some(distillation) => {
+                // Now, not at the update that comes upon it.
+                for item in items {
+                    let example = phase.curriculum.example(&item.tokens, phase.stage, &markers);
+                    let lesson = distillation.lesson(&item.tokens, example, &markers);
+                    lesson.expect_tap(&format!("training problem {:?}", item.problem.question))?;
+                }
                 let weights = distillation.weights;
                 let trainer = codi_trainer::Trainer::new(model, optimizer, limits, weights, record)?;
                 SchoolRoom::Lessons(Box::new(trainer), distillation)

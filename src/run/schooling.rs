@@ -186,9 +186,12 @@ impl Phase {
 
     /// The longest example of `problem` that the phase may train.
     pub(super) fn longest(&self, problem: &EncodedProblem, markers: &Markers) -> Example {
-        // An example may be shown at any stage where stages are mixed.
-        let first = if self.curriculum.uniform_prob > 0.0 { 0 } else { self.stage };
-        let stages = (first..=self.stage).map(|stage| self.curriculum.example(problem, stage, markers));
+        // Where stages are mixed an example may be shown at any stage up to its number of steps, beyond the phase's own too.
+        let stages = match self.curriculum.uniform_prob > 0.0 {
+            true => 0..=self.stage.max(problem.steps.len()),
+            false => self.stage..=self.stage,
+        };
+        let stages = stages.map(|stage| self.curriculum.example(problem, stage, markers));
         match &self.removal {
             Some((removal, _)) => removal.example(problem, 0),
             None => stages.max_by_key(Example::positions).unwrap_or_default(),

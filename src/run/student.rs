@@ -11,7 +11,8 @@ use crate::model::weights::Source;
 use crate::model::{Model, Precision, Projector};
 use crate::ops::reading_order;
 use crate::text::{
-    END_OF_TEXT, LatentTokens, Tokenizer, add_pause, builtin_files, builtin_tokenizer, initial_row_token,
+    END_OF_TEXT, LatentTokens, MARKER_TOKENS, Tokenizer, add_pause, builtin_files, builtin_tokenizer,
+    initial_row_token,
 };
 use serde_json::json;
 use std::path::{Path, PathBuf};
@@ -121,8 +122,8 @@ impl Student {
         Ok(student)
     }
 
-    /// Loads a model and adds the tokens that are missing; new rows of the vocabulary are copies of the row of `<<`, or of
-    /// the end-of-text token where the tokenizer has no `<<`.
+    /// Loads a model and adds the tokens that are missing; their rows of the vocabulary, new ones or padding that was there,
+    /// are copies of the row of `<<`, or of the end-of-text token where the tokenizer has no `<<`.
     ///
     /// # Errors
     /// A folder or file that cannot be read.
@@ -142,31 +143,44 @@ impl Student {
         let source = Source::open(path)?;
         let mut tokenizer = source.tokenizer()?;
         // Lessons need an end even where generation_config.json lets texts go on for ever.
-        let said = source.stop_tokens()?.first().copied();
-        let stop = said.or(source.config().eos.first().copied()).ok_or_else(|| {
-            Error::file(
+        let mut said = source.stop_tokens()?;
+        if said.is_empty() {
+            said.clone_from(&source.config().eos);
+        }
+        let Some((&stop, others)) = said.split_first() else {
+            return Err(Error::file(
                 path,
                 "names no end-of-text token",
                 "set eos_token_id in config.json or generation_config.json",
-            )
-        })?;
-        let markers = markers(&mut tokenizer, stop)?;
+            ));
+        };
+        let missing: Vec<&str> =
+            MARKER_TOKENS.into_iter().filter(|name| tokenizer.id(name).is_none()).collect();
+        let markers = markers(&mut tokenizer, stop, others)?;
         let loaded = match weights {
             Weights::Real => Model::from_source(&source, device, precision)?,
             Weights::Blank => Model::blank_of(&source, device, precision)?,
         };
         let vocab = tokenizer.id_bound();
         let grows = vocab > loaded.config().vocab;
-        let model = match (grows, weights) {
-            (true, Weights::Real) => {
-                loaded.with_vocabulary(vocab, initial_row_token(&tokenizer).unwrap_or(stop))?
-            }
+        let like = initial_row_token(&tokenizer).unwrap_or(stop);
+        // A vocabulary that was padded (Qwen's) has rows for new tokens already, which nothing was trained on.
+        let padding: Vec<u32> = missing
+            .into_iter()
+            .filter_map(|name| tokenizer.id(name))
+            .filter(|&id| (id as usize) < loaded.config().vocab)
+            .collect();
+        let mut model = match (grows, weights) {
+            (true, Weights::Real) => loaded.with_vocabulary(vocab, like)?,
             (true, Weights::Blank) => loaded.blank_with_vocabulary(vocab)?,
             (false, _) => loaded,
         };
+        if weights == Weights::Real && !padding.is_empty() {
+            model.begin_rows_like(&padding, like)?;
+        }
         let mut companions = source.companions()?;
         companions.set("tokenizer.json", tokenizer.to_json()?.into_bytes());
-        let unchanged = (!grows && path.is_dir()).then(|| path.to_path_buf());
+        let unchanged = (!grows && padding.is_empty() && path.is_dir()).then(|| path.to_path_buf());
         Ok(Student { model, tokenizer, markers, companions, unchanged })
     }
 
@@ -200,16 +214,18 @@ impl Student {
     }
 }
 
-fn markers(tokenizer: &mut Tokenizer, stop: u32) -> Result<Markers> {
+/// The markers of a model; `others` end answers too, beside the one that ends those that are taught.
+fn markers(tokenizer: &mut Tokenizer, stop: u32, others: &[u32]) -> Result<Markers> {
     let latent = LatentTokens::add(tokenizer)?;
     let pause = add_pause(tokenizer)?;
-    Ok(Markers { start: latent.start, end: latent.end, pause, stop })
+    let other_stops = std::array::from_fn(|place| others.get(place).copied());
+    Ok(Markers { start: latent.start, end: latent.end, pause, stop, other_stops })
 }
 
 fn fresh(recipe: &Recipe, device: &Device, precision: Precision, weights: Weights) -> Result<Student> {
     let mut tokenizer = builtin_tokenizer()?;
     let stop = tokenizer.required_id(END_OF_TEXT)?;
-    let markers = markers(&mut tokenizer, stop)?;
+    let markers = markers(&mut tokenizer, stop, &[])?;
     let keys = &recipe.model;
     let vocab = tokenizer.id_bound();
     let config = match keys.family {

@@ -18,7 +18,7 @@ pub use gguf_vocabulary::GgufVocabulary;
 pub use graph_problems::GraphProblems;
 pub use problem::{ANSWER_MARK, EncodedProblem, Problem, Split};
 pub use special_tokens::{
-    END_LATENT, LATENT, LatentTokens, PAUSE, START_LATENT, add_pause, initial_row_token,
+    END_LATENT, LATENT, LatentTokens, MARKER_TOKENS, PAUSE, START_LATENT, add_pause, initial_row_token,
 };
 pub use tokenizer::{TokenStream, Tokenizer};
 pub use word_problems::{Operation, Templates, WordProblems};

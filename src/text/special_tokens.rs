@@ -14,6 +14,9 @@ pub const PAUSE: &str = "<|pause|>";
 /// Opens a calculation; new rows of the embedding begin as copies of its row.
 const MARK: &str = "<<";
 
+/// All tokens that [`LatentTokens::add`] and [`add_pause`] see to.
+pub const MARKER_TOKENS: [&str; 4] = [START_LATENT, END_LATENT, LATENT, PAUSE];
+
 /// Ids of Coconut's tokens.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct LatentTokens {

@@ -77,6 +77,14 @@ fn an_experiment_compares_variations_over_seeds_and_goes_on_where_it_stopped() {
     drop(held);
 }
 
+#[test]
+fn seeds_are_not_the_recipes() {
+    let work = tempfile::tempdir().unwrap();
+    let out = work.path().join("experiments");
+    let more = ["e10", "--out", out.to_str().unwrap(), "--set", "seed = 3"];
+    refuses(&run(env!("CARGO_BIN_EXE_experiment"), &more), 2, &["--set seed = 3", "--first-seed"]);
+}
+
 /// A result whose line was torn is found again, once.
 #[test]
 fn a_torn_result_is_found_again_once() {

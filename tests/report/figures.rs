@@ -152,6 +152,52 @@ fn peaks_that_leave_the_figure_are_told() {
     );
 }
 
+/// The cells of the table that has a column of this name, by row, from that column.
+fn column(document: &Document, title: &str) -> Vec<String> {
+    let has = |row: &Node| all_text(*row).contains(title);
+    let table =
+        named(document.root(), "table").find(|table| named(*table, "tr").any(|row| has(&row))).unwrap();
+    let rows: Vec<Vec<String>> = named(table, "tr")
+        .map(|row| row.children().filter(|cell| cell.is_element()).map(all_text).collect())
+        .collect();
+    let place = rows[0].iter().position(|cell| cell == title).unwrap_or_else(|| panic!("{:?}", rows[0]));
+    rows[1..].iter().map(|row| row[place].clone()).collect()
+}
+
+#[test]
+fn a_replay_gap_that_is_no_number_is_larger_than_any() {
+    let home = TempDir::new().unwrap();
+    let mut all: Vec<Value> =
+        (1..=9).map(|n| update("temp", n, noise(n), json!({"replay_gap": 0.0}))).collect();
+    let whole = folder(home.path(), "whole", &[], &all);
+    assert_eq!(column(&parsed(&drawn(&whole).1), "largest replay gap"), ["0"]);
+    all[4]["replay_gap"] = Value::Null;
+    all[4]["nonfinite"] = json!(["replay_gap"]);
+    let broken = folder(home.path(), "broken", &[], &all);
+    assert_eq!(column(&parsed(&drawn(&broken).1), "largest replay gap"), ["not finite in 1 of 9"]);
+}
+
+#[test]
+fn each_pass_at_k_has_its_own_k() {
+    let home = TempDir::new().unwrap();
+    let run = |name: &str, k: u64| {
+        let path = folder(home.path(), name, &[], &[]);
+        let share = json!({"value": 0.5, "low": 0.25, "high": 0.75});
+        let mode = json!({"accuracy": share, "k": k, "pass_at_k": 0.75});
+        let models = json!([{"name": "temp", "det": {"accuracy": share}, "modes": {"mc": mode}}]);
+        fs::write(path.join("summary.json"), json!({"models": models}).to_string()).unwrap();
+        path
+    };
+    let (a, b, c) = (run("a", 8), run("b", 8), run("c", 4));
+    let out = home.path().join("out.html");
+    let cells = |runs: &[PathBuf], title: &str| {
+        write(runs, Some(&out)).unwrap();
+        column(&parsed(&fs::read_to_string(&out).unwrap()), title)
+    };
+    assert_eq!(cells(&[a.clone(), b], "mc pass@8"), ["75.0", "75.0"]);
+    assert_eq!(cells(&[a, c], "mc pass@k"), ["75.0 (k = 8)", "75.0 (k = 4)"]);
+}
+
 #[test]
 fn what_is_not_finite_is_a_marked_gap() {
     let home = TempDir::new().unwrap();

@@ -4,6 +4,7 @@ mod checkpoints;
 mod folder;
 mod kill;
 mod recipe;
+mod student;
 
 use latch::base::Dtype;
 use latch::device::Device;

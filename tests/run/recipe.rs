@@ -161,7 +161,7 @@ fn contradictions_are_found_after_all_overrides() {
         let overrides: Vec<String> = overrides.iter().map(|text| text.to_string()).collect();
         Recipe::resolve(None, &overrides)
     };
-    let cases: [(&[&str], &[&str]); 12] = [
+    let cases: [(&[&str], &[&str]); 13] = [
         (
             &["model.width=100", "model.heads=3", "model.kv_heads=3"],
             &["model.width = 100", "model.heads = 3"],
@@ -173,6 +173,7 @@ fn contradictions_are_found_after_all_overrides() {
             &["words_steps_min = 4", "words_steps_max = 3"],
         ),
         (&["data.source=file"], &["data.train"]),
+        (&["data.source=file", "data.train=a", "data.test=b"], &["data.valid and data.test"]),
         (&["grpo.group=1"], &["grpo.group = 1", "grpo.baseline"]),
         (&["mask.p=0"], &["grpo.arms", "mask.p = 0"]),
         (&["grpo.arms=hrpo", "hrpo.thinking=0"], &["grpo.arms", "hrpo.thinking = 0"]),

@@ -1,5 +1,6 @@
 //! The main job: stopped and gone on with, it comes to the same bits; it stops where numbers end; it forecasts its memory.
 
+mod odd;
 mod stopped;
 mod whole;
 

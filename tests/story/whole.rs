@@ -91,8 +91,7 @@ fn training_questions_that_are_asked_later_are_left_out_and_counted() {
     assert_eq!(numbers, [0, 1, 2, 3, 4]);
     assert_eq!((problems.valid.items.len(), problems.test.items.len()), (3, 4));
     let forecast = forecast(&recipe, &problems, &Device::cpu()).unwrap();
-    let words =
-        "5 train, 3 valid, 4 test; 0 malformed, 0 too long; 1 and 3 shared with training, left out there";
+    let words = "5 train, 3 valid, 4 test; 0 malformed, 0 too long; 1 and 3 shared with training, where 3 are left out";
     assert!(forecast.lines[1].contains(words), "{}", forecast.lines[1]);
 }
 

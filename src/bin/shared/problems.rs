@@ -14,7 +14,8 @@ const GENERATED: usize = 500;
 #[derive(Args, Debug)]
 #[command(next_help_heading = "Problems")]
 pub struct ProblemArguments {
-    /// Problem file, or `builtin` for generated word problems
+    /// Problem file, or `builtin` for generated word problems: those of a run with the same seed, steps and bound, first the
+    /// ones it is tested on, then those it was tuned and trained on
     #[arg(long, default_value = "builtin")]
     pub data: String,
     /// Format of the file (auto looks at the first item)

@@ -7,6 +7,7 @@ use crate::device::Device;
 use crate::learn::coconut::Curriculum;
 use crate::learn::optimizer::Optimizer;
 use crate::model::Model;
+use crate::rollout::audit::worse;
 use crate::rollout::masks::Masking;
 use crate::run::problems::Problems;
 use crate::run::recipe::{Recipe, Variant};
@@ -204,15 +205,15 @@ impl Bench {
         let mut finding =
             Finding { latent_noise: plan.latent_noise, updates, ..Finding::blank(recipe.seed, key) };
         let (mut groups, mut dead) = (0, 0);
-        let last = updates - updates / 4..updates;
+        let last = updates - (updates / 4).max(1).min(updates)..updates;
         for update in 0..updates {
             let report = arm.update(&mut model, update)?;
             let counted = report.groups();
             groups += report.questions.len();
             dead += counted.dead_low + counted.dead_high;
             finding.reward_deviation += report.reward_deviation() / updates as f64;
-            finding.replay_gap = finding.replay_gap.max(report.replay_gap);
-            finding.log_ratio = finding.log_ratio.max(report.passes[0].log_ratio);
+            finding.replay_gap = worse(finding.replay_gap, report.replay_gap);
+            finding.log_ratio = worse(finding.log_ratio, report.passes[0].log_ratio);
             if last.contains(&update) {
                 finding.last_reward += report.reward() / last.len() as f64;
             }

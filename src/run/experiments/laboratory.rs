@@ -42,8 +42,10 @@ pub struct Finding {
     /// Mean reward over the last quarter of the updates.
     pub last_reward: f64,
     /// Largest difference of a log-probability between sampling and the update's first pass.
+    #[serde(with = "crate::run::unbounded")]
     pub log_ratio: f64,
-    /// Largest replay gap.
+    /// Largest replay gap; infinite where other tokens were kept in a mixture.
+    #[serde(with = "crate::run::unbounded")]
     pub replay_gap: f64,
     /// Deviation of the noise on latents.
     pub latent_noise: f64,

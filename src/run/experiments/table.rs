@@ -3,6 +3,7 @@
 use super::{Finding, Variation};
 use crate::base::Result;
 use crate::learn::intervals;
+use crate::rollout::audit::worse;
 use crate::run::evaluation::Share;
 use crate::run::terminal::table;
 use serde::Serialize;
@@ -83,8 +84,8 @@ fn comparison(name: &str, index: usize, base: usize, findings: &[Vec<Finding>]) 
         dead_groups: mean(&|f| f.dead_groups),
         reward_deviation: mean(&|f| f.reward_deviation),
         distinct_answers: mean(&|f| f.distinct_answers),
-        log_ratio: of.iter().map(|f| f.log_ratio).fold(0.0, f64::max),
-        replay_gap: of.iter().map(|f| f.replay_gap).fold(0.0, f64::max),
+        log_ratio: of.iter().map(|f| f.log_ratio).fold(0.0, worse),
+        replay_gap: of.iter().map(|f| f.replay_gap).fold(0.0, worse),
         shifted: of[0]
             .shifted
             .keys()

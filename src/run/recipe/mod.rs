@@ -300,8 +300,8 @@ impl Recipe {
                 "data.source = \"file\" needs data.train".into(),
             ),
             (
-                data.source == Source::File && data.valid.is_empty() && data.test.is_empty(),
-                "data.source = \"file\" needs data.valid or data.test".into(),
+                data.source == Source::File && (data.valid.is_empty() || data.test.is_empty()),
+                "data.source = \"file\" needs data.valid and data.test".into(),
             ),
             (
                 alone,

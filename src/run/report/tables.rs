@@ -113,9 +113,7 @@ pub fn models(runs: &[Run], id: &str) -> String {
     for (kind, name) in &asked {
         match *kind {
             "modes" => {
-                let mut all = runs.iter().flat_map(|run| list(run, "models"));
-                let k = all.find_map(|model| model["modes"][*name]["k"].as_u64());
-                let k = k.map_or("k".into(), |k| k.to_string());
+                let k = only_k(runs, name).map_or("k".into(), |k| k.to_string());
                 header.extend([format!("{name} mean"), format!("{name} pass@{k}")]);
             }
             _ => header.push(name.to_string()),
@@ -149,7 +147,11 @@ pub fn models(runs: &[Run], id: &str) -> String {
                 let scores = &model[*kind][*name];
                 match *kind {
                     "modes" => {
-                        row.extend([value(&scores["accuracy"]["value"]), value(&scores["pass_at_k"])]);
+                        let pass = match (only_k(runs, name), scores["k"].as_u64()) {
+                            (None, Some(k)) => format!("{} (k = {k})", value(&scores["pass_at_k"])),
+                            _ => value(&scores["pass_at_k"]),
+                        };
+                        row.extend([value(&scores["accuracy"]["value"]), pass]);
                     }
                     _ => row.push(value(&scores["value"])),
                 }
@@ -173,6 +175,23 @@ pub fn models(runs: &[Run], id: &str) -> String {
            best of several arms looks better than it is. \u{201c}no latents\u{201d} or \u{201c}shuffled\u{201d} (another \
            problem's latents) close to the greedy column means that the latents are not used. Mean and pass@k: a pass@k that \
            falls while the mean rises is sharpening, not new ability.</p>\n"
+}
+
+/// The k of pass@k in a mode, where all models of all runs have the same.
+fn only_k(runs: &[Run], mode: &str) -> Option<u64> {
+    let models = runs.iter().flat_map(|run| list(run, "models"));
+    let mut all = models.filter_map(|model| model["modes"][mode]["k"].as_u64());
+    let first = all.next()?;
+    all.all(|k| k == first).then_some(first)
+}
+
+/// The largest replay gap of a part; one that is no number is larger than any.
+fn largest_gap(part: &Part) -> String {
+    let Some(series) = part.series("replay_gap") else { return String::new() };
+    match (series.gaps(), series.whole()) {
+        (0, whole) => whole.map_or(String::new(), |gap| number(gap.high)),
+        (gaps, _) => format!("not finite in {gaps} of {}", series.values()),
+    }
 }
 
 /// What log.txt says of accuracies, of runs without a summary.
@@ -210,7 +229,7 @@ pub fn arms(runs: &[Run]) -> String {
                 live(part).map_or(String::new(), percent),
                 ends("entropy"),
                 ends("completions/mean_length"),
-                whole("replay_gap").map_or(String::new(), |gap| number(gap.high)),
+                largest_gap(part),
                 whole("timing_s/step").map_or(String::new(), |step| duration(step.mean)),
             ]);
         }

@@ -130,7 +130,8 @@ impl Story<'_> {
         }
     }
 
-    /// Writes every rollout to samples.jsonl; returns the best and the worst as text.
+    /// Writes every rollout to samples.jsonl; returns as many as the recipe shows as text: the best, the worst, then others in
+    /// their order.
     fn log_samples(&mut self, plan: &ArmPlan, update: usize, report: &Report) -> Result<Vec<Sample>> {
         let mut samples: Vec<Sample> = Vec::new();
         for judged in &report.rollouts {
@@ -161,10 +162,12 @@ impl Story<'_> {
             self.samples.write(record)?;
             samples.push(sample);
         }
-        let by_reward = |a: &&Sample, b: &&Sample| a.reward.total_cmp(&b.reward);
-        let best = samples.iter().max_by(by_reward).cloned();
-        let worst = samples.iter().min_by(by_reward).cloned();
-        Ok(best.into_iter().chain(worst).take(self.recipe.run.samples_print).collect())
+        let by_reward = |a: &usize, b: &usize| samples[*a].reward.total_cmp(&samples[*b].reward);
+        let best = (0..samples.len()).max_by(by_reward);
+        let worst = (0..samples.len()).min_by(by_reward).filter(|worst| best != Some(*worst));
+        let others = (0..samples.len()).filter(|n| best != Some(*n) && worst != Some(*n));
+        let shown = best.into_iter().chain(worst).chain(others).take(self.recipe.run.samples_print);
+        Ok(shown.map(|n| samples[n].clone()).collect())
     }
 
     /// Greedy accuracy on some validation problems, every so many updates.
@@ -269,7 +272,7 @@ fn metrics(record: Record, report: &Report, seconds: f64) -> Record {
         .numbers("grad_norm", &report.gradient_norms)
         .number("replay_gap", report.replay_gap)
         .maybe("latent_norm", report.thoughts.map(|thoughts| thoughts.norm))
-        .maybe("latent_similarity", report.thoughts.map(|thoughts| thoughts.similarity))
+        .maybe("latent_similarity", report.thoughts.and_then(|thoughts| thoughts.similarity))
         .with("audited", report.audited)
         .with("tokens", report.tokens)
         .number("timing_s/rollout", report.times.rollout.as_secs_f64())

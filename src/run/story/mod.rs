@@ -71,7 +71,7 @@ pub enum Event<'a> {
         update: usize,
         /// What it did.
         report: &'a Report,
-        /// Its best and its worst rollout, as text.
+        /// Its best and its worst rollout, then others, as text: as many as the recipe shows.
         samples: &'a [Sample],
         /// Learning rate used.
         learning_rate: f64,
@@ -204,6 +204,9 @@ impl<'a> Story<'a> {
         check(recipe)?;
         let curriculum = settings::curriculum(recipe);
         let problems = dry_run::problems(recipe, device)?;
+        if problems.left_out() {
+            let _ = watch(&Event::Note(&dry_run::counts(&problems)));
+        }
         dry_run::admit(recipe, &problems, device)?;
         let memory = MemoryUse::of_forecast(recipe, &problems, device)?;
         let mut student = Student::of(recipe, device)?;

@@ -122,7 +122,8 @@ pub struct Tally {
     pub dead_high: usize,
     /// Groups with different rewards.
     pub live: usize,
-    /// Largest replay gap.
+    /// Largest replay gap; infinite where other tokens were kept in a mixture.
+    #[serde(with = "crate::run::unbounded")]
     pub replay_gap: f64,
     /// Rollouts audited.
     pub audited: usize,

@@ -192,13 +192,13 @@ choices! {
     Preset {
         /// Rewards minus the group's mean, sums over tokens divided by K: unbiased up to (K-1)/K.
         DropoutGrpo = "dropout_grpo",
-        /// DeepSeekMath.
+        /// DeepSeekMath, but for its KL term: grpo.kl_beta.
         Grpo = "grpo",
         /// Divided by the tokens of the local batch.
         Bnpo = "bnpo",
         /// No standard deviation, constant divisor.
         DrGrpo = "dr_grpo",
-        /// Clip-higher, dynamic sampling, token mean, overlong shaping.
+        /// Clip-higher, token mean, overlong shaping; dynamic sampling is grpo.dynamic_sampling_refills.
         Dapo = "dapo",
         /// Leave-one-out baseline.
         Rloo = "rloo",

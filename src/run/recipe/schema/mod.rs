@@ -264,7 +264,8 @@ section! {
         fresh_problems: usize, between(0.0, MANY);
         /// Rollouts a prompt (K).
         group: usize, between(1.0, 4096.0);
-        /// Loss, ratio clipping, scaling of advantages and summation, as a named family member.
+        /// Loss, ratio clipping, scaling of advantages and summation (dapo: what long answers lose, too), as a named family
+        /// member. A KL term and fresh prompts for dead groups are never the preset's: kl_beta, dynamic_sampling_refills.
         preset: Preset, ANY;
         /// What is subtracted from a reward; preset = the preset's.
         baseline: Baseline, ANY;
@@ -404,7 +405,7 @@ section! {
 section! {
     /// Accuracy on held-out problems.
     EvaluationKeys {
-        /// Updates between evaluations while training; 0 = only at the end of each stage.
+        /// Updates of an arm between evaluations; 0 = none. Stages, and sft, are evaluated at their end.
         every: usize, between(0.0, MANY);
         /// Problems asked in an evaluation while training; 0 = all. The closing table asks all.
         problems: usize, between(0.0, MANY);
