@@ -30,9 +30,13 @@ pub struct Scores {
 
 impl Scores {
     /// Room for `capacity` positions of `model`, with what makes [`Scores::backward`] fast
-    /// ([`log_probability::Saved::reserve_to_differentiate`]).
+    /// ([`log_probability::Saved::reserve_to_differentiate`]); a bf16 model was chosen for the memory that it takes, and has
+    /// no such room.
     pub fn reserve(model: &Model, capacity: usize) -> Result<Scores> {
-        Scores::reserve_with(model, capacity, log_probability::Saved::reserve_to_differentiate)
+        match model.head().dtype() {
+            Dtype::Bf16 => Scores::reserve_to_read(model, capacity),
+            _ => Scores::reserve_with(model, capacity, log_probability::Saved::reserve_to_differentiate),
+        }
     }
 
     /// The same for scores that are only read.
