@@ -8,7 +8,8 @@ use std::fs;
 use std::path::Path;
 
 /// A run of seconds whose tensors outweigh the program: 6.3 million parameters of GPT-2's kind. Nothing is learnt, so
-/// answers go on to their last token.
+/// answers go on to their last token, and lose for that, all alike: without a baseline there is a gradient all the same, and
+/// what it needs is touched.
 const RUN: &[&str] = &[
     "model.family=gpt2",
     "model.layers=2",
@@ -24,6 +25,8 @@ const RUN: &[&str] = &[
     "coconut.extra_epochs=0",
     "coconut.max_latent_stage=1",
     "grpo.arms=dropout_all",
+    "grpo.preset=dapo",
+    "grpo.baseline=none",
     "grpo.updates=1",
     "grpo.prompts=8",
     "grpo.fresh_problems=0",
@@ -78,9 +81,9 @@ fn table_and_most(changes: &[&str], folder: &Path) -> (String, f64, Value) {
 }
 
 /// How far a table may be above what is taken: it has room for the longest prompt and the longest answer of every rollout,
-/// and for the longest examples of a batch, and pages that no sequence reached are never touched. Here tape and KV cache
-/// are more than half of it; the lowest share that was seen taken is 0.68.
-const ABOVE: f64 = 1.6;
+/// and for the longest examples of a batch, and pages that no sequence reached are never touched. The lowest share that was
+/// seen taken is 0.85.
+const ABOVE: f64 = 1.3;
 
 /// Both ways: a run must not take more than 1.3 times its table, and the table must not be far above what is taken.
 #[test]
