@@ -1,7 +1,7 @@
 //! Scoring positions: log-probabilities of given tokens from final hidden states, and their gradient.
 //!
 //! This is the one way a loss enters: cross-entropy and every policy loss are coefficients on
-//! log-probabilities (and entropies), so the logits `[N, V]` never exist.
+//! log-probabilities (and entropies), so the logits `[N, V]` need never exist.
 
 use super::Model;
 use super::parameters::Gradients;

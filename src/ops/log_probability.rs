@@ -1,7 +1,7 @@
 //! Fused linear + log-softmax: log-probabilities of given tokens, entropies, cross-entropy.
 //! Kernels: cuda/log_probability.cu, launched by log_probability/panels.rs. CPU: cpu/log_probability.rs. Parity: tests/parity/log_probability.rs. Bench: benches/ops/log_probability.rs.
 //!
-//! The logits of all rows are never held together. Cross-entropy is a coefficient: the mean over n labelled rows
+//! The logits of many rows are never held together: a CPU keeps some for backward ([`Saved`]), within a bound. Cross-entropy is a coefficient: the mean over n labelled rows
 //! has `d_log_probability = -1/n`. A row's log-probability has the bits that the sampler reports for the same
 //! logits (ops/sampler.rs), because both use the same row arithmetic, on each device its own.
 //!
@@ -107,7 +107,7 @@ impl Saved {
     }
 
     /// The same with room for logits on a CPU, so that [`backward`] need not make all of them again: at most a quarter of
-    /// the head's elements, or a million. The bits are the same.
+    /// the head's elements or a million, whichever is more. The bits are the same.
     ///
     /// # Errors
     /// As [`Saved::reserve`].
